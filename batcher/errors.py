@@ -1,0 +1,142 @@
+"""Every error the package raises. Touches: nothing.
+
+    BatcherError
+    ├─ JobError       what was asked cannot be done; nothing was sent    exit 2
+    ├─ OutputError    results cannot be written                          exit 1
+    ├─ RunStopped     budget, deadline or breaker; can be resumed        exit 4
+    └─ RequestError   one request failed; becomes a Result, never ends a run
+       ├─ NoAnswer      the connection failed, or the time was up
+       ├─ RateLimited   429 and its relatives: too fast, not too poor
+       ├─ OutOfQuota    the money or the allowance of the account is used up
+       ├─ ServerError   5xx: the other side's fault
+       ├─ BadResponse   a 200 that is not an answer (HTML, cut JSON, an error object, no choice)
+       ├─ BadRequest    400 and its relatives: the request itself, also filters and context length
+       ├─ NotFound      no such model, or no such address
+       └─ NotAllowed    401 and 403: the key
+
+Errors carry facts; `send.retry` alone draws conclusions, by type.
+"""
+
+from __future__ import annotations
+
+from batcher.records import Outcome
+
+__all__ = [
+    "BadRequest",
+    "BadResponse",
+    "BatcherError",
+    "JobError",
+    "NoAnswer",
+    "NotAllowed",
+    "NotFound",
+    "OutOfQuota",
+    "OutputError",
+    "RateLimited",
+    "RequestError",
+    "RunStopped",
+    "ServerError",
+]
+
+
+class BatcherError(Exception):
+    """Whatever ends a run or a request on purpose. Its text is one sentence for the user."""
+
+    exit_status = 1
+
+
+class JobError(BatcherError):
+    """What was asked cannot be done as asked; nothing was sent."""
+
+    exit_status = 2
+
+
+class OutputError(BatcherError):
+    """Results cannot be written."""
+
+    exit_status = 1
+
+
+class RunStopped(BatcherError):
+    """The run ended before every request was answered, and the same command continues it."""
+
+    exit_status = 4
+
+
+class RequestError(BatcherError):
+    """One request failed; becomes a Result, never ends a run.
+
+    Attributes:
+        outcome: What the row's `status` will be if it is not sent again.
+        status: HTTP status, None when there was no HTTP answer.
+        retry_after: Seconds the server asked to wait; None when it named no time.
+        request_id: The server's own name for the request.
+        error_type: The server's own word for the error (`code`, else `type`).
+    """
+
+    outcome = Outcome.BAD_REQUEST
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        outcome: Outcome | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+        error_type: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        if outcome is not None:
+            self.outcome = outcome
+        self.status = status
+        self.retry_after = retry_after
+        self.request_id = request_id
+        self.error_type = error_type
+
+
+class NoAnswer(RequestError):
+    """The connection failed (`connection`), or the time was up (`timeout`)."""
+
+    outcome = Outcome.CONNECTION
+
+
+class RateLimited(RequestError):
+    """Too many requests or tokens for now."""
+
+    outcome = Outcome.RATE_LIMITED
+
+
+class OutOfQuota(RequestError):
+    """Balance, spending limit or plan is used up; waiting a minute does not help."""
+
+    outcome = Outcome.QUOTA
+
+
+class ServerError(RequestError):
+    """5xx and 408: the other side failed or is overloaded."""
+
+    outcome = Outcome.SERVER_ERROR
+
+
+class BadResponse(RequestError):
+    """HTTP 200, but not an answer."""
+
+    outcome = Outcome.BAD_RESPONSE
+
+
+class BadRequest(RequestError):
+    """The request itself is at fault: `bad_request`, `context_length` or `filtered`."""
+
+    outcome = Outcome.BAD_REQUEST
+
+
+class NotFound(RequestError):
+    """The gateway knows no such model, or no such address."""
+
+    outcome = Outcome.NOT_FOUND
+
+
+class NotAllowed(RequestError):
+    """The key is missing, wrong, or may not use this model."""
+
+    outcome = Outcome.AUTH

@@ -1,0 +1,375 @@
+"""What the user asked for, checked once, never changed after. Touches: the environment, once.
+
+The fields of `Job` are the flags of `batcher run`, the keywords of `batcher.run()`, and later the
+keys of a TOML file: one definition each. What a person types stays as typed; the properties give
+it its meaning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from cyclopts import Group, Parameter
+
+from batcher.errors import JobError
+from batcher.records import Outcome
+
+__all__ = ["AIHUBMIX", "Endpoint", "Job", "Limits"]
+
+AIHUBMIX = "https://aihubmix.com/v1"
+
+_WHAT = Group("What to ask", sort_key=1)
+_WHERE = Group("Where to send it", sort_key=2)
+_PACE = Group("How fast, how stubborn", sort_key=3)
+_RUN = Group("Which rows, which run", sort_key=4)
+_SHOW = Group("What to show", sort_key=5)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go.
+
+    Attributes:
+        url: Full address of `chat/completions`.
+        key: The API key; None for a server that wants none. Kept out of `repr`.
+    """
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user told about one model's limits, or about all of a key; None is "not told"."""
+
+    rpm: float | None = None
+    tpm: float | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job, as asked. Raises `JobError` when it cannot be meant."""
+
+    inputs: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
+
+    output: Annotated[str, Parameter(name=["--output", "-o"], group=_WHAT)]
+    """File to write, .jsonl or .parquet by suffix; "-" writes rows to stdout as they finish (such
+    a run cannot be resumed)."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Parameter(name=["--model", "-m"], group=_WHAT, negative_iterable="", consume_multiple=False),
+    ] = ()
+    """Model ID; repeat it and every row goes to each model. Without it a row's own "model"
+    counts."""
+
+    route: Annotated[Literal["each", "fallback", "split"], Parameter(group=_WHAT)] = "each"
+    """each: every row to every model. fallback: in order, until one answers ok. split: every row to
+    one of them, whichever is free."""
+
+    prompt: Annotated[str | None, Parameter(group=_WHAT)] = None
+    """Jinja2 template of the user message over the row's columns, or @FILE."""
+
+    system: Annotated[str | None, Parameter(group=_WHAT)] = None
+    """Jinja2 template of the system message, or @FILE."""
+
+    params: Annotated[
+        tuple[str, ...],
+        Parameter(name="--param", group=_WHAT, negative_iterable="", consume_multiple=False),
+    ] = ()
+    """KEY=JSON, any field of the request body, such as temperature=0 or stop='["\\n"]'. A row's own
+    body wins. Repeatable."""
+
+    base_url: Annotated[str | None, Parameter(group=_WHERE)] = None
+    """Address of the gateway, up to and with its "/v1". Default: AiHubMix when AIHUBMIX_API_KEY is
+    set, else OPENAI_BASE_URL."""
+
+    api_key_env: Annotated[str | None, Parameter(group=_WHERE)] = None
+    """Name of the environment variable that holds the key; a key itself is never a flag."""
+
+    simulate: Annotated[bool, Parameter(group=_WHERE, negative="")] = False
+    """Run against the embedded simulated gateway: no key, no network, models sim-small, sim-medium
+    and sim-large."""
+
+    rpm: Annotated[
+        tuple[str, ...],
+        Parameter(group=_PACE, negative_iterable="", consume_multiple=False),
+    ] = ()
+    """Requests a minute, per model: N, or MODEL=N for one. Repeatable."""
+
+    tpm: Annotated[
+        tuple[str, ...],
+        Parameter(group=_PACE, negative_iterable="", consume_multiple=False),
+    ] = ()
+    """Tokens a minute, per model: N, or MODEL=N for one. Repeatable."""
+
+    concurrency: Annotated[
+        tuple[str, ...],
+        Parameter(group=_PACE, negative_iterable="", consume_multiple=False),
+    ] = ()
+    """Requests in flight, per model: N, MODEL=N, or auto, which finds it. Default: auto."""
+
+    total_rpm: Annotated[float | None, Parameter(group=_PACE)] = None
+    """Requests a minute, all models together."""
+
+    total_tpm: Annotated[float | None, Parameter(group=_PACE)] = None
+    """Tokens a minute, all models together."""
+
+    total_concurrency: Annotated[int | None, Parameter(group=_PACE)] = None
+    """Requests in flight, all models together."""
+
+    max_retries: Annotated[int, Parameter(group=_PACE)] = 5
+    """Attempts after the first. Answers 429 do not count: they are waited out, within
+    --row-timeout."""
+
+    attempt_timeout: Annotated[float, Parameter(group=_PACE)] = 600.0
+    """Seconds for one HTTP exchange."""
+
+    row_timeout: Annotated[float, Parameter(group=_PACE)] = 3600.0
+    """Seconds for all attempts of one request, waits included."""
+
+    limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
+    """Only the first N rows."""
+
+    retry: Annotated[
+        tuple[Outcome, ...],
+        Parameter(group=_RUN, negative_iterable="", consume_multiple=True, show_choices=False),
+    ] = ()
+    """Which earlier outcomes a second start sends again. Default: every failure; never ok."""
+
+    changed: Annotated[Literal["resend", "keep"] | None, Parameter(group=_RUN)] = None
+    """When changed settings no longer match answers already paid for: send those rows again, or keep
+    their old answers. Default: stop and say so."""
+
+    overwrite: Annotated[bool, Parameter(group=_RUN, negative="")] = False
+    """Forget all earlier results of this output. Without it a second start continues the first."""
+
+    keep_raw: Annotated[bool, Parameter(group=_RUN, negative="")] = False
+    """Also keep the whole response body, in the column "response"."""
+
+    dry_run: Annotated[bool, Parameter(group=_RUN, negative="")] = False
+    """Everything but sending: read and render every row, count, say what is wrong."""
+
+    quiet: Annotated[bool, Parameter(group=_SHOW, negative="")] = False
+    """No live view and no table at the end; errors only."""
+
+    json: Annotated[bool, Parameter(group=_SHOW, negative="")] = False
+    """Print one JSON summary on stdout at the end."""
+
+    @classmethod
+    def of(cls, **asked: Any) -> Job:
+        """A Job from Python values: numbers and mappings where the command line has text.
+
+        >>> Job.of(output="o.jsonl", models=["m"], rpm={"m": 60}, params={"temperature": 0}).rpm
+        ('m=60',)
+        """
+        known = {f.name for f in fields(cls)}
+        for name in asked:
+            if name not in known:
+                raise JobError(f"batcher has no option {name!r}; there are {', '.join(sorted(known))}.")
+        for name in ("inputs", "models", "retry"):
+            if isinstance(asked.get(name), str):
+                asked[name] = (asked[name],)
+            elif name in asked:
+                asked[name] = tuple(asked[name])
+        for name in ("rpm", "tpm", "concurrency"):
+            value = asked.get(name)
+            if isinstance(value, Mapping):
+                asked[name] = tuple(f"{model}={limit}" for model, limit in value.items())
+            elif value is not None:
+                asked[name] = (str(value),)
+            else:
+                asked.pop(name, None)
+        if isinstance(asked.get("params"), Mapping):
+            asked["params"] = tuple(
+                f"{name}={msgspec.json.encode(value).decode()}"
+                for name, value in asked["params"].items()
+            )
+        if "output" in asked:
+            asked["output"] = os.fspath(asked["output"])
+        return cls(**asked)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "models", tuple(dict.fromkeys(self.models)))
+        if "" in self.models:
+            raise JobError("--model is empty; give a model ID.")
+        if self.output != "-" and Path(self.output).suffix not in (".jsonl", ".parquet"):
+            raise JobError(
+                f"--output {self.output!r} has no suffix that tells the format; "
+                "end it in .jsonl or .parquet."
+            )
+        if self.route != "each" and len(self.models) < 2:
+            raise JobError(f"--route {self.route} chooses between models; give two or more with -m.")
+        for outcome in self.retry:
+            if outcome not in Outcome:
+                raise JobError(f"--retry {outcome}: there is no such outcome; see the README.")
+            if outcome == Outcome.OK:
+                raise JobError("--retry ok: an answer that is ok is never sent again; use --overwrite.")
+        positive: dict[str, float | None] = {
+            "--limit": self.limit,
+            "--total-rpm": self.total_rpm,
+            "--total-tpm": self.total_tpm,
+            "--total-concurrency": self.total_concurrency,
+            "--attempt-timeout": self.attempt_timeout,
+            "--row-timeout": self.row_timeout,
+        }
+        for flag, value in positive.items():
+            if value is not None and not value > 0:
+                raise JobError(f"{flag} {value}: it must be more than 0.")
+        if self.max_retries < 0:
+            raise JobError(f"--max-retries {self.max_retries}: it must be 0 or more.")
+        _ = self.body_params, self.templates
+        for model in (*self.models, ""):
+            self.limits(model)
+
+    @property
+    def body_params(self) -> dict[str, object]:
+        """The `--param` fields, parsed."""
+        parsed: dict[str, object] = {}
+        for text in self.params:
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise JobError(f"--param {text!r}: write it as KEY=JSON, such as temperature=0.")
+            try:
+                parsed[name] = msgspec.json.decode(value)
+            except msgspec.DecodeError as error:
+                raise JobError(
+                    f"--param {text!r}: {value!r} is not JSON ({error}); "
+                    f"a text needs quotes: --param '{name}=\"{value}\"'."
+                ) from None
+        if "model" in parsed or "messages" in parsed:
+            raise JobError("--param sets body fields other than model and messages; use -m, --prompt.")
+        if parsed.get("stream"):
+            raise JobError("--param stream=true: batcher reads whole answers; leave it out.")
+        return parsed
+
+    @property
+    def templates(self) -> tuple[str | None, str | None]:
+        """Text of the prompt and the system template, read from their files for `@FILE`."""
+        return _text("--prompt", self.prompt), _text("--system", self.system)
+
+    def limits(self, model: str) -> Limits:
+        """What was told about this model: its own `MODEL=N`, else the plain `N`."""
+        return Limits(
+            rpm=_limit("--rpm", self.rpm, model),
+            tpm=_limit("--tpm", self.tpm, model),
+            concurrency=_concurrency(self.concurrency, model),
+        )
+
+    @property
+    def total(self) -> Limits:
+        """What was told about all models of the key together."""
+        return Limits(self.total_rpm, self.total_tpm, self.total_concurrency)
+
+    @property
+    def resendable(self) -> frozenset[Outcome]:
+        """Earlier outcomes that a second start sends again."""
+        if self.retry:
+            return frozenset(Outcome(outcome) for outcome in self.retry)
+        return frozenset(o for o in Outcome if not o.answered and o is not Outcome.UNREADABLE)
+
+    def endpoint(self, environment: Mapping[str, str] = os.environ) -> Endpoint:
+        """The address and key: as asked, else AiHubMix, else OPENAI_*.
+
+        Raises:
+            JobError: The address is not one, or the key that goes with it is not set.
+        """
+        base, key_name = self.base_url, self.api_key_env
+        if base is None:
+            if self.api_key_env or "AIHUBMIX_API_KEY" in environment:
+                base = AIHUBMIX if key_name != "OPENAI_API_KEY" else None
+            base = base or environment.get("OPENAI_BASE_URL") or (
+                "https://api.openai.com/v1" if "OPENAI_API_KEY" in environment else AIHUBMIX
+            )
+        parts = urlsplit(base)
+        try:
+            host, _port = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if parts.scheme not in ("http", "https") or not host:
+            raise JobError(
+                f"--base-url {_without_secrets(base)!r} is not an address; "
+                "write it in full, such as https://aihubmix.com/v1."
+            )
+        if parts.username or parts.password or parts.query:
+            raise JobError(
+                "--base-url must carry no user, password or query; the key comes from the "
+                "environment (--api-key-env)."
+            )
+        url = base.rstrip("/")
+        url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
+        local = host in ("localhost", "::1") or host.startswith("127.")
+        if key_name is None:
+            ours = host == "aihubmix.com" or host.endswith(".aihubmix.com")
+            key_name = "AIHUBMIX_API_KEY" if ours else "OPENAI_API_KEY"
+            if key_name not in environment and local:
+                return Endpoint(url)
+        key = environment.get(key_name, "").strip()
+        if not key:
+            raise JobError(
+                f"No API key for {host}: set {key_name} in the environment "
+                "(or name another variable with --api-key-env; or try --simulate, which needs none)."
+            )
+        if not key.isascii() or not key.isprintable():
+            raise JobError(f"{key_name} holds characters that no HTTP header can carry; set it anew.")
+        return Endpoint(url, key)
+
+    def asdict(self) -> dict[str, object]:
+        """Every field that is not at its default, for `run.json`."""
+        return {
+            f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default
+        }
+
+
+def _text(flag: str, text: str | None) -> str | None:
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise JobError(f"{flag} {text}: the file cannot be read: {why}.") from None
+
+
+def _limit(flag: str, told: tuple[str, ...], model: str) -> float | None:
+    found = _of_model(told, model)
+    if found is None:
+        return None
+    try:
+        number = float(found)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise JobError(f"{flag} {found!r}: it must be a number above 0, or MODEL=N.")
+    return number
+
+
+def _concurrency(told: tuple[str, ...], model: str) -> int | None:
+    found = _of_model(told, model)
+    if found is None or found == "auto":
+        return None
+    if not found.isdecimal() or int(found) < 1:
+        raise JobError(f"--concurrency {found!r}: it must be a whole number from 1, MODEL=N or auto.")
+    return int(found)
+
+
+def _of_model(told: tuple[str, ...], model: str) -> str | None:
+    plain = None
+    for text in told:
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            plain = text
+        elif name == model:
+            return number
+    return plain
+
+
+def _without_secrets(url: str) -> str:
+    return url.rpartition("@")[2] if "@" in url else url

@@ -1,0 +1,200 @@
+"""The words that flow through the program, as records. Touches: nothing.
+
+Everything here is a `msgspec.Struct`: cheap to make by the million, and `Result` is encoded as it
+stands into a line of the journal.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+__all__ = ["Attempt", "Completion", "Outcome", "Prompt", "Request", "Result", "Row", "Usage"]
+
+
+class Outcome(StrEnum):
+    """How a request ended; the `status` column.
+
+    The order is the number an outcome has in a segment's index: only append.
+    """
+
+    OK = "ok"
+    # Answered and paid for, but not usable.
+    TRUNCATED = "truncated"
+    EMPTY = "empty"
+    REFUSED = "refused"
+    FILTERED = "filtered"
+    INVALID = "invalid"
+    # Failed.
+    BAD_REQUEST = "bad_request"
+    CONTEXT_LENGTH = "context_length"
+    NOT_FOUND = "not_found"
+    AUTH = "auth"
+    QUOTA = "quota"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    BAD_RESPONSE = "bad_response"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    UNREADABLE = "unreadable"
+
+    @property
+    def answered(self) -> bool:
+        """Whether a model answered, so that a rerun does not pay for the answer again."""
+        return self in _ANSWERED
+
+
+_ANSWERED = frozenset(
+    {
+        Outcome.OK,
+        Outcome.TRUNCATED,
+        Outcome.EMPTY,
+        Outcome.REFUSED,
+        Outcome.FILTERED,
+        Outcome.INVALID,
+    }
+)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A record of the input.
+
+    Attributes:
+        position: Its place in all input files together, from 0. In JSONL every physical line has
+            a place, blank ones too, so that `sed -n` finds it.
+        where: File and line for people, such as `tickets.jsonl:17`.
+        columns: Name to value; None when the record cannot be read.
+        error: Why it cannot be read.
+    """
+
+    position: int
+    where: str
+    columns: dict[str, object] | None
+    error: str | None = None
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """What a row asks, before it is known of which model.
+
+    Attributes:
+        row: The row's position.
+        custom_id: The row's own name, else its position in decimal.
+        fields: The request body without its `model`, as JSON with the opening brace left out, so
+            that `{"model":"…",` + fields is the body.
+        model: The model the row itself names.
+        max_tokens: Upper bound of the answer's tokens, when the body names one.
+        error: Why there is nothing to send; the row's status is then `unreadable`.
+    """
+
+    row: int
+    custom_id: str
+    fields: bytes = b""
+    model: str | None = None
+    max_tokens: int | None = None
+    error: str | None = None
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One prompt for one model.
+
+    Attributes:
+        key: 128-bit hash (hex) of the address and the exact body; what a request is known by.
+        body: The exact bytes to send.
+    """
+
+    row: int
+    custom_id: str
+    model: str
+    sample: int
+    key: str
+    body: bytes
+    max_tokens: int | None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as the server reported them; None means "not reported", never 0.
+
+    Attributes:
+        completion_tokens: Everything billed as output, reasoning included.
+        cached_tokens: The part of `prompt_tokens` read from the provider's cache.
+        reasoning_tokens: The part of `completion_tokens` spent on thinking.
+        cost_usd: What the server says this request cost, in dollars.
+    """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost_usd: float | None = None
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """What the model answered, and whether that is usable (`outcome`)."""
+
+    outcome: Outcome
+    content: str | None
+    finish_reason: str | None
+    refusal: str | None
+    tool_calls: str | None
+    logprobs: str | None
+    usage: Usage
+    response_model: str | None
+    request_id: str | None
+    response: str | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One HTTP exchange of a request that needed more than one.
+
+    Attributes:
+        started: Unix time in milliseconds.
+        waited_ms: Time between the end of the attempt before and this one, waits included.
+    """
+
+    started: int
+    latency_ms: int
+    waited_ms: int
+    status: Outcome
+    http_status: int | None = None
+    request_id: str | None = None
+    error: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one request ended: one line of the journal, one row of the output.
+
+    The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in
+    milliseconds, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single attempt.
+    """
+
+    row: int
+    model: str
+    sample: int
+    key: str
+    status: Outcome
+    custom_id: str
+    content: str | None = None
+    finish_reason: str | None = None
+    refusal: str | None = None
+    tool_calls: str | None = None
+    logprobs: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_ms: int | None = None
+    attempts: int = 0
+    http_status: int | None = None
+    error_type: str | None = None
+    error: str | None = None
+    response_model: str | None = None
+    request_id: str | None = None
+    created_at: int | None = None
+    response: str | None = None
+    tries: list[Attempt] | None = None
