@@ -1,0 +1,1 @@
+"""FILE TO PROMPTS: what stands in the input, row by row."""

@@ -1,0 +1,163 @@
+"""One input row to one Prompt; an unreadable row stays a row, with its reason. Touches: nothing.
+
+The kinds of rows, told apart row by row:
+
+1. A row that has the columns which `--prompt` names: the template makes the user message.
+2. An OpenAI batch line (`body`): the body is the request; its own fields win over `--param`.
+3. `messages`: a list of chat messages.
+4. `prompt`: a text that becomes one user message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from batcher.read.template import MissingColumn, Template
+from batcher.records import Prompt, Row
+
+__all__ = ["Prompter"]
+
+_NATIVE = frozenset({"custom_id", "model", "messages", "prompt", "body", "method", "url"})
+# Bytes values of Parquet have no JSON of their own; msgspec writes them as base64.
+_encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
+
+
+class Prompter:
+    """Makes Prompts of rows by the job's templates and parameters.
+
+    Args:
+        prompt: Template of the user message, None for rows that bring their own.
+        system: Template of the system message, None for none.
+        params: Fields of the request body.
+        own_model: Whether a row without a model of its own is an error.
+
+    Attributes:
+        columns: Names of the columns that are needed, so that a reader can skip the rest.
+    """
+
+    def __init__(
+        self,
+        prompt: str | None,
+        system: str | None,
+        params: Mapping[str, object],
+        *,
+        own_model: bool,
+    ) -> None:
+        self._prompt = None if prompt is None else Template("--prompt", prompt)
+        self._system = None if system is None else Template("--system", system)
+        self._params = dict(params)
+        self._tail = b"," + _encode(self._params)[1:] if self._params else b"}"
+        self._max_tokens = _max_tokens(self._params)
+        self._own_model = own_model
+        self.columns = _NATIVE
+        for template in (self._prompt, self._system):
+            if template is not None:
+                self.columns |= template.names
+
+    def prompt(self, row: Row) -> Prompt:
+        """The Prompt of a row; one with an `error` when the row asks nothing that can be sent."""
+        if row.columns is None:
+            return Prompt(row.position, str(row.position), error=row.error)
+        columns = row.columns
+        custom_id, model = columns.get("custom_id"), columns.get("model")
+        name = str(row.position) if custom_id is None else str(custom_id)
+        try:
+            fields, own, max_tokens = self._fields(columns)
+            if own is not None:
+                model = own
+            if self._own_model and not (isinstance(model, str) and model):
+                raise _Unusable('no "model" in the row, and none given with -m')
+        except (_Unusable, MissingColumn) as error:
+            return Prompt(row.position, name, error=f"{row.where}: {error}")
+        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
+            return Prompt(row.position, name, error=f"{row.where}: no JSON can hold it ({error})")
+        return Prompt(
+            row.position, name, fields, model if isinstance(model, str) else None, max_tokens
+        )
+
+    def _fields(self, columns: dict[str, Any]) -> tuple[bytes, str | None, int | None]:
+        """(body without model, model named in the body, bound of the answer's tokens)."""
+        template = self._prompt
+        body, messages, text = columns.get("body"), columns.get("messages"), columns.get("prompt")
+        native = body is not None or messages is not None or text is not None
+        if template is not None and (template.fits(columns) or not native):
+            messages = [{"role": "user", "content": template.render(columns)}]
+        elif body is not None:
+            return self._batch_line(columns, body)
+        elif messages is not None:
+            messages = _checked(messages)
+        elif isinstance(text, str):
+            messages = [{"role": "user", "content": text}]
+        elif text is not None:
+            raise _Unusable(f'"prompt" must be a text, not {_kind(text)}')
+        else:
+            have = ", ".join(columns) or "none"
+            raise _Unusable(
+                'nothing to send: no "messages", "prompt" or "body" '
+                f"(the row has: {have}); name columns with --prompt '{{{{ … }}}}'"
+            )
+        messages = self._with_system(messages, columns)
+        return b'"messages":' + _encode(messages) + self._tail, None, self._max_tokens
+
+    def _batch_line(
+        self, columns: dict[str, Any], body: object
+    ) -> tuple[bytes, str | None, int | None]:
+        if isinstance(body, str):
+            try:
+                body = msgspec.json.decode(body)
+            except msgspec.DecodeError as error:
+                raise _Unusable(f'"body" is a text but not JSON ({error})') from None
+        if not isinstance(body, dict):
+            raise _Unusable(f'"body" must be an object, not {_kind(body)}')
+        url = columns.get("url")
+        if isinstance(url, str) and not url.endswith("/chat/completions"):
+            raise _Unusable(f'"url" is {url!r}; batcher sends chat completions only')
+        if body.get("stream"):
+            raise _Unusable('"stream" is true in the body; leave it out')
+        merged = {**self._params, **body}
+        model = merged.pop("model", None)
+        merged = {
+            "messages": self._with_system(_checked(merged.pop("messages", None)), columns),
+            **merged,
+        }
+        own = model if isinstance(model, str) else None
+        return _encode(merged)[1:], own, _max_tokens(merged)
+
+    def _with_system(self, messages: list[Any], columns: dict[str, Any]) -> list[Any]:
+        """The messages behind the system message, unless the row brings one of its own."""
+        if self._system is None or messages[0].get("role") in ("system", "developer"):
+            return messages
+        return [{"role": "system", "content": self._system.render(columns)}, *messages]
+
+
+class _Unusable(ValueError):
+    """A row that asks nothing that can be sent."""
+
+
+def _checked(messages: object) -> list[Any]:
+    if isinstance(messages, str):
+        try:
+            messages = msgspec.json.decode(messages)
+        except msgspec.DecodeError:
+            raise _Unusable('"messages" is a text; it must be a list') from None
+    if not isinstance(messages, list) or not messages:
+        raise _Unusable('"messages" must be a list of at least one message')
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise _Unusable('each of "messages" must be an object with a "role"')
+    return messages
+
+
+def _max_tokens(body: Mapping[str, object]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def _kind(value: object) -> str:
+    return {dict: "an object", list: "a list", bool: "a truth value"}.get(type(value), "a number")

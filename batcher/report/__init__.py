@@ -1,0 +1,1 @@
+"""RESULTS TO TOTALS: the live view and the table at the end."""

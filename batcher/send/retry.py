@@ -1,0 +1,56 @@
+"""Whether a failed request goes again, and after how long. Touches: nothing.
+
+| error | again? | after |
+|---|---|---|
+| RateLimited | within the row's time; does not count as a retry | what the server named, else a backoff |
+| ServerError, BadResponse, NoAnswer | up to `max_retries` | what the server named, else a backoff |
+| OutOfQuota, NotAllowed, NotFound, BadRequest | no | |
+"""
+
+from __future__ import annotations
+
+import random
+
+from batcher.errors import BadResponse, NoAnswer, RateLimited, RequestError, ServerError
+
+__all__ = ["FATAL", "backoff", "decide"]
+
+_FIRST, _MOST = 1.0, 60.0
+# A server may ask for more (a day's limit asks for hours); the row's own time is the bound then.
+_LONGEST_ASKED = 24 * 3600.0
+
+
+def decide(
+    error: RequestError, failures: int, refusals: int, max_retries: int, rng: random.Random
+) -> float | None:
+    """Seconds to wait before the request goes again; None when it does not.
+
+    Args:
+        error: How the last attempt failed.
+        failures: Attempts so far that failed, refusals not counted; the last one included.
+        refusals: Attempts so far that were answered 429; the last one included.
+        max_retries: Attempts allowed after the first; refusals do not count.
+        rng: Where the jitter comes from.
+    """
+    match error:
+        case RateLimited():
+            asked = error.retry_after
+            return backoff(refusals, rng) if asked is None else min(asked, _LONGEST_ASKED)
+        case ServerError() | BadResponse() | NoAnswer():
+            if failures > max_retries:
+                return None
+            return max(backoff(failures, rng), min(error.retry_after or 0.0, _LONGEST_ASKED))
+        case _:
+            return None
+
+
+def backoff(failures: int, rng: random.Random) -> float:
+    """Full jitter under an exponential cap of 1, 2, 4 … 60 s.
+
+    The jitter comes after the cap, or all requests of an outage would meet again at the cap.
+    """
+    return rng.uniform(0.0, min(_MOST, _FIRST * 2.0 ** min(failures - 1, 10)))
+
+
+FATAL = frozenset({"auth", "quota", "not_found"})
+"""Outcomes that will be the same for every other request of the model."""

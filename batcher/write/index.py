@@ -1,0 +1,179 @@
+"""What stands where in the journal, without reading it again. Touches: files.
+
+A segment that will never grow again gets a sidecar of 48 bytes a line, so that a start or a finish
+reads 48 MB for a million rows instead of gigabytes. A sidecar that is missing, torn, or not of its
+segment is made again by reading the segment; the segment alone is the truth.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from batcher.records import Outcome
+
+__all__ = ["ENTRY", "OUTCOMES", "Segment", "checked", "entry_bytes", "line_of", "load", "save"]
+
+OUTCOMES = tuple(Outcome)
+NUMBER = {outcome: number for number, outcome in enumerate(OUTCOMES)}
+
+ENTRY = np.dtype(
+    [
+        ("row", "<i8"),
+        ("offset", "<i8"),
+        ("key", "S16"),
+        ("length", "<u4"),
+        ("segment", "<u4"),
+        ("model", "<u2"),
+        ("sample", "<u2"),
+        ("outcome", "u1"),
+        ("spare", "V3"),
+    ]
+)
+Entries = npt.NDArray[np.void]
+_MAGIC = b"batcher-index-1\n"
+_CHECK = b',"z":"'
+_TAIL = len(_CHECK) + 8 + 2
+
+
+class _Head(msgspec.Struct):
+    """The fields of a line that the index holds; `at` refers to an answer in another segment."""
+
+    row: int
+    model: str
+    sample: int
+    key: str
+    status: Outcome
+    at: tuple[int, int, int] | None = None
+
+
+class Segment(msgspec.Struct):
+    """One segment's entries, and the models they number.
+
+    Attributes:
+        bad: Lines that are torn or not ours; they are left as they stand.
+    """
+
+    number: int
+    models: list[str]
+    entries: Any
+    bad: int = 0
+
+
+def line_of(encoded: bytes) -> bytes:
+    r"""A journal line: the JSON object with its CRC-32 as last field, and a newline.
+
+    >>> line_of(b'{"row":1}')
+    b'{"row":1,"z":"b7c2aa55"}\n'
+    """
+    body = encoded[:-1]
+    return b'%b,"z":"%08x"}\n' % (body, zlib.crc32(body))
+
+
+def checked(line: bytes) -> bool:
+    """Whether a line, without its newline, ends in the CRC-32 of what stands before it."""
+    at = len(line) - _TAIL
+    return (
+        at > 0
+        and line[at : at + len(_CHECK)] == _CHECK
+        and line[-2:] == b'"}'
+        and line[at + len(_CHECK) : -2] == b"%08x" % zlib.crc32(memoryview(line)[:at])
+    )
+
+
+def entry_bytes(
+    row: int, offset: int, key: str, length: int, segment: int, model: int, sample: int, outcome: Outcome
+) -> bytes:
+    """One entry, packed as `ENTRY` says."""
+    return b"".join(
+        (
+            row.to_bytes(8, "little", signed=True),
+            offset.to_bytes(8, "little"),
+            bytes.fromhex(key),
+            length.to_bytes(4, "little"),
+            segment.to_bytes(4, "little"),
+            model.to_bytes(2, "little"),
+            sample.to_bytes(2, "little"),
+            bytes((NUMBER[outcome], 0, 0, 0)),
+        )
+    )
+
+
+def save(path: Path, segment: Segment, size: int) -> None:
+    """Writes the sidecar of a segment of `size` bytes; a crash in between leaves none or a bad one."""
+    head = msgspec.json.encode({"size": size, "models": segment.models, "bad": segment.bad}) + b"\n"
+    body = head + segment.entries.tobytes()
+    temporary = path.with_suffix(".idx.tmp")
+    temporary.write_bytes(_MAGIC + b"%08x\n" % zlib.crc32(body) + body)
+    os.replace(temporary, path)
+
+
+def load(journal: Path, number: int) -> Segment:
+    """A segment's entries: from its sidecar if that is sound, else from the segment itself."""
+    path = journal.with_suffix(".idx")
+    size = journal.stat().st_size
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    start = len(_MAGIC) + 9
+    if content.startswith(_MAGIC) and content[len(_MAGIC) : start] == b"%08x\n" % zlib.crc32(
+        memoryview(content)[start:]
+    ):
+        end = content.index(b"\n", start)
+        head = msgspec.json.decode(content[start:end])
+        if head["size"] == size:
+            entries = np.frombuffer(content, ENTRY, offset=end + 1)
+            return Segment(number, head["models"], entries, head["bad"])
+    segment = _scan(journal, number)
+    try:
+        save(path, segment, size)
+    except OSError:
+        path.unlink(missing_ok=True)  # No room for a sidecar is no reason to refuse the journal.
+    return segment
+
+
+def _scan(journal: Path, number: int) -> Segment:
+    models: dict[str, int] = {}
+    packed = bytearray()
+    bad = 0
+    for offset, line in _lines(journal):
+        head = _head(line)
+        if head is None:
+            bad += 1
+            continue
+        model = models.setdefault(head.model, len(models))
+        where = head.at or (number, offset, len(line))
+        packed += entry_bytes(
+            head.row, where[1], head.key, where[2], where[0], model, head.sample, head.status
+        )
+    return Segment(number, list(models), np.frombuffer(bytes(packed), ENTRY), bad)
+
+
+def _lines(journal: Path) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    with journal.open("rb", buffering=1 << 20) as file:
+        for line in file:
+            yield offset, line.rstrip(b"\n")
+            offset += len(line)
+
+
+_decode_head: Callable[[bytes], _Head] = msgspec.json.Decoder(_Head).decode
+
+
+def _head(line: bytes) -> _Head | None:
+    if not checked(line):
+        return None
+    try:
+        head = _decode_head(line)
+        ok = len(bytes.fromhex(head.key)) == 16 and head.row >= 0 and 0 <= head.sample < 1 << 16
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return head if ok else None
