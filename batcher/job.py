@@ -37,10 +37,13 @@ class Endpoint:
 
     Attributes:
         url: Full address of `chat/completions`.
+        name: The address as a part of each request's identity; the simulated gateway has one name
+            on whatever port it listens.
         key: The API key; None for a server that wants none. Kept out of `repr`.
     """
 
     url: str
+    name: str
     key: str | None = field(default=None, repr=False)
 
 
@@ -310,7 +313,7 @@ class Job:
             ours = host == "aihubmix.com" or host.endswith(".aihubmix.com")
             key_name = "AIHUBMIX_API_KEY" if ours else "OPENAI_API_KEY"
             if key_name not in environment and local:
-                return Endpoint(url)
+                return Endpoint(url, url)
         key = environment.get(key_name, "").strip()
         if not key:
             raise JobError(
@@ -319,7 +322,7 @@ class Job:
             )
         if not key.isascii() or not key.isprintable():
             raise JobError(f"{key_name} holds characters that no HTTP header can carry; set it anew.")
-        return Endpoint(url, key)
+        return Endpoint(url, url, key)
 
     def asdict(self) -> dict[str, object]:
         """Every field that is not at its default, for `run.json`."""

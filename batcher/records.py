@@ -85,6 +85,7 @@ class Prompt(msgspec.Struct, frozen=True):
         model: The model the row itself names.
         max_tokens: Upper bound of the answer's tokens, when the body names one.
         error: Why there is nothing to send; the row's status is then `unreadable`.
+        columns: The row's columns, only where rows are written as they finish.
     """
 
     row: int
@@ -93,6 +94,7 @@ class Prompt(msgspec.Struct, frozen=True):
     model: str | None = None
     max_tokens: int | None = None
     error: str | None = None
+    columns: dict[str, object] | None = None
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from batcher.job import Limits
 from batcher.send.limits import Allowance, Concurrency
 
-__all__ = ["Door", "Gate", "KeyGate", "Ticket"]
+__all__ = ["Closed", "Door", "Gate", "KeyGate", "Ticket"]
 
 
 class Ticket(NamedTuple):
@@ -43,6 +43,13 @@ class Door(Protocol):
 
     def pause(self, seconds: float) -> None:
         """The server asked to send nothing for so long."""
+
+    def close(self) -> None:
+        """Nothing new is let in; whoever waits gets `Closed`."""
+
+
+class Closed(Exception):
+    """The run stops; what stood in line was not sent."""
 
 
 class _Level:
@@ -118,6 +125,7 @@ class Gate:
         self._line: deque[tuple[asyncio.Future[None], float]] = deque()
         self._shut_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self.waits_for = ""
 
     @property
@@ -132,6 +140,8 @@ class Gate:
 
     async def enter(self, tokens: float) -> Ticket:
         """Waits until one request of so many tokens may be sent."""
+        if self._closed:
+            raise Closed
         if not self._line and self._admit(tokens, self._clock()) == 0.0:
             return Ticket(tokens)
         place = asyncio.get_running_loop().create_future()
@@ -140,7 +150,7 @@ class Gate:
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if place.done() and not place.cancelled() and not place.exception():
                 self.leave(Ticket(tokens), 0.0)
             else:
                 self._line = deque(pair for pair in self._line if pair[0] is not place)
@@ -168,6 +178,16 @@ class Gate:
     def pause(self, seconds: float) -> None:
         """Shuts this model's gate for so long, from now; a shorter pause never shortens it."""
         self._shut_until = max(self._shut_until, self._clock() + seconds)
+
+    def close(self) -> None:
+        """Nothing new is let in; whoever waits gets `Closed`."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for place, _tokens in self._line:
+            if not place.done():
+                place.set_exception(Closed())
+        self._line.clear()
 
     def look(self) -> None:
         """Lets in whoever is allowed now, and sets the timer for the next."""

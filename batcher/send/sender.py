@@ -134,10 +134,12 @@ class Sender:
         """One passage through the gate and one HTTP exchange; appends to `tries`."""
         gate, estimate = lane
         size = len(request.body)
-        idle = time.monotonic()
         ticket = await gate.enter(estimate.tokens(size, request.max_tokens))
         started, clock = time.time(), time.monotonic()
-        waited = clock - (began if not tries else idle)
+        if tries:
+            waited = started - (tries[-1].started + tries[-1].latency_ms) / 1000
+        else:
+            waited = clock - began
         used: float | None = 0.0
         error: RequestError | None = None
         completion: Completion | None = None

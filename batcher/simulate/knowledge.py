@@ -191,18 +191,19 @@ PHRASES: dict[str, dict[int, tuple[str, ...]]] = {
 
 LABELS = tuple(PHRASES)
 
-MOODS: dict[str, frozenset[str]] = {
-    "positive": frozenset(
+MOODS: dict[str, str] = {
+    "positive": (
         "good great excellent amazing awesome love loved loves perfect wonderful fantastic happy"
         " nice best brilliant superb enjoyed pleasant delighted recommend thanks gut toll super"
-        " wunderbar bueno excelente genial encanta 좋아요 최고 감사합니다".split()
+        " wunderbar bueno excelente genial encanta 좋아요 최고 감사합니다"
     ),
-    "negative": frozenset(
+    "negative": (
         "bad terrible awful horrible hate hated worst broken poor disappointed disappointing angry"
         " slow useless annoying waste rude never boring sad schlecht furchtbar schrecklich malo"
-        " terribles pésimo horribles 싫어요 최악 실망".split()
+        " terribles pésimo horribles 싫어요 최악 실망"
     ),
 }
+"""By mood, the words that carry it, parted by spaces."""
 
 _FACTS = {
     "arithmetic": """

@@ -1,0 +1,16 @@
+"""`python -m batcher` and the console script. Touches: the process."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line and exits with its status."""
+    from batcher.cli.app import main as run  # Light until a command is known.
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

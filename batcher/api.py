@@ -1,0 +1,112 @@
+"""`batcher.run` and `batcher.stream`: the same engine from Python. Touches: threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from typing import Any
+
+from batcher.errors import JobError
+from batcher.job import Job
+from batcher.records import Prompt, Result
+from batcher.runner import Report, Runner
+
+__all__ = ["run", "stream"]
+
+_AHEAD = 1000
+
+
+def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
+    """Answers every row and writes the output; returns how it ended.
+
+    Works with and without a running event loop (a notebook has one): the run has a thread and a
+    loop of its own.
+
+    Args:
+        rows: A path or several, an iterable of dicts, or a table that speaks the Arrow stream
+            interface (pyarrow, pandas, polars, duckdb, datasets).
+        output: File to write, .jsonl or .parquet.
+        **options: The fields of `Job`, such as `models=["m"]`, `rpm=500`, `params={…}`.
+
+    Raises:
+        BatcherError: The job cannot be done as asked, or the run ended early; see its subclasses.
+    """
+    inputs, given = _inputs(rows)
+    if isinstance(given, AsyncIterable):
+        raise JobError("rows is an async iterable; use batcher.stream, or collect it first.")
+    job = Job.of(**{"quiet": True, **options, "inputs": inputs, "output": os.fspath(output)})
+    ended: list[Report | BaseException] = []
+
+    def work() -> None:
+        try:
+            ended.append(asyncio.run(Runner(job, rows=given).run()))
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work, name="batcher")
+    thread.start()
+    thread.join()
+    if isinstance(ended[0], BaseException):
+        raise ended[0]
+    return ended[0]
+
+
+async def stream(rows: Any, **options: Any) -> AsyncGenerator[Result, None]:
+    """Yields each Result as it comes; `result.row` is the row's place among the rows given.
+
+    With `output=` the results are also kept and written as by `run`, and a second call goes on
+    where the first stopped, yielding only what is new. Leaving the loop early stops the run.
+
+    Args:
+        rows: As for `run`, or an async iterable of dicts, which is read whole first.
+        **options: The fields of `Job`.
+
+    Raises:
+        BatcherError: As for `run`.
+    """
+    inputs, given = _inputs(rows)
+    if isinstance(given, AsyncIterable):
+        given = [row async for row in given]
+    job = Job.of(**{"quiet": True, "output": "-", **options, "inputs": inputs})
+    queue: asyncio.Queue[Result | None] = asyncio.Queue(_AHEAD)
+    left = False
+
+    async def emit(_prompt: Prompt, result: Result) -> None:
+        if not left:  # A slow reader slows the sending.
+            await queue.put(result)
+
+    async def work() -> None:
+        try:
+            await runner.run()
+        finally:
+            if not left:
+                await queue.put(None)
+
+    runner = Runner(job, rows=given, emit=emit)
+    running = asyncio.create_task(work())
+    try:
+        while (result := await queue.get()) is not None:
+            yield result
+        await running
+    finally:
+        left = True
+        if not running.done():
+            runner.stop()
+            while not running.done():
+                while not queue.empty():
+                    queue.get_nowait()
+                await asyncio.wait([running], timeout=0.05)
+            running.exception()
+
+
+def _inputs(rows: Any) -> tuple[tuple[str, ...], Any]:
+    """(paths, None) or ((), rows)."""
+    if isinstance(rows, str | os.PathLike):
+        return (os.fspath(rows),), None
+    if isinstance(rows, list | tuple) and rows and all(isinstance(r, str | os.PathLike) for r in rows):
+        return tuple(os.fspath(row) for row in rows), None
+    if not isinstance(rows, Iterable | AsyncIterable) and not hasattr(rows, "__arrow_c_stream__"):
+        raise JobError(f"rows must be a path, an iterable of dicts or a table, not {rows!r:.80}.")
+    return (), rows

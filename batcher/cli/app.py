@@ -1,0 +1,53 @@
+"""The commands and what they share: one sentence for an error, a number for how it ended.
+
+Touches: the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+
+from cyclopts import App, CycloptsError
+
+from batcher.cli.run import check, run
+from batcher.cli.simulate import simulate
+from batcher.errors import BatcherError
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="batcher",
+    help="Rows of a file × model IDs → answered rows in a file.",
+    version=lambda: version("batcher"),
+)
+app.command(run)
+app.command(check)
+app.command(simulate)
+
+
+def main() -> int:
+    """Runs the command that the arguments name; returns the exit status."""
+    try:
+        status = app(exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(f"batcher: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except BatcherError as error:
+        print(f"batcher: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        # Whoever read our output has enough; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+def _sentence(error: CycloptsError) -> str:
+    if isinstance(error.__cause__, BatcherError):
+        return str(error.__cause__)
+    text = " ".join(str(error).split())
+    return f"{text} See batcher --help."

@@ -1,0 +1,22 @@
+"""Rows on stdout as they finish (`-o -`). Touches: stdout."""
+
+from __future__ import annotations
+
+from typing import IO
+
+from batcher.records import Prompt, Result
+from batcher.write.columns import json_row
+
+__all__ = ["RowWriter"]
+
+
+class RowWriter:
+    """Writes each result at once as a JSON line."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    async def write(self, prompt: Prompt, result: Result) -> None:
+        """One line: the input's columns, then the result's."""
+        self._file.write(json_row(prompt.columns or {}, result) + b"\n")
+        self._file.flush()

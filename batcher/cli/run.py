@@ -1,0 +1,140 @@
+"""`batcher run` and `batcher check`. Touches: the terminal, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+import sys
+from dataclasses import replace
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from batcher.errors import BatcherError, JobError, RunStopped
+from batcher.job import Job
+
+__all__ = ["check", "run"]
+
+
+def run(*inputs: str, job: Annotated[Job, Parameter(name="*")]) -> int:
+    """Send every row to every model and write the answers.
+
+    A second start with the same output goes on where the first stopped. Ctrl-C once stops sending
+    and keeps what is in flight; twice stops now. Exit status: 0 every row ok, 1 the program or the
+    disk failed, 2 the job cannot be done as asked, 3 some rows are not ok, 4 stopped and resumable,
+    130 interrupted and resumable.
+
+    Args:
+        inputs: Files, globs or folders of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .csv; - is
+            JSONL on stdin.
+        job: The options.
+    """
+    job = replace(job, inputs=inputs)
+    try:
+        return _run(job)
+    except BatcherError as error:
+        from batcher.runner import SettingsChanged
+
+        if isinstance(error, SettingsChanged) and sys.stdin.isatty() and sys.stderr.isatty():
+            return _run(replace(job, changed=_ask(error)))
+        raise
+
+
+def check(*inputs: str, job: Annotated[Job, Parameter(name="*")]) -> int:
+    """Everything but sending: read and render every row, count, say what is wrong.
+
+    Args:
+        inputs: As for run.
+        job: The options, as for run.
+    """
+    return _run(replace(job, inputs=inputs, dry_run=True))
+
+
+def _run(job: Job) -> int:
+    try:
+        import uvloop
+
+        new_loop = uvloop.new_event_loop
+    except ImportError:
+        new_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_conduct(job))
+
+
+async def _conduct(job: Job) -> int:
+    from batcher.cli.rows import RowWriter
+    from batcher.report.progress import Stderr
+    from batcher.report.table import table
+    from batcher.runner import Runner
+
+    stderr = Stderr()
+
+    def say(text: str) -> None:
+        stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    rows = RowWriter(sys.stdout.buffer) if job.output == "-" else None
+    runner = Runner(job, say=say, emit=rows.write if rows else None)
+    task = asyncio.current_task()
+    assert task is not None
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            say("Stopping: waiting for what is in flight (again to stop now).")
+            runner.stop()
+        else:
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    message, status, goes_on = "", 130, True
+    try:
+        report = await runner.run()
+        message, status, goes_on = report.message, report.exit_status, report.exit_status == 130
+    except asyncio.CancelledError:
+        message = "Stopped at once; requests in flight may have been billed and are not kept."
+    except BrokenPipeError:
+        message, goes_on = "Stopped: nobody reads the output any more.", False
+    except JobError:
+        raise
+    except BatcherError as error:
+        message, status, goes_on = str(error), error.exit_status, True
+        if signals and isinstance(error, RunStopped):
+            status = 130
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+    summary = runner.summary
+    if not job.quiet and not job.dry_run and summary.rows:
+        stderr.print(table(summary, stderr.width))
+    if job.json:
+        ended = {**summary.asdict(), "exit_status": status, "message": message}
+        print(json.dumps(ended, ensure_ascii=False))
+    if message and (not job.quiet or status not in (0, 3)):
+        say(message)
+    if goes_on and job.output != "-":
+        say(f"Go on with: {_same_command()}")
+    return status
+
+
+def _same_command() -> str:
+    """The command that continues this run: the same one, but never again with --overwrite."""
+    words = ["batcher", *(word for word in sys.argv[1:] if word != "--overwrite")]
+    return shlex.join(words)
+
+
+def _ask(error: BatcherError) -> str:
+    print(f"batcher: {error}", file=sys.stderr)
+    while True:
+        print("Send those rows again (resend), keep their old answers (keep), or stop (stop)? ",
+              end="", file=sys.stderr, flush=True)
+        said = sys.stdin.readline().strip().lower()
+        if said in ("resend", "keep"):
+            return said
+        if said in ("", "stop"):
+            raise error

@@ -1,0 +1,508 @@
+"""One run: readers, workers and one writer joined by bounded queues. Touches: nothing itself.
+
+Each model has a lane: a queue, a gate and as many workers as may be in flight. One feed reads the
+input for all lanes; a lane that falls behind while another is hungry gets a feed of its own, so a
+slow model never holds up the others and nothing piles up in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
+
+from batcher.errors import JobError, OutputError, RunStopped
+from batcher.job import Endpoint, Job
+from batcher.plan import Plan, Todo
+from batcher.records import Outcome, Prompt, Result
+from batcher.report.summary import Summary
+from batcher.send.client import Client
+from batcher.send.gate import Closed, Gate, KeyGate
+from batcher.send.limits import Estimate
+from batcher.send.retry import FATAL
+from batcher.send.sender import Again, Lane, Sender
+from batcher.write.journal import Journal
+
+__all__ = ["Emit", "Engine", "EngineLane"]
+
+Emit = Callable[[Prompt, Result], Awaitable[None]]
+
+_QUEUE_ROWS = 400
+_QUEUE_BYTES = 32 << 20
+_CANARY_SECONDS = 10.0
+_FATAL_FIRST = 3
+_FATAL_LATER = 10
+_POLL_SECONDS = 0.02
+
+
+class _Queue:
+    """Prompts for one lane, or for all lanes of a split; bounded in rows and bytes."""
+
+    def __init__(self) -> None:
+        self._prompts: deque[Prompt] = deque()
+        self._bytes = 0
+        self._takers: deque[asyncio.Future[None]] = deque()
+        self.feed: _Feed | None = None
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @property
+    def full(self) -> bool:
+        return len(self._prompts) >= _QUEUE_ROWS or self._bytes >= _QUEUE_BYTES
+
+    def put(self, prompt: Prompt) -> None:
+        self._prompts.append(prompt)
+        self._bytes += len(prompt.fields)
+        self._wake()
+
+    async def take(self) -> Prompt | None:
+        """The next prompt; None when there will be none."""
+        while not self._prompts:
+            if self.closed:
+                return None
+            taker = asyncio.get_running_loop().create_future()
+            self._takers.append(taker)
+            await taker
+        prompt = self._prompts.popleft()
+        self._bytes -= len(prompt.fields)
+        if self.feed is not None:
+            self.feed.room.set()
+        return prompt
+
+    def close(self) -> None:
+        self.closed = True
+        while self._takers:
+            self._wake()
+
+    def clear(self) -> None:
+        self._prompts.clear()
+        self._bytes = 0
+
+    def _wake(self) -> None:
+        while self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+                return
+
+
+class EngineLane:
+    """One model's way through the run.
+
+    Attributes:
+        slot: Which of the plan's slots its results belong to.
+        dead: The fatal result that closed the lane, or None.
+    """
+
+    def __init__(self, model: str, slot: int, gate: Gate, queue: _Queue) -> None:
+        self.model = model
+        self.slot = slot
+        self.gate = gate
+        self.queue = queue
+        self.way = Lane(gate, Estimate())
+        self.workers = 0
+        self.awake = False
+        self.alive = False
+        self.dead: Result | None = None
+        self.fatal: Result | None = None
+        self.streak = 0
+        self.retrying: set[asyncio.Task[None]] = set()
+        self.sending: dict[int, tuple[str, float]] = {}
+        self.next: EngineLane | None = None
+
+
+class _Feed:
+    """One pass over the input for some lanes."""
+
+    def __init__(self, queues: list[_Queue], *, main: bool) -> None:
+        self.queues = queues
+        self.main = main
+        self.room = asyncio.Event()
+
+
+class Engine:
+    """Sends what a plan says is still to send.
+
+    Args:
+        job: What was asked.
+        endpoint: Where requests go.
+        plan: What is to be sent.
+        journal: Where results go first.
+        summary: Adds them up.
+        emit: Awaited with each result and its prompt as it comes.
+
+    Attributes:
+        stopped: Why the run ends early, once it does.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        endpoint: Endpoint,
+        plan: Plan,
+        journal: Journal,
+        summary: Summary,
+        emit: Emit | None = None,
+    ) -> None:
+        self._job = job
+        self._plan = plan
+        self._journal = journal
+        self._summary = summary
+        self._emit = emit
+        self._client = Client(endpoint, job.attempt_timeout)
+        self._key_gate = KeyGate(job.total)
+        self._lanes: dict[str, EngineLane] = {}
+        self._shared = _Queue()
+        self._stop = asyncio.Event()
+        self._settled = asyncio.Event()
+        self.stopped: Exception | None = None
+        self._feeds = 0
+        self._sender = Sender(
+            self._client,
+            max_retries=job.max_retries,
+            row_timeout=job.row_timeout,
+            keep_raw=job.keep_raw,
+            sleep=self._sleep,
+            rng=random.Random(),
+        )
+
+    def stop(self, why: Exception | None = None) -> None:
+        """Sends nothing new; what is in flight is waited for and written."""
+        if self.stopped is None:
+            self.stopped = why
+        self._stop.set()
+        for lane in self._lanes.values():
+            lane.gate.close()
+            lane.queue.clear()
+            lane.queue.close()
+        self._settled.set()
+
+    async def run(self) -> None:
+        """Until every request has a result, or the run is stopped.
+
+        Raises:
+            OutputError: The journal cannot be written.
+            RunStopped: A breaker opened; see `stopped`.
+        """
+        try:
+            async with self._client, asyncio.TaskGroup() as group:
+                self._group = group
+                for slot, model in enumerate(self._job.models):
+                    self._lane(model, slot)
+                lanes = list(self._lanes.values())
+                if self._job.route == "fallback":
+                    for lane, after in zip(lanes, lanes[1:], strict=False):
+                        lane.next = after
+                self._feed(list(dict.fromkeys(lane.queue for lane in lanes)), 0, None)
+        except BaseExceptionGroup as group_error:
+            raise _first(group_error) from None
+        lanes = list(self._lanes.values())
+        if self.stopped is None and lanes and all(lane.streak and not lane.alive for lane in lanes):
+            self.stopped = self._why_dead()
+
+    # Lanes and workers
+
+    def _lane(self, model: str, slot: int) -> EngineLane:
+        lane = self._lanes.get(model)
+        if lane is None:
+            gate = Gate(self._job.limits(model), self._key_gate)
+            queue = self._shared if self._job.route == "split" else _Queue()
+            lane = self._lanes[model] = EngineLane(model, slot, gate, queue)
+            self._spawn(lane)
+            asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)
+            if self._stop.is_set():
+                gate.close()
+                queue.close()
+        return lane
+
+    def _wake(self, lane: EngineLane) -> None:
+        """The model is known to answer, or it takes its time: the other workers start."""
+        if not lane.awake and not self._stop.is_set():
+            lane.awake = True
+            self._spawn(lane)
+
+    def _spawn(self, lane: EngineLane) -> None:
+        want = lane.gate.concurrency.limit if lane.awake else 1
+        while lane.workers < want and not (lane.queue.closed and not lane.queue):
+            lane.workers += 1
+            self._group.create_task(self._work(lane))
+
+    async def _work(self, lane: EngineLane) -> None:
+        try:
+            while lane.workers <= max(1, lane.gate.concurrency.limit):
+                while lane.next is not None and lane.next.queue.full and not self._stop.is_set():
+                    await asyncio.sleep(_POLL_SECONDS)
+                prompt = await lane.queue.take()
+                if prompt is None:
+                    break
+                if lane.dead is not None:
+                    if not await self._bury(lane, prompt):
+                        break
+                    continue
+                try:
+                    await self._send(lane, prompt)
+                except Closed:
+                    break
+        finally:
+            lane.workers -= 1
+            self._upstream_done(lane)
+
+    async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
+        request = self._plan.request(prompt, lane.model)
+        lane.sending[id(prompt)] = (prompt.custom_id, time.monotonic())
+        try:
+            ended = await self._sender.first(request, lane.way)
+        finally:
+            del lane.sending[id(prompt)]
+        if isinstance(ended, Result):
+            await self._done(lane, prompt, ended)
+        else:
+            # The worker goes on; only when very many wait for a retry does it wait with them.
+            task = self._group.create_task(self._again(lane, prompt, ended))
+            lane.retrying.add(task)
+            task.add_done_callback(lane.retrying.discard)
+            if len(lane.retrying) > 2 * lane.gate.concurrency.limit:
+                await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _again(self, lane: EngineLane, prompt: Prompt, failed: Again) -> None:
+        try:
+            await self._done(lane, prompt, await self._sender.again(failed, lane.way))
+        except Closed:
+            pass  # Stopped while it waited: the request stays pending.
+        finally:
+            lane.retrying.discard(asyncio.current_task())  # type: ignore[arg-type]
+            self._upstream_done(lane)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits for a retry; a stop ends the wait at once."""
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return
+        raise Closed
+
+    async def _done(self, lane: EngineLane, prompt: Prompt, result: Result) -> None:
+        await self._record(prompt, result)
+        self._judge(lane, result)
+        after = lane.next if result.status is not Outcome.OK else None
+        while after is not None and after.slot not in self._plan.pending(prompt.row):
+            after = after.next
+        if after is not None:
+            after.queue.put(prompt)
+            self._spawn(after)
+        while self._journal.full and self._journal.failed is None:
+            await asyncio.sleep(_POLL_SECONDS)
+        if self._journal.failed is not None:
+            self.stop(OutputError("the journal cannot be written"))
+
+    async def _record(self, prompt: Prompt, result: Result) -> None:
+        self._journal.put(result)
+        self._summary.add(result)
+        if self._emit is not None:
+            await self._emit(prompt, result)
+
+    def _judge(self, lane: EngineLane, result: Result) -> None:
+        """Wakes a lane that answers; closes one that only ever fails in a way that stays."""
+        if result.status not in FATAL:
+            if result.status.answered or result.http_status is not None:
+                lane.alive = lane.alive or result.status.answered
+                lane.streak = 0
+                self._wake(lane)
+            if lane.awake:
+                self._spawn(lane)
+            if lane.alive:
+                self._settled.set()
+            return
+        lane.streak += 1
+        lane.fatal = result
+        most = _FATAL_LATER if lane.alive else _FATAL_FIRST
+        if lane.streak >= most:
+            lane.dead = result
+            self._settled.set()
+            if all(other.dead for other in self._lanes.values()):
+                self.stop(self._why_dead())
+
+    def _why_dead(self) -> Exception:
+        first = next(lane.fatal for lane in self._lanes.values() if lane.fatal is not None)
+        advice = {
+            Outcome.AUTH: "check the API key and what it may use",
+            Outcome.QUOTA: "the account's money or allowance is used up; top it up or wait",
+            Outcome.NOT_FOUND: "check the model ID and --base-url",
+        }[first.status]
+        models = ", ".join(lane.model for lane in self._lanes.values())
+        text = f"{models}: the gateway answers {first.http_status}: {first.error} — {advice}."
+        paid = any(lane.alive for lane in self._lanes.values())
+        return RunStopped(text) if paid else JobError(text)
+
+    async def _bury(self, lane: EngineLane, prompt: Prompt) -> bool:
+        """What becomes of a row whose model is closed; False when the worker should end.
+
+        Out of quota, rows stay pending. Otherwise they get the model's failure without being sent,
+        but only once another model is known to work: if none does, the run stops instead.
+        """
+        dead = lane.dead
+        assert dead is not None
+        if self._job.route == "split":
+            self._shared.put(prompt)
+            for other in self._lanes.values():
+                if other.dead is None:
+                    self._spawn(other)
+            return False
+        while not self._stop.is_set() and not any(
+            other.alive for other in self._lanes.values() if other is not lane
+        ):
+            self._settled.clear()
+            await self._settled.wait()
+        if self._stop.is_set():
+            return False
+        if dead.status is Outcome.QUOTA:
+            if self.stopped is None:
+                self.stopped = RunStopped(f"{lane.model}: out of quota: {dead.error}.")
+            return True
+        request = self._plan.request(prompt, lane.model)
+        await self._done(
+            lane,
+            prompt,
+            Result(
+                row=request.row,
+                model=request.model,
+                sample=request.sample,
+                key=request.key,
+                status=dead.status,
+                custom_id=request.custom_id,
+                http_status=dead.http_status,
+                error_type=dead.error_type,
+                error=f"not sent, as others of this model failed: {dead.error}",
+            ),
+        )
+        return True
+
+    def _upstream_done(self, lane: EngineLane) -> None:
+        """A fallback's next lane is closed when nothing can come from this one any more."""
+        after = lane.next
+        if (
+            after is not None
+            and lane.queue.closed
+            and not lane.queue
+            and not lane.workers
+            and not lane.retrying
+            and self._feeds == 0
+            and not after.queue.closed
+        ):
+            after.queue.close()
+            self._upstream_done(after)
+
+    # Feeds
+
+    def _feed(self, queues: list[_Queue], start: int, slot: int | None) -> None:
+        feed = _Feed(queues, main=self._feeds == 0)
+        for queue in queues:
+            queue.feed = feed
+        self._feeds += 1
+        self._group.create_task(self._read(feed, start, slot))
+
+    async def _read(self, feed: _Feed, start: int, slot: int | None) -> None:
+        batches = self._plan.batches(start, slot)
+        try:
+            async with aclosing(_in_thread(batches, self._stop)) as ahead:
+                async for batch in ahead:
+                    for todo in batch:
+                        if self._stop.is_set():
+                            return
+                        await self._place(feed, todo)
+        finally:
+            self._feeds -= 1
+            self._close_fed(feed)
+
+    def _close_fed(self, feed: _Feed) -> None:
+        for queue in feed.queues:
+            if queue.feed is feed and not self._job.route == "fallback":
+                queue.close()
+        if self._feeds == 0 and self._job.route == "fallback" and self._lanes:
+            first = next(iter(self._lanes.values()))
+            first.queue.close()
+            self._upstream_done(first)
+
+    async def _place(self, feed: _Feed, todo: Todo) -> None:
+        """Hands one row to its lanes, waiting where there is no room."""
+        prompt = todo.prompt
+        slots = todo.slots if self._job.route == "each" else todo.slots[:1]
+        if prompt.error is not None:
+            for slot in slots:
+                model = self._plan.slots[slot]
+                if self._fed_by(feed, model):
+                    await self._record(prompt, _unreadable(prompt, model))
+            return
+        for kept in todo.kept:
+            model = self._plan.slots[kept.slot] or prompt.model or ""
+            if self._fed_by(feed, model):
+                self._journal.put_kept(prompt.row, prompt.custom_id, model, 0, kept.key, kept.at)
+                self._summary.add_earlier(model, kept.at[3], 1)
+        for slot in slots:
+            queue = self._lane(self._plan.slots[slot] or prompt.model or "", slot).queue
+            if queue.feed is None:
+                queue.feed = feed
+                feed.queues.append(queue)
+            while queue.feed is feed and queue.full and not self._stop.is_set():
+                if any(not other for other in feed.queues if other is not queue):
+                    feed.queues.remove(queue)
+                    self._feed([queue], prompt.row, slot if self._job.models else None)
+                    break
+                feed.room.clear()
+                await feed.room.wait()
+            if queue.feed is feed:
+                queue.put(prompt)
+
+    def _fed_by(self, feed: _Feed, model: str) -> bool:
+        """Whether this feed speaks for the model: not one that it left for a feed of its own."""
+        lane = self._lanes.get(model)
+        return feed.main if lane is None else lane.queue.feed in (None, feed)
+
+    # Watching
+
+    @property
+    def lanes(self) -> list[EngineLane]:
+        """The lanes, for whoever watches."""
+        return list(self._lanes.values())
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _unreadable(prompt: Prompt, model: str) -> Result:
+    return Result(
+        row=prompt.row,
+        model=model,
+        sample=0,
+        key="0" * 32,
+        status=Outcome.UNREADABLE,
+        custom_id=prompt.custom_id,
+        error=prompt.error,
+    )
+
+
+async def _in_thread(
+    batches: Iterator[list[Todo]], stop: asyncio.Event
+) -> AsyncGenerator[list[Todo], None]:
+    """The iterator's batches, made by a thread of their own, one ahead."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:
+        ahead = loop.run_in_executor(thread, partial(next, batches, None))
+        try:
+            while not stop.is_set() and (batch := await ahead) is not None:
+                ahead = loop.run_in_executor(thread, partial(next, batches, None))
+                yield batch
+        finally:
+            await asyncio.wait([ahead])
+            ahead.exception()

@@ -1,0 +1,74 @@
+"""Rows from stdin or from Python, copied to a file that can be read twice. Touches: files, stdin."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batcher.errors import JobError
+from batcher.read.inputs import InputFile
+
+__all__ = ["rows", "stdin"]
+
+_encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
+
+
+def stdin(folder: Path) -> InputFile:
+    """JSONL from standard input, whole, as `stdin.jsonl` in the run folder."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise JobError("Input is - but stdin is a terminal; pipe JSONL into it.")
+
+    def write(file: IO[bytes]) -> None:
+        while block := sys.stdin.buffer.read(1 << 20):
+            file.write(block)
+
+    return _copied(folder, "stdin.jsonl", "stdin", "jsonl", write)
+
+
+def rows(folder: Path, given: Any) -> InputFile:
+    """Rows from Python: dicts as JSONL, tables (Arrow stream interface) as Parquet.
+
+    Raises:
+        JobError: It is neither, or a row is not a dict.
+    """
+    if hasattr(given, "__arrow_c_stream__"):
+        reader = pa.RecordBatchReader.from_stream(given)
+
+        def write_table(file: IO[bytes]) -> None:
+            with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
+                for batch in reader:
+                    writer.write_batch(batch, row_group_size=10_000)
+
+        return _copied(folder, "rows.parquet", "rows", "parquet", write_table)
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
+        raise JobError(f"rows must be an iterable of dicts or a table, not {type(given).__name__}.")
+
+    def write(file: IO[bytes]) -> None:
+        for number, row in enumerate(given, 1):
+            if not isinstance(row, dict):
+                raise JobError(f"rows: item {number} is a {type(row).__name__}, not a dict.")
+            file.write(_encode(row) + b"\n")
+
+    return _copied(folder, "rows.jsonl", "rows", "jsonl", write)
+
+
+def _copied(folder: Path, file_name: str, name: str, kind: str, write: Any) -> InputFile:
+    """Writes the copy beside the last one and replaces it; a hash of the content pins it."""
+    path, temporary = folder / file_name, folder / f"{file_name}.tmp"
+    with open(temporary, "wb", buffering=1 << 20) as file:
+        os.chmod(temporary, 0o600)
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    with open(temporary, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    os.replace(temporary, path)
+    return InputFile(str(path), name, kind, path.stat().st_size, 0, digest)

@@ -1,0 +1,238 @@
+"""A running sum over Results: outcomes, tokens, money, per model. Touches: nothing.
+
+`add` is on the hot path of the event loop, so the totals are plain attributes that it counts up;
+whatever needs work (percentiles, rates) is worked out when somebody looks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+
+from batcher.records import Outcome, Result
+
+__all__ = ["TOKENS", "Latencies", "ModelSummary", "Summary"]
+
+TOKENS = ("prompt", "completion", "total", "cached", "reasoning")
+
+# Latencies of one bucket share their first six bits: exact below 64 ms, wrong by 1/64 at most
+# above, and an hour needs no more than 600 buckets.
+_BITS = 6
+
+
+class Latencies:
+    """How often each latency was seen, in memory that does not grow with the rows.
+
+    >>> seen = Latencies()
+    >>> for ms in range(1, 101):
+    ...     seen.add(ms)
+    >>> seen.percentile(50), seen.percentile(99), seen.max
+    (50, 99, 100)
+    """
+
+    __slots__ = ("_buckets", "count", "max")
+
+    def __init__(self) -> None:
+        self._buckets: defaultdict[int, int] = defaultdict(int)
+        self.count = 0
+        self.max: int | None = None
+
+    def add(self, ms: int) -> None:
+        """Counts one latency, in milliseconds."""
+        shift = ms.bit_length() - _BITS
+        self._buckets[ms >> shift << shift if shift > 0 else ms] += 1
+        self.count += 1
+        if self.max is None or ms > self.max:
+            self.max = ms
+
+    def percentile(self, percent: float) -> int | None:
+        """Milliseconds that `percent` of the latencies did not exceed (nearest rank, ± 1.6 %).
+
+        None when there were no latencies.
+        """
+        if self.max is None:
+            return None
+        left = max(1.0, self.count * percent / 100)
+        for lowest, count in sorted(self._buckets.items()):
+            left -= count
+            if left <= 0:
+                width = 1 << max(0, lowest.bit_length() - _BITS)
+                return min(lowest + width // 2, self.max)
+        return self.max
+
+
+class ModelSummary:
+    """The totals of one model in this run.
+
+    Attributes:
+        outcomes: Rows by how they ended.
+        earlier: Rows by how they ended in earlier runs of the same job; in no other figure.
+        tokens: Sum of what was reported, in the order of `TOKENS`; None when nothing was.
+        missing: How many answered rows did not report it, in the same order.
+        usage_missing: Answered rows that reported no prompt or no completion tokens.
+        cost: Dollars of the rows whose cost is known; None when none is.
+        cost_missing: Answered rows whose cost is not known.
+        latencies: Of answered rows; a fast refusal of the key is no fast answer.
+        requests: HTTP exchanges.
+    """
+
+    __slots__ = (
+        "_heard_429",
+        "_tried_429",
+        "cost",
+        "cost_missing",
+        "earlier",
+        "latencies",
+        "missing",
+        "outcomes",
+        "requests",
+        "retries",
+        "tokens",
+        "usage_missing",
+    )
+
+    def __init__(self) -> None:
+        self.outcomes: defaultdict[Outcome, int] = defaultdict(int)
+        self.earlier: defaultdict[Outcome, int] = defaultdict(int)
+        self.tokens: list[int | None] = [None] * len(TOKENS)
+        self.missing = [0] * len(TOKENS)
+        self.usage_missing = 0
+        self.cost: Decimal | None = None
+        self.cost_missing = 0
+        self.latencies = Latencies()
+        self.requests = 0
+        self.retries = 0
+        self._heard_429 = 0
+        self._tried_429 = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that ended in this run."""
+        return sum(self.outcomes.values())
+
+    @property
+    def answered_429(self) -> int:
+        """HTTP exchanges answered 429: as told by `refused`, or as found in the Results.
+
+        The larger one, because a 429 that was told at once is found again when its row ends.
+        """
+        return max(self._heard_429, self._tried_429)
+
+    def hear_429(self) -> None:
+        """Counts a 429 at the moment it came."""
+        self._heard_429 += 1
+
+    def add(self, result: Result) -> None:
+        """Counts one row of this run."""
+        status = result.status
+        answered = status.answered
+        self.outcomes[status] += 1
+        attempts = result.attempts
+        self.requests += attempts
+        if attempts > 1:
+            self.retries += attempts - 1
+        if result.tries is not None:
+            self._tried_429 += sum(attempt.http_status == 429 for attempt in result.tries)
+        elif result.http_status == 429:
+            self._tried_429 += 1
+
+        tokens = self.tokens
+        for at, count in enumerate(
+            (
+                result.prompt_tokens,
+                result.completion_tokens,
+                result.total_tokens,
+                result.cached_tokens,
+                result.reasoning_tokens,
+            )
+        ):
+            if count is not None:
+                tokens[at] = (tokens[at] or 0) + count
+            elif answered:
+                self.missing[at] += 1
+        if result.cost_usd is not None:
+            # By its text: 0.1 dollars are meant, not the binary fraction next to it.
+            self.cost = (self.cost or 0) + Decimal(str(result.cost_usd))
+        if answered:
+            if result.prompt_tokens is None or result.completion_tokens is None:
+                self.usage_missing += 1
+            if result.cost_usd is None:
+                self.cost_missing += 1
+            if result.latency_ms is not None:
+                self.latencies.add(result.latency_ms)
+
+    def asdict(self, seconds: float) -> dict[str, object]:
+        """One model's part of the JSON summary; `seconds` is how long the run took."""
+        spread = {f"p{percent}": self.latencies.percentile(percent) for percent in (50, 95, 99)}
+        return {
+            "outcomes": {str(outcome): n for outcome, n in self.outcomes.items()},
+            "tokens": dict(zip(TOKENS, self.tokens, strict=True)),
+            "usage_missing": self.usage_missing,
+            "cost_usd": None if self.cost is None else float(self.cost),
+            "cost_missing": self.cost_missing,
+            "latency_ms": {**spread, "max": self.latencies.max},
+            "requests": self.requests,
+            "retries": self.retries,
+            "answered_429": self.answered_429,
+            "requests_per_second": round(self.requests / seconds, 3) if seconds > 0 else None,
+            "earlier": {str(outcome): n for outcome, n in self.earlier.items()},
+        }
+
+
+class Summary:
+    """The totals of one run, by model.
+
+    Args:
+        clock: A monotonic clock, in seconds; the run starts now.
+        models: Models to show in this order, even before their first row.
+    """
+
+    def __init__(self, clock: Callable[[], float], models: Iterable[str] = ()) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._seconds: float | None = None
+        self.status = "running"
+        self.models: defaultdict[str, ModelSummary] = defaultdict(ModelSummary)
+        for model in models:
+            self.models[model] = ModelSummary()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, or took."""
+        return self._clock() - self._started if self._seconds is None else self._seconds
+
+    @property
+    def rows(self) -> int:
+        """Rows that ended in this run, all models together."""
+        return sum(of.rows for of in self.models.values())
+
+    def add(self, result: Result, fresh: bool = True) -> None:
+        """Counts a Result; one that is not `fresh` is from an earlier run (see `add_earlier`)."""
+        if fresh:
+            self.models[result.model].add(result)
+        else:
+            self.add_earlier(result.model, result.status)
+
+    def add_earlier(self, model: str, outcome: Outcome, n: int = 1) -> None:
+        """Counts `n` rows that ended like this in an earlier run, apart from those of this one."""
+        self.models[model].earlier[outcome] += n
+
+    def refused(self, model: str) -> None:
+        """Counts an answer 429 at once, for a live figure, before its row has ended."""
+        self.models[model].hear_429()
+
+    def finish(self, status: str) -> None:
+        """Stops the clock; `status` is the word for how the run ended."""
+        self._seconds = self.seconds
+        self.status = status
+
+    def asdict(self) -> dict[str, object]:
+        """The summary that `--json` prints; what is not known is None."""
+        seconds = self.seconds
+        return {
+            "status": self.status,
+            "rows": self.rows,
+            "seconds": round(seconds, 3),
+            "models": {model: of.asdict(seconds) for model, of in self.models.items()},
+        }

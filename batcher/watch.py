@@ -1,0 +1,59 @@
+"""How a running engine stands, as the live view wants it. Touches: the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from batcher.engine import EngineLane
+from batcher.records import Outcome
+from batcher.report.progress import ModelSnapshot, Snapshot, State
+from batcher.report.summary import Summary
+
+__all__ = ["snapshot"]
+
+
+def snapshot(
+    state: State, lanes: Sequence[EngineLane], summary: Summary, rows: int | None
+) -> Snapshot:
+    """One picture; `rows` is how many rows each model is to answer, None when not known."""
+    now = time.monotonic()
+    seconds = max(summary.seconds, 1e-3)
+    models = []
+    for lane in lanes:
+        of = summary.models[lane.model]
+        fresh, earlier = sum(of.outcomes.values()), sum(of.earlier.values())
+        done = fresh + earlier
+        left = None if rows is None or not fresh else max(0, rows - done) * seconds / fresh
+        age, row = max(
+            ((now - since, name) for name, since in lane.sending.values()), default=(None, "")
+        )
+        waiting = lane.gate.waiting + len(lane.retrying)
+        tokens = of.tokens[2]
+        models.append(
+            ModelSnapshot(
+                model=lane.model,
+                done=done,
+                total=rows,
+                ok=of.outcomes.get(Outcome.OK, 0) + of.earlier.get(Outcome.OK, 0),
+                not_ok={o: n for o, n in of.outcomes.items() if o is not Outcome.OK},
+                in_flight=lane.gate.in_flight,
+                waiting=waiting,
+                waiting_for=_cause(lane),
+                tokens_per_s=None if tokens is None else tokens / seconds,
+                requests_per_s=of.requests / seconds,
+                cost=of.cost,
+                eta_s=left,
+                longest_in_flight_s=age,
+                longest_row=row,
+            )
+        )
+    return Snapshot(state, tuple(models))
+
+
+def _cause(lane: EngineLane) -> str:
+    if lane.gate.waiting and lane.gate.waits_for:
+        return lane.gate.waits_for
+    if lane.retrying:
+        return "retry"
+    return "" if lane.awake else "first answer"
