@@ -105,7 +105,11 @@ def _inputs(rows: Any) -> tuple[tuple[str, ...], Any]:
     """(paths, None) or ((), rows)."""
     if isinstance(rows, str | os.PathLike):
         return (os.fspath(rows),), None
-    if isinstance(rows, list | tuple) and rows and all(isinstance(r, str | os.PathLike) for r in rows):
+    if (
+        isinstance(rows, list | tuple)
+        and rows
+        and all(isinstance(r, str | os.PathLike) for r in rows)
+    ):
         return tuple(os.fspath(row) for row in rows), None
     if not isinstance(rows, Iterable | AsyncIterable) and not hasattr(rows, "__arrow_c_stream__"):
         raise JobError(f"rows must be a path, an iterable of dicts or a table, not {rows!r:.80}.")

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
+from itertools import pairwise
 
 from batcher.errors import JobError, OutputError, RunStopped
 from batcher.job import Endpoint, Job
@@ -198,13 +199,17 @@ class Engine:
                     self._lane(model, slot)
                 lanes = list(self._lanes.values())
                 if self._job.route == "fallback":
-                    for lane, after in zip(lanes, lanes[1:], strict=False):
+                    for lane, after in pairwise(lanes):
                         lane.next = after
                 self._feed(list(dict.fromkeys(lane.queue for lane in lanes)), 0, None)
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
         lanes = list(self._lanes.values())
-        if self.stopped is None and lanes and all(lane.streak and not lane.alive for lane in lanes):
+        if (
+            self.stopped is None
+            and lanes
+            and all(lane.streak and not lane.alive for lane in lanes)
+        ):
             self.stopped = self._why_dead()
 
     # Lanes and workers
@@ -237,7 +242,7 @@ class Engine:
     async def _work(self, lane: EngineLane) -> None:
         try:
             while lane.workers <= max(1, lane.gate.concurrency.limit):
-                while lane.next is not None and lane.next.queue.full and not self._stop.is_set():
+                while lane.next is not None and lane.next.queue.full and not self._stop.is_set():  # noqa: ASYNC110 (rare)
                     await asyncio.sleep(_POLL_SECONDS)
                 prompt = await lane.queue.take()
                 if prompt is None:
@@ -267,7 +272,7 @@ class Engine:
             # The worker goes on; only when very many wait for a retry does it wait with them.
             task = self._group.create_task(self._again(lane, prompt, ended))
             lane.retrying.add(task)
-            task.add_done_callback(lane.retrying.discard)
+            task.add_done_callback(partial(self._retried, lane))
             if len(lane.retrying) > 2 * lane.gate.concurrency.limit:
                 await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
 
@@ -276,9 +281,10 @@ class Engine:
             await self._done(lane, prompt, await self._sender.again(failed, lane.way))
         except Closed:
             pass  # Stopped while it waited: the request stays pending.
-        finally:
-            lane.retrying.discard(asyncio.current_task())  # type: ignore[arg-type]
-            self._upstream_done(lane)
+
+    def _retried(self, lane: EngineLane, task: asyncio.Task[None]) -> None:
+        lane.retrying.discard(task)
+        self._upstream_done(lane)
 
     async def _sleep(self, seconds: float) -> None:
         """Waits for a retry; a stop ends the wait at once."""
@@ -297,7 +303,7 @@ class Engine:
         if after is not None:
             after.queue.put(prompt)
             self._spawn(after)
-        while self._journal.full and self._journal.failed is None:
+        while self._journal.full and self._journal.failed is None:  # noqa: ASYNC110 (a thread empties it)
             await asyncio.sleep(_POLL_SECONDS)
         if self._journal.failed is not None:
             self.stop(OutputError("the journal cannot be written"))
@@ -423,7 +429,7 @@ class Engine:
 
     def _close_fed(self, feed: _Feed) -> None:
         for queue in feed.queues:
-            if queue.feed is feed and not self._job.route == "fallback":
+            if queue.feed is feed and self._job.route != "fallback":
                 queue.close()
         if self._feeds == 0 and self._job.route == "fallback" and self._lanes:
             first = next(iter(self._lanes.values()))
@@ -440,11 +446,10 @@ class Engine:
                 if self._fed_by(feed, model):
                     await self._record(prompt, _unreadable(prompt, model))
             return
-        for kept in todo.kept:
-            model = self._plan.slots[kept.slot] or prompt.model or ""
-            if self._fed_by(feed, model):
-                self._journal.put_kept(prompt.row, prompt.custom_id, model, 0, kept.key, kept.at)
-                self._summary.add_earlier(model, kept.at[3], 1)
+        for _slot, kept in todo.kept:
+            if self._fed_by(feed, kept.model):
+                self._journal.put_kept(kept)
+                self._summary.add_earlier(kept.model, kept.status, 1)
         for slot in slots:
             queue = self._lane(self._plan.slots[slot] or prompt.model or "", slot).queue
             if queue.feed is None:

@@ -67,7 +67,7 @@ def export(
             segment = index.load(path, number)
             winners.add(segment.entries, slots_of(segment.models, job.models))
     output = Path(job.output)
-    with results.Picks(folder, winners, job.route) as picks:
+    with results.Picks(folder, winners, job.route, len(slots)) as picks:
         if output.suffix == ".jsonl":
             written = results.write_jsonl(output, inputs.dicts(), picks, keep_raw=job.keep_raw)
         else:
@@ -78,7 +78,12 @@ def export(
 
 
 def _parquet(
-    output: Path, inputs: Inputs, picks: results.Picks, *, keep_raw: bool, say: Callable[[str], None]
+    output: Path,
+    inputs: Inputs,
+    picks: results.Picks,
+    *,
+    keep_raw: bool,
+    say: Callable[[str], None],
 ) -> results.Written:
     mixed: set[str] = set()
     while True:

@@ -68,7 +68,9 @@ class Job:
 
     models: Annotated[
         tuple[str, ...],
-        Parameter(name=["--model", "-m"], group=_WHAT, negative_iterable="", consume_multiple=False),
+        Parameter(
+            name=["--model", "-m"], group=_WHAT, negative_iterable="", consume_multiple=False
+        ),
     ] = ()
     """Model ID; repeat it and every row goes to each model. Without it a row's own "model"
     counts."""
@@ -176,7 +178,9 @@ class Job:
         known = {f.name for f in fields(cls)}
         for name in asked:
             if name not in known:
-                raise JobError(f"batcher has no option {name!r}; there are {', '.join(sorted(known))}.")
+                raise JobError(
+                    f"batcher has no option {name!r}; there are {', '.join(sorted(known))}."
+                )
         for name in ("inputs", "models", "retry"):
             if isinstance(asked.get(name), str):
                 asked[name] = (asked[name],)
@@ -209,12 +213,16 @@ class Job:
                 "end it in .jsonl or .parquet."
             )
         if self.route != "each" and len(self.models) < 2:
-            raise JobError(f"--route {self.route} chooses between models; give two or more with -m.")
+            raise JobError(
+                f"--route {self.route} chooses between models; give two or more with -m."
+            )
         for outcome in self.retry:
             if outcome not in Outcome:
                 raise JobError(f"--retry {outcome}: there is no such outcome; see the README.")
             if outcome == Outcome.OK:
-                raise JobError("--retry ok: an answer that is ok is never sent again; use --overwrite.")
+                raise JobError(
+                    "--retry ok: an answer that is ok is never sent again; use --overwrite."
+                )
         positive: dict[str, float | None] = {
             "--limit": self.limit,
             "--total-rpm": self.total_rpm,
@@ -248,7 +256,9 @@ class Job:
                     f"a text needs quotes: --param '{name}=\"{value}\"'."
                 ) from None
         if "model" in parsed or "messages" in parsed:
-            raise JobError("--param sets body fields other than model and messages; use -m, --prompt.")
+            raise JobError(
+                "--param sets body fields other than model and messages; use -m, --prompt."
+            )
         if parsed.get("stream"):
             raise JobError("--param stream=true: batcher reads whole answers; leave it out.")
         return parsed
@@ -288,8 +298,10 @@ class Job:
         if base is None:
             if self.api_key_env or "AIHUBMIX_API_KEY" in environment:
                 base = AIHUBMIX if key_name != "OPENAI_API_KEY" else None
-            base = base or environment.get("OPENAI_BASE_URL") or (
-                "https://api.openai.com/v1" if "OPENAI_API_KEY" in environment else AIHUBMIX
+            base = (
+                base
+                or environment.get("OPENAI_BASE_URL")
+                or ("https://api.openai.com/v1" if "OPENAI_API_KEY" in environment else AIHUBMIX)
             )
         parts = urlsplit(base)
         try:
@@ -321,7 +333,9 @@ class Job:
                 "(or name another variable with --api-key-env; or try --simulate, which needs none)."
             )
         if not key.isascii() or not key.isprintable():
-            raise JobError(f"{key_name} holds characters that no HTTP header can carry; set it anew.")
+            raise JobError(
+                f"{key_name} holds characters that no HTTP header can carry; set it anew."
+            )
         return Endpoint(url, url, key)
 
     def asdict(self) -> dict[str, object]:
@@ -359,7 +373,9 @@ def _concurrency(told: tuple[str, ...], model: str) -> int | None:
     if found is None or found == "auto":
         return None
     if not found.isdecimal() or int(found) < 1:
-        raise JobError(f"--concurrency {found!r}: it must be a whole number from 1, MODEL=N or auto.")
+        raise JobError(
+            f"--concurrency {found!r}: it must be a whole number from 1, MODEL=N or auto."
+        )
     return int(found)
 
 

@@ -19,8 +19,9 @@ from batcher.errors import JobError
 from batcher.job import Job
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
-from batcher.records import Outcome, Prompt, Request
+from batcher.records import Prompt, Request
 from batcher.write.index import OUTCOMES, Segment
+from batcher.write.journal import Kept
 from batcher.write.winners import Winners
 
 __all__ = ["Earlier", "Plan", "Todo", "settings_of"]
@@ -30,20 +31,12 @@ _BATCH_BYTES = 4 << 20
 _SAMPLE = 100
 
 
-class Kept(NamedTuple):
-    """An answer from before that is now at another place."""
-
-    slot: int
-    key: str
-    at: tuple[int, int, int, Outcome]
-
-
 class Todo(NamedTuple):
-    """One row's prompt and the slots it is still to be sent to; `kept` is answered already."""
+    """One row's prompt and the slots it is still to be sent to; `kept` are slots answered before."""
 
     prompt: Prompt
     slots: tuple[int, ...]
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[tuple[int, Kept], ...] = ()
 
 
 def settings_of(job: Job, url: str) -> dict[str, object]:
@@ -153,11 +146,11 @@ class Plan:
         left, kept = [], []
         for slot in slots:
             request = self.request(prompt, self.slots[slot] or prompt.model or "")
-            found = self._earlier.take(request.key, prompt.row)
+            found = self._earlier.take(request)
             if found is None:
                 left.append(slot)
             else:
-                kept.append(Kept(slot, request.key, found))
+                kept.append((slot, found))
         if kept and self._route != "each":
             left = []
         return Todo(prompt, tuple(left), tuple(kept))
@@ -184,7 +177,9 @@ class Plan:
             raise JobError(f"{where}: there are no rows in it.")
         if unusable == min(rows, _SAMPLE):
             what = "the only row" if rows == 1 else f"all of the first {unusable} rows"
-            raise JobError(f"Nothing can be sent, {what} cannot be used; the first: {first_error}.")
+            raise JobError(
+                f"Nothing can be sent, {what} cannot be used; the first: {first_error}."
+            )
         self._unique(names)
         return rows
 
@@ -229,14 +224,14 @@ class Earlier:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def take(self, key: str, row: int) -> tuple[int, int, int, Outcome] | None:
-        """(segment, offset, length, outcome) of an answer to this key, the row's own one first.
+    def take(self, request: Request) -> Kept | None:
+        """A reference to an answer to these bytes, the row's own one first.
 
         The same row asking again gets the same answer again.
         """
         if not len(self._keys):
             return None
-        raw = bytes.fromhex(key)
+        raw, row = bytes.fromhex(request.key), request.row
         high = np.uint64(int.from_bytes(raw[:8], "little"))
         low = int.from_bytes(raw[8:], "little")
         begin = int(np.searchsorted(self._keys, high, "left"))
@@ -256,9 +251,13 @@ class Earlier:
             return None
         self._takers[best] = row
         entry = self._entries[best]
-        return (
-            int(entry["segment"]),
-            int(entry["offset"]),
-            int(entry["length"]),
-            OUTCOMES[int(entry["outcome"])],
+        return Kept(
+            row=row,
+            model=request.model,
+            sample=request.sample,
+            key=request.key,
+            status=OUTCOMES[int(entry["outcome"])],
+            custom_id=request.custom_id,
+            at=(int(entry["segment"]), int(entry["offset"]), int(entry["length"])),
+            extras=int(entry["extras"]),
         )

@@ -108,8 +108,8 @@ class Runner:
         """
         job = self._job
         if job.output == "-":
-            with tempfile.TemporaryDirectory(prefix="batcher-") as folder:
-                return await self._locked(Path(folder))
+            with tempfile.TemporaryDirectory(prefix="batcher-") as temporary:
+                return await self._locked(Path(temporary))
         output = Path(job.output)
         folder = output.with_name(output.name + ".run")
         _check_output(output, folder, overwrite=job.overwrite)
@@ -127,7 +127,9 @@ class Runner:
     async def _locked(self, folder: Path) -> Report:
         inputs = self._inputs(folder)
         async with contextlib.AsyncExitStack() as stack:
-            endpoint = self._job.endpoint() if not self._job.simulate else Endpoint("", "simulated:")
+            endpoint = (
+                self._job.endpoint() if not self._job.simulate else Endpoint("", "simulated:")
+            )
             epoch, manifest, winners, earlier = self._resume(folder, inputs, endpoint)
             plan = Plan(self._job, endpoint.name, inputs, winners, earlier)
             self._surveyed = epoch.rows
@@ -181,7 +183,9 @@ class Runner:
             epoch = last
         loaded = [index.load(path, number) for number, path in files]
         if bad := sum(segment.bad for segment in loaded):
-            self._say(f"{bad} torn or damaged journal lines are left out; their rows are sent again.")
+            self._say(
+                f"{bad} torn or damaged journal lines are left out; their rows are sent again."
+            )
         changed = last is not None and epoch is not last and last.settings != settings
         if changed and last is not None:
             self._settle_change(last, epoch, inputs, loaded, endpoint, same_input=same_input)
@@ -319,7 +323,9 @@ class Runner:
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
         text = f"{written.rows:,} rows in {job.output}"
         if written.missing:
-            raise OutputError(f"{text}, but {written.missing:,} are missing; run the same command again.")
+            raise OutputError(
+                f"{text}, but {written.missing:,} are missing; run the same command again."
+            )
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text + ".")
 
 
@@ -331,7 +337,9 @@ def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
     """Whether the output can be written, and is ours if it is there."""
     parent = output.parent
     if output.is_dir():
-        raise JobError(f"{output}: it is a folder; name a file in it, such as {output / 'out.jsonl'}.")
+        raise JobError(
+            f"{output}: it is a folder; name a file in it, such as {output / 'out.jsonl'}."
+        )
     if not parent.is_dir():
         raise JobError(f"{output}: there is no folder {parent}; make it first.")
     if not os.access(parent, os.W_OK):

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -53,13 +53,9 @@ def check(*inputs: str, job: Annotated[Job, Parameter(name="*")]) -> int:
 
 
 def _run(job: Job) -> int:
-    try:
-        import uvloop
+    import uvloop
 
-        new_loop = uvloop.new_event_loop
-    except ImportError:
-        new_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_conduct(job))
 
 
@@ -128,13 +124,17 @@ def _same_command() -> str:
     return shlex.join(words)
 
 
-def _ask(error: BatcherError) -> str:
+def _ask(error: BatcherError) -> Literal["resend", "keep"]:
     print(f"batcher: {error}", file=sys.stderr)
     while True:
-        print("Send those rows again (resend), keep their old answers (keep), or stop (stop)? ",
-              end="", file=sys.stderr, flush=True)
+        print(
+            "Send those rows again (resend), keep their old answers (keep), or stop (stop)? ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
         said = sys.stdin.readline().strip().lower()
-        if said in ("resend", "keep"):
+        if said == "resend" or said == "keep":
             return said
         if said in ("", "stop"):
             raise error

@@ -82,7 +82,9 @@ def expand(paths: Sequence[str]) -> list[InputFile]:
         elif os.path.exists(path):
             found.append(path)
         elif glob.has_magic(path):
-            matched = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+            matched = sorted(
+                match for match in glob.glob(path, recursive=True) if os.path.isfile(match)
+            )
             if not matched:
                 raise JobError(f"{path}: no file matches.")
             found += matched
@@ -189,9 +191,14 @@ class Inputs:
             if isinstance(rows, pa.RecordBatch):
                 yield positions, rows.to_pylist()
             else:
-                yield positions, [_raw(row) if isinstance(row, bytes) else row or {} for row in rows]
+                yield (
+                    positions,
+                    [_raw(row) if isinstance(row, bytes) else row or {} for row in rows],
+                )
 
-    def native(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[dict[str, object] | None]]]:
+    def native(
+        self,
+    ) -> Iterator[tuple[list[int], pa.RecordBatch | list[dict[str, object] | None]]]:
         """Blocks of (positions, record batch for Parquet, else decoded columns)."""
         for positions, rows in self._blocks():
             if isinstance(rows, pa.RecordBatch):
@@ -256,7 +263,7 @@ def _jsonl_rows(
 ) -> Iterator[tuple[int, Row | None]]:
     number = 0
     try:
-        for number, line in enumerate(jsonl.lines(file.path), 1):  # noqa: B007
+        for number, line in enumerate(jsonl.lines(file.path), 1):
             position = first + number - 1
             if not line or line.isspace():
                 yield position, _BLANK
@@ -319,7 +326,7 @@ def _raw_rows(file: InputFile, first: int) -> Iterator[tuple[int, Any]]:
         return
     number = -1
     try:
-        for number, line in enumerate(jsonl.lines(file.path)):  # noqa: B007
+        for number, line in enumerate(jsonl.lines(file.path)):
             yield first + number, _BLANK if not line or line.isspace() else line
     except jsonl.Damaged:
         yield first + number + 1, None

@@ -49,10 +49,10 @@ def lines(path: str) -> Iterator[bytes]:
 
 def _open(path: str) -> IO[bytes]:
     if path.endswith(".gz"):
-        return gzip.open(path, "rb")
+        return io.BufferedReader(gzip.open(path, "rb"), _BLOCK)
     if path.endswith(".zst"):
         return io.BufferedReader(pa.input_stream(path, compression="zstd"), _BLOCK)
-    return open(path, "rb", buffering=_BLOCK)  # noqa: SIM115 (the caller's ExitStack closes it)
+    return open(path, "rb", buffering=_BLOCK)
 
 
 def decode(line: bytes) -> dict[str, object]:

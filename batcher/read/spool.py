@@ -49,7 +49,9 @@ def rows(folder: Path, given: Any) -> InputFile:
 
         return _copied(folder, "rows.parquet", "rows", "parquet", write_table)
     if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
-        raise JobError(f"rows must be an iterable of dicts or a table, not {type(given).__name__}.")
+        raise JobError(
+            f"rows must be an iterable of dicts or a table, not {type(given).__name__}."
+        )
 
     def write(file: IO[bytes]) -> None:
         for number, row in enumerate(given, 1):

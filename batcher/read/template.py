@@ -44,7 +44,9 @@ class Template:
         except jinja2.TemplateError as error:
             line = getattr(error, "lineno", None)
             at = f" (line {line})" if line else ""
-            raise JobError(f"{flag} is not a template: {error}{at}; see Jinja2's {{{{ name }}}}.") from None
+            raise JobError(
+                f"{flag} is not a template: {error}{at}; see Jinja2's {{{{ name }}}}."
+            ) from None
 
     def fits(self, columns: Mapping[str, object]) -> bool:
         """Whether the row has every column that the template mentions."""

@@ -67,7 +67,10 @@ class Client:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._session is not None:
             await self._session.close()
@@ -84,9 +87,7 @@ class Client:
         if self._session is None:
             raise RuntimeError("Client is used outside of its `async with`")
         try:
-            async with self._session.post(
-                self._url, data=body, allow_redirects=False
-            ) as response:
+            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 body = await _bounded(response)
                 if self._key and self._key in body:  # Some gateways echo the key in their errors.
                     body = body.replace(self._key, b"[key]")

@@ -27,8 +27,6 @@ class Ticket(NamedTuple):
 class Door(Protocol):
     """What the engine needs of a limit, and all that a shared one has to implement."""
 
-    in_flight: int
-
     async def enter(self, tokens: float) -> Ticket:
         """Waits until one request of so many tokens may be sent."""
 

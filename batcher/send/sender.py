@@ -95,9 +95,7 @@ class Sender:
 
         def decided(state: tenacity.RetryCallState) -> float | None:
             error = state.outcome.exception() if state.outcome else None
-            return (
-                self._decide(error, tries, began) if isinstance(error, RequestError) else None
-            )
+            return self._decide(error, tries, began) if isinstance(error, RequestError) else None
 
         waits: list[float] = []
 
@@ -121,9 +119,7 @@ class Sender:
 
     def _decide(self, error: RequestError, tries: list[Attempt], began: float) -> float | None:
         refusals = sum(1 for t in tries if t.status is Outcome.RATE_LIMITED)
-        wait = retry.decide(
-            error, len(tries) - refusals, refusals, self._max_retries, self._rng
-        )
+        wait = retry.decide(error, len(tries) - refusals, refusals, self._max_retries, self._rng)
         if wait is None or time.monotonic() + wait - began > self._row_timeout:
             return None
         return wait

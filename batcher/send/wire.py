@@ -65,7 +65,9 @@ _NO_MODEL = re.compile(
     r"model_not_found|incorrect model id|invalid model name|no such model|model .{0,80}does not exist"
     r"|model .{0,80}not found|unknown model|not a valid model|server is pinned to"
 )
-_RATE = re.compile(r"rate.?limit|too many requests|tokens per minute|requests per minute|slow_down")
+_RATE = re.compile(
+    r"rate.?limit|too many requests|tokens per minute|requests per minute|slow_down"
+)
 
 
 def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool) -> Completion:
@@ -75,8 +77,11 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
         RequestError: There is none; the type and `outcome` say why.
     """
     request_id = next(
-        (value for name in ("x-request-id", "request-id", "x-oneapi-request-id", "cf-ray")
-         if (value := headers.get(name))),
+        (
+            value
+            for name in ("x-request-id", "request-id", "x-oneapi-request-id", "cf-ray")
+            if (value := headers.get(name))
+        ),
         None,
     )
     data, fault = _json(body)
@@ -218,8 +223,9 @@ def _usage(usage: Any) -> Usage:
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
     cost = usage.get("cost")
-    known = isinstance(cost, int | float) and not isinstance(cost, bool) and cost >= 0
-    return Usage(prompt, completion, total, cached, reasoning, float(cost) if known else None)
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or cost < 0:
+        cost = None
+    return Usage(prompt, completion, total, cached, reasoning, cost)
 
 
 def _count(value: Any) -> int | None:
@@ -264,7 +270,9 @@ def _text(value: Any) -> str | None:
 
 def _page(body: bytes) -> str:
     """The words of an HTML page from a proxy, or of plain text."""
-    text = re.sub(r"(?s)<(script|style).*?</\1>|<[^>]*>", " ", body[:20000].decode("utf-8", "replace"))
+    text = re.sub(
+        r"(?s)<(script|style).*?</\1>|<[^>]*>", " ", body[:20000].decode("utf-8", "replace")
+    )
     return " ".join(text.split())[:300]
 
 
@@ -335,7 +343,10 @@ def _seconds(text: Any) -> float | None:
 
 
 def _span(text: str) -> float | None:
-    words = re.sub(r" ?(millisecond|second|minute|hour)s?", lambda m: {"millisecond": "ms"}.get(
-        m.group(1), m.group(1)[0]), text)
+    words = re.sub(
+        r" ?(millisecond|second|minute|hour)s?",
+        lambda m: {"millisecond": "ms"}.get(m.group(1), m.group(1)[0]),
+        text,
+    )
     parts = _SPAN.findall(words)
     return sum(float(number) * _UNITS[unit] for number, unit in parts) if parts else None

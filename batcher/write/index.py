@@ -19,22 +19,36 @@ import numpy.typing as npt
 
 from batcher.records import Outcome
 
-__all__ = ["ENTRY", "OUTCOMES", "Segment", "checked", "entry_bytes", "line_of", "load", "save"]
+__all__ = [
+    "ENTRY",
+    "LOGPROBS",
+    "OUTCOMES",
+    "TOOL_CALLS",
+    "Segment",
+    "checked",
+    "entry_bytes",
+    "line_of",
+    "load",
+    "save",
+]
 
 OUTCOMES = tuple(Outcome)
+TOOL_CALLS, LOGPROBS = 1, 2  # Bits of `extras`: what a line has that few lines have.
 NUMBER = {outcome: number for number, outcome in enumerate(OUTCOMES)}
 
 ENTRY = np.dtype(
     [
         ("row", "<i8"),
         ("offset", "<i8"),
-        ("key", "S16"),
+        ("key_high", "<u8"),
+        ("key_low", "<u8"),
         ("length", "<u4"),
         ("segment", "<u4"),
         ("model", "<u2"),
         ("sample", "<u2"),
         ("outcome", "u1"),
-        ("spare", "V3"),
+        ("extras", "u1"),
+        ("spare", "V2"),
     ]
 )
 Entries = npt.NDArray[np.void]
@@ -52,6 +66,9 @@ class _Head(msgspec.Struct):
     key: str
     status: Outcome
     at: tuple[int, int, int] | None = None
+    tool_calls: msgspec.Raw | None = None
+    logprobs: msgspec.Raw | None = None
+    extras: int = 0
 
 
 class Segment(msgspec.Struct):
@@ -89,7 +106,15 @@ def checked(line: bytes) -> bool:
 
 
 def entry_bytes(
-    row: int, offset: int, key: str, length: int, segment: int, model: int, sample: int, outcome: Outcome
+    row: int,
+    offset: int,
+    key: str,
+    length: int,
+    segment: int,
+    model: int,
+    sample: int,
+    outcome: Outcome,
+    extras: int,
 ) -> bytes:
     """One entry, packed as `ENTRY` says."""
     return b"".join(
@@ -101,14 +126,16 @@ def entry_bytes(
             segment.to_bytes(4, "little"),
             model.to_bytes(2, "little"),
             sample.to_bytes(2, "little"),
-            bytes((NUMBER[outcome], 0, 0, 0)),
+            bytes((NUMBER[outcome], extras, 0, 0)),
         )
     )
 
 
 def save(path: Path, segment: Segment, size: int) -> None:
     """Writes the sidecar of a segment of `size` bytes; a crash in between leaves none or a bad one."""
-    head = msgspec.json.encode({"size": size, "models": segment.models, "bad": segment.bad}) + b"\n"
+    head = (
+        msgspec.json.encode({"size": size, "models": segment.models, "bad": segment.bad}) + b"\n"
+    )
     body = head + segment.entries.tobytes()
     temporary = path.with_suffix(".idx.tmp")
     temporary.write_bytes(_MAGIC + b"%08x\n" % zlib.crc32(body) + body)
@@ -152,7 +179,15 @@ def _scan(journal: Path, number: int) -> Segment:
         model = models.setdefault(head.model, len(models))
         where = head.at or (number, offset, len(line))
         packed += entry_bytes(
-            head.row, where[1], head.key, where[2], where[0], model, head.sample, head.status
+            head.row,
+            where[1],
+            head.key,
+            where[2],
+            where[0],
+            model,
+            head.sample,
+            head.status,
+            head.extras,
         )
     return Segment(number, list(models), np.frombuffer(bytes(packed), ENTRY), bad)
 
@@ -176,4 +211,10 @@ def _head(line: bytes) -> _Head | None:
         ok = len(bytes.fromhex(head.key)) == 16 and head.row >= 0 and 0 <= head.sample < 1 << 16
     except (msgspec.DecodeError, ValueError):
         return None
-    return head if ok else None
+    if not ok:
+        return None
+    # A reference carries the extras of what it refers to; a line of its own shows them.
+    head.extras |= TOOL_CALLS * (head.tool_calls is not None) | LOGPROBS * (
+        head.logprobs is not None
+    )
+    return head

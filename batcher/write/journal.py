@@ -20,22 +20,41 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from batcher.errors import JobError, OutputError
 from batcher.records import Outcome, Result
 from batcher.write import index
 
-__all__ = ["Journal", "Lock", "segments"]
+__all__ = ["Journal", "Kept", "Lock", "segments"]
 
 _SEAL_BYTES = 64 << 20
 _SYNC_SECONDS = 0.2
 _MAX_ROWS = 4000
 _MAX_BYTES = 64 << 20
 _encode = msgspec.json.Encoder().encode
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A line that refers to the line which holds the answer.
+
+    Attributes:
+        at: (segment, offset, length) of that line.
+        extras: What that line has besides (`index.ENTRY`).
+    """
+
+    row: int
+    model: str
+    sample: int
+    key: str
+    status: Outcome
+    custom_id: str
+    at: tuple[int, int, int]
+    extras: int
 
 
 class Lock:
@@ -84,17 +103,15 @@ class Journal:
 
     Args:
         folder: The run folder, locked by the caller.
-        written: Called on the writer's thread after results reached the file, to wake who waits.
 
     Attributes:
         failed: What ended the writing, if something did; nothing is written after it.
     """
 
-    def __init__(self, folder: Path, written: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._written = written
-        self._queue: list[Result | dict[str, object]] = []
-        self._bytes = 0
+        self._queue: deque[Result | Kept] = deque()
+        self._bytes_put = self._bytes_taken = 0  # Each counted by one thread only.
         self._wake = threading.Event()
         self._closing = False
         self.failed: OSError | None = None
@@ -116,31 +133,19 @@ class Journal:
 
     @property
     def full(self) -> bool:
-        """Whether whoever has more results should wait until `written` is called."""
-        return len(self._queue) >= _MAX_ROWS or self._bytes >= _MAX_BYTES
+        """Whether whoever has more results should wait a moment before the next."""
+        waiting = self._bytes_put - self._bytes_taken
+        return len(self._queue) >= _MAX_ROWS or waiting >= _MAX_BYTES
 
     def put(self, result: Result) -> None:
         """Takes a result; it is in the file a moment later, and on the disk 200 ms after that."""
         self._queue.append(result)
-        self._bytes += 400 + len(result.content or "") + len(result.response or "")
+        self._bytes_put += _size(result)
         self._wake.set()
 
-    def put_kept(
-        self, row: int, custom_id: str, model: str, sample: int, key: str, entry: tuple[int, int, int, Outcome]
-    ) -> None:
-        """Takes note that an earlier answer (segment, offset, length, outcome) is now this row's."""
-        segment, offset, length, outcome = entry
-        self._queue.append(
-            {
-                "row": row,
-                "model": model,
-                "sample": sample,
-                "key": key,
-                "status": outcome,
-                "custom_id": custom_id,
-                "at": (segment, offset, length),
-            }
-        )
+    def put_kept(self, kept: Kept) -> None:
+        """Takes note that an earlier answer is now the one of another row, or of another run."""
+        self._queue.append(kept)
         self._wake.set()
 
     def close(self) -> None:
@@ -164,11 +169,9 @@ class Journal:
             while True:
                 closing = self._closing
                 self._wake.clear()
-                taken, self._queue = self._queue, []
+                taken = [self._queue.popleft() for _ in range(len(self._queue))]
                 if taken:
                     self._append(taken)
-                    self._bytes = 0
-                    self._written()
                 now = time.monotonic()
                 if not self._synced and (closing or now - last_sync >= _SYNC_SECONDS):
                     os.fdatasync(self._file)
@@ -182,22 +185,22 @@ class Journal:
             self._seal()
         except OSError as error:
             self.failed = error
-            self._written()
 
-    def _append(self, taken: list[Result | dict[str, object]]) -> None:
+    def _append(self, taken: list[Result | Kept]) -> None:
         lines = []
         offset = self._size
         for item in taken:
             line = index.line_of(_encode(item))
             if isinstance(item, Result):
-                at = (self._number, offset, len(line) - 1)
-                row, model, sample, key = item.row, item.model, item.sample, item.key
-                outcome = item.status
+                self._bytes_taken += _size(item)
+                segment, at, length = self._number, offset, len(line) - 1
+                extras = index.TOOL_CALLS * (item.tool_calls is not None)
+                extras |= index.LOGPROBS * (item.logprobs is not None)
             else:
-                row, model, sample, key, outcome, _, at = item.values()  # type: ignore[assignment]
-            slot = self._models.setdefault(model, len(self._models))
+                (segment, at, length), extras = item.at, item.extras
+            slot = self._models.setdefault(item.model, len(self._models))
             self._entries += index.entry_bytes(
-                row, at[1], key, at[2], at[0], slot, sample, outcome
+                item.row, at, item.key, length, segment, slot, item.sample, item.status, extras
             )
             lines.append(line)
             offset += len(line)
@@ -215,12 +218,16 @@ class Journal:
         if not self._size:
             self._path.unlink()
             return
-        entries = index.np.frombuffer(bytes(self._entries), index.ENTRY)
+        entries = np.frombuffer(bytes(self._entries), index.ENTRY)
         segment = index.Segment(self._number, list(self._models), entries)
         try:
             index.save(self._path.with_suffix(".idx"), segment, self._size)
         except OSError:
             self._path.with_suffix(".idx").unlink(missing_ok=True)  # It is made again when needed.
+
+
+def _size(result: Result) -> int:
+    return 400 + len(result.content or "") + len(result.response or "")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,55 @@
+"""Which fault a request suffers: a matter of seed, body and how often it came. Touches: nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+
+__all__ = ["FAULTS", "check_shares", "drawn"]
+
+FAULTS = {
+    "http_500": "answer 500",
+    "http_503": "answer 503",
+    "http_429": "answer 429 with Retry-After: 1",
+    "html": "200, but a page of HTML",
+    "cut_json": "200, billed, the JSON cut in the middle",
+    "error_200": "200, but an error object",
+    "no_choices": "200, but no choice",
+    "disconnect": "the connection is closed without an answer",
+    "truncated": "finish_reason length",
+    "empty": "an empty answer",
+    "refused": "a refusal",
+    "filtered": "finish_reason content_filter",
+    "no_usage": "an answer without usage",
+    "slow": "ten times as slow",
+    "context_length": "400, context_length_exceeded",
+    "hang": "no answer until the client gives up, at most an hour",
+}
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raises ValueError for an unknown fault, a negative share, or shares above 1 together."""
+    for name, share in shares.items():
+        if name not in FAULTS:
+            raise ValueError(f"no fault {name!r}; there are {', '.join(FAULTS)}")
+        if not 0 <= share <= 1:
+            raise ValueError(f"fault {name}={share}: a share is from 0 to 1")
+    if sum(shares.values()) > 1 + 1e-9:
+        raise ValueError("the faults' shares are more than 1 together")
+
+
+def drawn(shares: Mapping[str, float], seed: int, key: bytes, nth: int) -> str | None:
+    """The fault of the `nth` time that a body with this key comes; a retry draws anew.
+
+    >>> drawn({"http_500": 1.0}, 0, b"body", 0)
+    'http_500'
+    """
+    if not shares:
+        return None
+    digest = blake2b(b"%d %d " % (seed, nth) + key, digest_size=8).digest()
+    point = int.from_bytes(digest, "big") / 2**64
+    for name, share in shares.items():
+        point -= share
+        if point < 0:
+            return name
+    return None
