@@ -42,7 +42,7 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     def work() -> None:
         try:
             ended.append(asyncio.run(Runner(job, rows=given).run()))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
             ended.append(error)
 
     thread = threading.Thread(target=work, name="batcher")

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from itertools import pairwise
 
@@ -277,10 +277,8 @@ class Engine:
                 await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
 
     async def _again(self, lane: EngineLane, prompt: Prompt, failed: Again) -> None:
-        try:
+        with suppress(Closed):  # Stopped while it waited: the request stays pending.
             await self._done(lane, prompt, await self._sender.again(failed, lane.way))
-        except Closed:
-            pass  # Stopped while it waited: the request stays pending.
 
     def _retried(self, lane: EngineLane, task: asyncio.Task[None]) -> None:
         lane.retrying.discard(task)

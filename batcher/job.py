@@ -62,7 +62,9 @@ class Job:
 
     inputs: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
 
-    output: Annotated[str, Parameter(name=["--output", "-o"], group=_WHAT)]
+    output: Annotated[
+        str, Parameter(name=["--output", "-o"], group=_WHAT, allow_leading_hyphen=True)
+    ]
     """File to write, .jsonl or .parquet by suffix; "-" writes rows to stdout as they finish (such
     a run cannot be resumed)."""
 

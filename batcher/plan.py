@@ -19,7 +19,7 @@ from batcher.errors import JobError
 from batcher.job import Job
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
-from batcher.records import Prompt, Request
+from batcher.records import Outcome, Prompt, Request
 from batcher.write.index import OUTCOMES, Segment
 from batcher.write.journal import Kept
 from batcher.write.winners import Winners
@@ -88,6 +88,15 @@ class Plan:
         ]
         resend = job.resendable
         self._settled = [False, *(outcome not in resend for outcome in OUTCOMES)]
+
+    def settled(self, slot: int) -> dict[Outcome, int]:
+        """How many rows of a slot were ended by earlier runs, by outcome."""
+        counts = np.bincount(np.frombuffer(self._answered[slot], np.uint8), minlength=1)
+        return {
+            OUTCOMES[state - 1]: n
+            for state, n in enumerate(counts.tolist())
+            if n and self._settled[state]
+        }
 
     def request(self, prompt: Prompt, model: str) -> Request:
         """The exact request of a prompt for a model."""
@@ -161,7 +170,7 @@ class Plan:
         Raises:
             JobError: No rows, two rows with one `custom_id`, or none of the first rows can be sent.
         """
-        rows, unusable, first_error = 0, 0, None
+        rows, unusable, unfit, first_error = 0, 0, 0, None
         names = array("q")
         columns = self._prompter.columns
         for row in self._inputs.rows(columns):
@@ -171,6 +180,7 @@ class Plan:
             if rows <= _SAMPLE:
                 prompt = self._prompter.prompt(row)
                 unusable += prompt.error is not None
+                unfit += self._prompter.ignores_template(row)
                 first_error = first_error or prompt.error
         where = ", ".join(file.name for file in self._inputs.files)
         if not rows:
@@ -179,6 +189,11 @@ class Plan:
             what = "the only row" if rows == 1 else f"all of the first {unusable} rows"
             raise JobError(
                 f"Nothing can be sent, {what} cannot be used; the first: {first_error}."
+            )
+        if unfit == min(rows, _SAMPLE):
+            raise JobError(
+                f"--prompt names columns that none of the first {unfit} rows of {where} has; "
+                "see the names in it."
             )
         self._unique(names)
         return rows

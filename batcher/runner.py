@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from batcher.engine import Emit, Engine
 from batcher.errors import JobError, OutputError, RunStopped
@@ -140,7 +139,7 @@ class Runner:
             if self._interrupted:
                 raise RunStopped("Interrupted before anything was sent.")
             manifest.save(folder)
-            self._count_earlier(winners)
+            self._count_earlier(plan)
             if self._job.simulate:
                 endpoint = await stack.enter_async_context(_simulated())
             await self._send(folder, endpoint, plan)
@@ -269,12 +268,10 @@ class Runner:
         )
         return Report(self.summary, 3 if errors else 0, None, text)
 
-    def _count_earlier(self, winners: Winners) -> None:
-        for slot, model in enumerate(self._job.models or ("",)):
-            counts = np.bincount(winners.outcomes(slot), minlength=1)
-            for state, n in enumerate(counts.tolist()):
-                if state and n:
-                    self.summary.add_earlier(model, index.OUTCOMES[state - 1], n)
+    def _count_earlier(self, plan: Plan) -> None:
+        for slot, model in enumerate(plan.slots):
+            for outcome, n in plan.settled(slot).items():
+                self.summary.add_earlier(model, outcome, n)
 
     # During
 

@@ -134,7 +134,9 @@ def _ask(error: BatcherError) -> Literal["resend", "keep"]:
             flush=True,
         )
         said = sys.stdin.readline().strip().lower()
-        if said == "resend" or said == "keep":
-            return said
+        if said == "resend":
+            return "resend"
+        if said == "keep":
+            return "keep"
         if said in ("", "stop"):
             raise error

@@ -78,6 +78,14 @@ class Prompter:
             row.position, name, fields, model if isinstance(model, str) else None, max_tokens
         )
 
+    def ignores_template(self, row: Row) -> bool:
+        """Whether `--prompt` is given but names columns that this row does not have."""
+        return (
+            self._prompt is not None
+            and row.columns is not None
+            and not self._prompt.fits(row.columns)
+        )
+
     def _fields(self, columns: dict[str, Any]) -> tuple[bytes, str | None, int | None]:
         """(body without model, model named in the body, bound of the answer's tokens)."""
         template = self._prompt

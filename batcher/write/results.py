@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import msgspec
 import pyarrow as pa
@@ -62,7 +62,7 @@ class Picks:
         self._slots = range(slots)
         self._files: dict[int, int] = {}
 
-    def __enter__(self) -> Picks:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
