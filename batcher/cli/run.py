@@ -17,8 +17,10 @@ from batcher.job import Job
 
 __all__ = ["check", "run"]
 
+Input = Annotated[str, Parameter(allow_leading_hyphen=True)]  # For "-", stdin.
 
-def run(*inputs: str, job: Annotated[Job, Parameter(name="*")]) -> int:
+
+def run(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
     """Send every row to every model and write the answers.
 
     A second start with the same output goes on where the first stopped. Ctrl-C once stops sending
@@ -31,7 +33,7 @@ def run(*inputs: str, job: Annotated[Job, Parameter(name="*")]) -> int:
             JSONL on stdin.
         job: The options.
     """
-    job = replace(job, inputs=inputs)
+    job = _with(job, inputs)
     try:
         return _run(job)
     except BatcherError as error:
@@ -42,14 +44,21 @@ def run(*inputs: str, job: Annotated[Job, Parameter(name="*")]) -> int:
         raise
 
 
-def check(*inputs: str, job: Annotated[Job, Parameter(name="*")]) -> int:
+def check(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
     """Everything but sending: read and render every row, count, say what is wrong.
 
     Args:
         inputs: As for run.
         job: The options, as for run.
     """
-    return _run(replace(job, inputs=inputs, dry_run=True))
+    return _run(replace(_with(job, inputs), dry_run=True))
+
+
+def _with(job: Job, inputs: tuple[str, ...]) -> Job:
+    for word in inputs:
+        if word.startswith("-") and word != "-":
+            raise JobError(f"Unknown option: {word}. See batcher run --help.")
+    return replace(job, inputs=inputs)
 
 
 def _run(job: Job) -> int:

@@ -94,8 +94,8 @@ class Picks:
                 continue
             outcome = index.OUTCOMES[state - 1]
             better = 2 if outcome.value == "ok" else 1 if outcome.answered else 0
-            # Of failures the last model's; of answers the first model's.
-            if better > rank or (better == 0 and rank == 0):
+            # An answer that is ok; else the last model's, an unusable answer before a failure.
+            if better > rank or better == rank < 2:
                 line = self._line(row, slot)
                 if line is not None:
                     found, rank = line, better

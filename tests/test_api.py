@@ -1,0 +1,90 @@
+"""`batcher.run` and `batcher.stream` from Python."""
+
+import asyncio
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import batcher
+from batcher.simulate.server import running
+from batcher.simulate.settings import Simulation
+
+
+@pytest.fixture
+def gateway(monkeypatch):
+    monkeypatch.delenv("AIHUBMIX_API_KEY", raising=False)
+    with running(Simulation(speed=0)) as up:
+        monkeypatch.setenv("OPENAI_BASE_URL", up.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        yield up
+
+
+def test_run_takes_dicts_and_returns_a_report(tmp_path, gateway):
+    """Six lines to a result."""
+    report = batcher.run(
+        ({"q": f"What is {n} + 1?"} for n in range(5)),
+        output=tmp_path / "out.parquet",
+        models=["sim-small"],
+        prompt="{{ q }}",
+        params={"temperature": 0},
+        concurrency=2,
+    )
+    assert report.exit_status == 0
+    assert pq.read_table(tmp_path / "out.parquet")["q"].to_pylist()[0] == "What is 0 + 1?"
+
+
+def test_run_takes_a_table_and_keeps_its_types(tmp_path, gateway):
+    """Anything that speaks the Arrow stream interface."""
+    table = pa.table({"q": ["a", "b"], "at": pa.array([1, 2], pa.timestamp("us"))})
+    batcher.run(table, output=tmp_path / "out.parquet", models="sim-small", prompt="{{ q }}")
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out.schema.field("at").type == pa.timestamp("us")
+    assert out["at"].to_pylist() == table["at"].to_pylist()
+
+
+def test_run_works_where_a_loop_runs_already(tmp_path, gateway):
+    """A notebook has a running loop."""
+
+    async def cell():
+        return batcher.run([{"prompt": "x"}], output=tmp_path / "o.jsonl", models=["sim-small"])
+
+    assert asyncio.run(cell()).exit_status == 0
+
+
+def test_stream_yields_every_result(tmp_path, gateway):
+    """Also from an async iterable; nothing is left on the disk."""
+
+    async def rows():
+        for n in range(20):
+            yield {"prompt": f"p {n}"}
+
+    async def read():
+        found = batcher.stream(rows(), models=["sim-small", "sim-large"])
+        return [(result.row, result.model, result.status) async for result in found]
+
+    got = asyncio.run(read())
+    assert sorted(got) == sorted(
+        (n, m, batcher.Outcome.OK) for n in range(20) for m in ("sim-small", "sim-large")
+    )
+
+
+def test_leaving_a_stream_early_stops_the_run(gateway):
+    """What was not asked for is not paid for."""
+
+    async def read():
+        found = batcher.stream(({"prompt": f"p {n}"} for n in range(5000)), models=["sim-small"])
+        async for _ in found:
+            break
+        await found.aclose()
+
+    asyncio.run(read())
+    assert gateway.ledger.models["sim-small"].received < 5000
+
+
+def test_what_cannot_be_done_is_a_job_error(tmp_path, gateway):
+    """The same sentences as on the command line."""
+    with pytest.raises(batcher.JobError, match="no option 'modles'"):
+        batcher.run([{"prompt": "x"}], output=tmp_path / "o.jsonl", modles=["m"])
+    with pytest.raises(batcher.JobError, match="item 2 is a int"):
+        batcher.run([{"prompt": "x"}, 7], output=tmp_path / "o.jsonl", models=["m"])
