@@ -444,7 +444,7 @@ class Engine:
                 if self._fed_by(feed, model):
                     await self._record(prompt, _unreadable(prompt, model))
             return
-        for _slot, kept in todo.kept:
+        for kept in todo.kept:
             if self._fed_by(feed, kept.model):
                 self._journal.put_kept(kept)
                 self._summary.add_earlier(kept.model, kept.status, 1)

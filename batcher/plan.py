@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from batcher.errors import JobError
+from batcher.errors import JobError, RunStopped
 from batcher.job import Job
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Outcome, Prompt, Request
-from batcher.write.index import OUTCOMES, Segment
+from batcher.write.index import ENTRY, OUTCOMES, Segment
 from batcher.write.journal import Kept
 from batcher.write.winners import Winners
 
@@ -36,7 +36,7 @@ class Todo(NamedTuple):
 
     prompt: Prompt
     slots: tuple[int, ...]
-    kept: tuple[tuple[int, Kept], ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 def settings_of(job: Job, url: str) -> dict[str, object]:
@@ -63,6 +63,7 @@ class Plan:
 
     Attributes:
         slots: Model ID by slot; one slot "" when rows name their own model.
+        abandoned: Set from outside to end a survey.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Plan:
         earlier: Earlier | None = None,
     ) -> None:
         self.slots = job.models or ("",)
+        self.abandoned = False
         self._route = job.route
         self._inputs = inputs
         self._earlier = earlier
@@ -159,7 +161,7 @@ class Plan:
             if found is None:
                 left.append(slot)
             else:
-                kept.append((slot, found))
+                kept.append(found)
         if kept and self._route != "each":
             left = []
         return Todo(prompt, tuple(left), tuple(kept))
@@ -174,6 +176,8 @@ class Plan:
         names = array("q")
         columns = self._prompter.columns
         for row in self._inputs.rows(columns):
+            if self.abandoned:
+                raise RunStopped("Interrupted before anything was sent.")
             rows += 1
             if row.columns is not None and (name := row.columns.get("custom_id")) is not None:
                 names.append(hash(str(name)))
@@ -220,20 +224,21 @@ class Earlier:
 
     Args:
         segments: Those of the earlier epochs, in order.
+        since: Those of the present one; what they refer to is given away already.
     """
 
-    def __init__(self, segments: list[Segment]) -> None:
+    def __init__(self, segments: list[Segment], since: list[Segment] | None = None) -> None:
         answered = [n for n, outcome in enumerate(OUTCOMES) if outcome.answered]
         parts = [s.entries[np.isin(s.entries["outcome"], answered)] for s in segments]
-        entries: Any = np.concatenate(parts) if parts else np.empty(0)
-        if len(entries):
-            # One answer may have been referred to by several epochs; the last place counts.
-            places = np.stack([entries["segment"].astype(np.int64), entries["offset"]], axis=1)
-            _, last = np.unique(places[::-1], axis=0, return_index=True)
-            entries = entries[len(entries) - 1 - last]
-            entries = entries[np.argsort(entries["key_high"], kind="stable")]
+        entries: Any = np.concatenate(parts) if parts else np.empty(0, ENTRY)
+        # One answer may have been referred to by several epochs; the last place counts.
+        _, last = np.unique(_places(entries)[::-1], return_index=True)
+        entries = entries[len(entries) - 1 - last]
+        for segment in since or ():
+            entries = entries[~np.isin(_places(entries), _places(segment.entries))]
+        entries = entries[np.argsort(entries["key_high"], kind="stable")]
         self._entries = entries
-        self._keys = entries["key_high"].copy() if len(entries) else np.empty(0, np.uint64)
+        self._keys = entries["key_high"].copy()
         self._takers = np.full(len(entries), -1, np.int64)
 
     def __len__(self) -> int:
@@ -276,3 +281,8 @@ class Earlier:
             at=(int(entry["segment"]), int(entry["offset"]), int(entry["length"])),
             extras=int(entry["extras"]),
         )
+
+
+def _places(entries: Any) -> Any:
+    """Where each entry's line stands, as one number: segment, then offset."""
+    return (entries["segment"].astype(np.int64) << 40) | entries["offset"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich.console import Console
 
 from batcher.engine import Emit, Engine
 from batcher.errors import JobError, OutputError, RunStopped
@@ -69,6 +70,7 @@ class Runner:
             Arrow stream interface.
         say: Told what a person should know while the run goes on, in sentences.
         emit: Awaited with each result and its prompt as it comes.
+        console: Where the live view goes; stderr by default.
         clock: A monotonic clock, in seconds.
     """
 
@@ -79,14 +81,16 @@ class Runner:
         rows: Any = None,
         say: Callable[[str], None] = lambda _text: None,
         emit: Emit | None = None,
+        console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._rows = rows
         self._say = say
         self._emit = emit
-        self._clock = clock
+        self._console = console
         self._state: State = "checking"
+        self._plan: Plan | None = None
         self._engine: Engine | None = None
         self._interrupted = False
         self.summary = Summary(clock, job.models)
@@ -96,6 +100,8 @@ class Runner:
         """The first Ctrl-C: send nothing new, wait for what is in flight, write it."""
         self._interrupted = True
         self._state = "stopping"
+        if self._plan is not None:
+            self._plan.abandoned = True
         if self._engine is not None:
             self._engine.stop()
 
@@ -130,14 +136,12 @@ class Runner:
                 self._job.endpoint() if not self._job.simulate else Endpoint("", "simulated:")
             )
             epoch, manifest, winners, earlier = self._resume(folder, inputs, endpoint)
-            plan = Plan(self._job, endpoint.name, inputs, winners, earlier)
+            plan = self._plan = Plan(self._job, endpoint.name, inputs, winners, earlier)
             self._surveyed = epoch.rows
             if epoch.rows is None or inputs.limit is not None or self._job.dry_run:
                 await asyncio.to_thread(self._survey, plan, inputs, epoch)
             if self._job.dry_run:
                 return self._dry(plan, epoch)
-            if self._interrupted:
-                raise RunStopped("Interrupted before anything was sent.")
             manifest.save(folder)
             self._count_earlier(plan)
             if self._job.simulate:
@@ -191,13 +195,11 @@ class Runner:
         first = trusted_from(manifest)
         slots = self._job.models or ("",)
         winners = Winners(len(slots), folder)
-        before = []
-        for segment in loaded:
-            if segment.number < first:
-                before.append(segment)
-            else:
-                winners.add(segment.entries, slots_of(segment.models, self._job.models))
-        return epoch, manifest, winners, Earlier(before) if before else None
+        before = [segment for segment in loaded if segment.number < first]
+        since = [segment for segment in loaded if segment.number >= first]
+        for segment in since:
+            winners.add(segment.entries, slots_of(segment.models, self._job.models))
+        return epoch, manifest, winners, Earlier(before, since) if before else None
 
     def _settle_change(
         self,
@@ -281,7 +283,7 @@ class Runner:
             self._job, endpoint, plan, journal, self.summary, self._emit
         )
         self._state = "running"
-        progress = Progress(self._snapshot, quiet=self._job.quiet)
+        progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
         watching = asyncio.create_task(progress.run())
         try:
             await engine.run()

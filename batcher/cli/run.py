@@ -80,7 +80,7 @@ async def _conduct(job: Job) -> int:
         stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
     rows = RowWriter(sys.stdout.buffer) if job.output == "-" else None
-    runner = Runner(job, say=say, emit=rows.write if rows else None)
+    runner = Runner(job, say=say, emit=rows.write if rows else None, console=stderr)
     task = asyncio.current_task()
     assert task is not None
     signals = 0
