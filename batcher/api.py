@@ -22,7 +22,8 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     """Answers every row and writes the output; returns how it ended.
 
     Works with and without a running event loop (a notebook has one): the run has a thread and a
-    loop of its own.
+    loop of its own. Ctrl-C once waits for what is in flight and keeps it, twice stops now; either
+    way KeyboardInterrupt is raised, and the same call goes on where this one stopped.
 
     Args:
         rows: A path or several, an iterable of dicts, or a table that speaks the Arrow stream
@@ -37,17 +38,38 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     if isinstance(given, AsyncIterable):
         raise JobError("rows is an async iterable; use batcher.stream, or collect it first.")
     job = Job.of(**{"quiet": True, **options, "inputs": inputs, "output": os.fspath(output)})
+    runner = Runner(job, rows=given)
     ended: list[Report | BaseException] = []
+    begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Report]]] = []
 
-    def work() -> None:
+    async def work() -> Report:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.append((asyncio.get_running_loop(), task))
+        return await runner.run()
+
+    def in_thread() -> None:
         try:
-            ended.append(asyncio.run(Runner(job, rows=given).run()))
+            ended.append(asyncio.run(work()))
         except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
             ended.append(error)
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=work, name="batcher")
-    thread.start()
-    thread.join()
+    # An event and not `join`, which takes a thread for ended once Ctrl-C has interrupted it.
+    over = threading.Event()
+    threading.Thread(target=in_thread, name="batcher").start()
+    try:
+        over.wait()
+    except KeyboardInterrupt:
+        loop, task = begun[0]
+        loop.call_soon_threadsafe(runner.stop)
+        try:
+            over.wait()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(task.cancel)
+            over.wait()
+        raise
     if isinstance(ended[0], BaseException):
         raise ended[0]
     return ended[0]

@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console
 
 from batcher.engine import Emit, Engine
-from batcher.errors import JobError, OutputError, RunStopped
+from batcher.errors import JobError, OutputError
 from batcher.finish import export, slots_of, trusted_from
 from batcher.job import Endpoint, Job
 from batcher.plan import Earlier, Plan, settings_of

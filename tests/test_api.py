@@ -1,6 +1,10 @@
 """`batcher.run` and `batcher.stream` from Python."""
 
 import asyncio
+import signal
+import subprocess
+import sys
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +13,7 @@ import pytest
 import batcher
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
+from tests.support.program import environment
 
 
 @pytest.fixture
@@ -88,3 +93,27 @@ def test_what_cannot_be_done_is_a_job_error(tmp_path, gateway):
         batcher.run([{"prompt": "x"}], output=tmp_path / "o.jsonl", modles=["m"])
     with pytest.raises(batcher.JobError, match="item 2 is a int"):
         batcher.run([{"prompt": "x"}, 7], output=tmp_path / "o.jsonl", models=["m"])
+
+
+def test_ctrl_c_in_a_script_keeps_what_is_in_flight(tmp_path):
+    """The run has a thread of its own; Ctrl-C must reach it all the same."""
+    script = """if True:
+        import batcher, sys
+        batcher.run([{"prompt": str(n)} for n in range(500)], output="out.jsonl",
+                    models=["sim-small"], concurrency=4)
+    """
+    with running(Simulation(speed=2)) as up:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE,
+            env=environment(OPENAI_BASE_URL=up.url, OPENAI_API_KEY="k"),
+        )  # fmt: skip
+        models = up.ledger.models
+        while models["sim-small"].billed < 10:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+        billed = models["sim-small"].billed
+    assert stderr.decode().strip().endswith("KeyboardInterrupt")
+    assert billed < 500
+    kept = b"".join(p.read_bytes() for p in (tmp_path / "out.jsonl.run").glob("*.jsonl"))
+    assert kept.count(b'"status":"ok"') == billed

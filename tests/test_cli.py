@@ -109,7 +109,10 @@ def test_aihubmix_is_the_default_gateway(tmp_path):
     assert job.endpoint(both).url == "https://aihubmix.com/v1/chat/completions"
     assert job.endpoint(both).key == "a"
     both.pop("AIHUBMIX_API_KEY")
-    assert (job.endpoint(both).url, job.endpoint(both).key) == ("http://x/v1/chat/completions", "b")
+    assert (job.endpoint(both).url, job.endpoint(both).key) == (
+        "http://x/v1/chat/completions",
+        "b",
+    )
 
 
 def test_an_unreadable_line_is_a_row_with_a_reason(tmp_path, gateway):
@@ -117,8 +120,18 @@ def test_an_unreadable_line_is_a_row_with_a_reason(tmp_path, gateway):
     (tmp_path / "in.jsonl").write_bytes(
         b'{"prompt": "a"}\n{"prompt": \n\n{"prompt": "b\xff"}\n[1]\n{"prompt": "c"}\n'
     )
-    ended = batcher("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "-m", "sim-large",
-                    cwd=tmp_path, url=gateway.url)
+    ended = batcher(
+        "run",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "-m",
+        "sim-small",
+        "-m",
+        "sim-large",
+        cwd=tmp_path,
+        url=gateway.url,
+    )
     assert ended.returncode == 3
     out = read_jsonl(tmp_path / "out.jsonl")
     assert [(r["row"], r["status"]) for r in out if r["model"] == "sim-large"] == [
@@ -131,8 +144,18 @@ def test_a_wrong_model_stops_that_model_alone(tmp_path, gateway):
     """The others go on, and every row still comes out for it, with the reason."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(50)])
     before = gateway.ledger.models["sim-small"].received
-    ended = batcher("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "-m", "wrong",
-                    cwd=tmp_path, url=gateway.url)
+    ended = batcher(
+        "run",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "-m",
+        "sim-small",
+        "-m",
+        "wrong",
+        cwd=tmp_path,
+        url=gateway.url,
+    )
     assert ended.returncode == 3
     out = read_jsonl(tmp_path / "out.jsonl")
     assert len(out) == 100
@@ -146,13 +169,37 @@ def test_fallback_asks_the_next_model_only_when_one_fails(tmp_path):
     """One output row for each input row; the model is the one that answered."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(40)])
     with running(Simulation(speed=0)) as up:
-        ended = batcher("run", "in.jsonl", "-o", "out.jsonl", "--route", "fallback",
-                        "-m", "sim-small", "-m", "sim-large", cwd=tmp_path, url=up.url)
+        ended = batcher(
+            "run",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            "--route",
+            "fallback",
+            "-m",
+            "sim-small",
+            "-m",
+            "sim-large",
+            cwd=tmp_path,
+            url=up.url,
+        )
         assert ended.returncode == 0, ended.stderr.decode()
         assert up.ledger.models["sim-large"].received == 0
     with running(Simulation(speed=0, faults={"refused": 0.5})) as up:
-        ended = batcher("run", "in.jsonl", "-o", "two.jsonl", "--route", "fallback",
-                        "-m", "sim-small", "-m", "sim-large", cwd=tmp_path, url=up.url)
+        ended = batcher(
+            "run",
+            "in.jsonl",
+            "-o",
+            "two.jsonl",
+            "--route",
+            "fallback",
+            "-m",
+            "sim-small",
+            "-m",
+            "sim-large",
+            cwd=tmp_path,
+            url=up.url,
+        )
         asked = up.ledger.models
         refused = asked["sim-small"].by_fault["refused"]
         assert (asked["sim-small"].received, asked["sim-large"].received) == (40, refused)
@@ -166,9 +213,22 @@ def test_split_gives_each_row_to_one_model(tmp_path):
     """Whichever is free takes it; the slow one gets fewer."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(200)])
     with running(Simulation(speed=10)) as up:
-        ended = batcher("run", "in.jsonl", "-o", "out.jsonl", "--route", "split",
-                        "-m", "sim-small", "-m", "sim-large", "--concurrency", "4",
-                        cwd=tmp_path, url=up.url)
+        ended = batcher(
+            "run",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            "--route",
+            "split",
+            "-m",
+            "sim-small",
+            "-m",
+            "sim-large",
+            "--concurrency",
+            "4",
+            cwd=tmp_path,
+            url=up.url,
+        )
         assert ended.returncode == 0, ended.stderr.decode()
         counts = {name: m.billed for name, m in up.ledger.models.items()}
     assert sum(counts.values()) == 200
@@ -195,8 +255,19 @@ def test_rows_name_their_own_model_when_none_is_given(tmp_path, gateway):
 
 def test_a_pipeline_from_stdin_to_stdout(tmp_path, gateway):
     """Rows on stdout as they finish, with the input's columns, and nothing else there."""
-    ended = batcher("run", "-", "-o", "-", "-m", "sim-small", "--prompt", "{{ q }}",
-                    cwd=tmp_path, url=gateway.url, stdin=b'{"q": "What is 2 + 3?", "n": 1.50}\n')
+    ended = batcher(
+        "run",
+        "-",
+        "-o",
+        "-",
+        "-m",
+        "sim-small",
+        "--prompt",
+        "{{ q }}",
+        cwd=tmp_path,
+        url=gateway.url,
+        stdin=b'{"q": "What is 2 + 3?", "n": 1.50}\n',
+    )
     assert ended.returncode == 0, ended.stderr.decode()
     (row,) = [json.loads(line) for line in ended.stdout.splitlines()]
     assert (row["q"], row["n"], row["status"]) == ("What is 2 + 3?", 1.5, "ok")
@@ -205,8 +276,18 @@ def test_a_pipeline_from_stdin_to_stdout(tmp_path, gateway):
 
 def test_json_is_one_object_on_stdout(tmp_path, one, gateway):
     """For whoever calls it from a pipeline."""
-    ended = batcher("run", one, "-o", "out.jsonl", "-m", "sim-small", "--json", "--quiet",
-                    cwd=tmp_path, url=gateway.url)
+    ended = batcher(
+        "run",
+        one,
+        "-o",
+        "out.jsonl",
+        "-m",
+        "sim-small",
+        "--json",
+        "--quiet",
+        cwd=tmp_path,
+        url=gateway.url,
+    )
     told = json.loads(ended.stdout)
     assert told["models"]["sim-small"]["outcomes"] == {"ok": 1}
     assert (told["exit_status"], ended.stderr) == (0, b"")
@@ -216,8 +297,9 @@ def test_a_dry_run_sends_nothing_and_names_every_bad_row(tmp_path, gateway):
     """`batcher check` is the same as `run --dry-run`."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"nothing": 1}, {"prompt": 7}])
     received = sum(m.received for m in gateway.ledger.models.values())
-    ended = batcher("check", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path,
-                    url=gateway.url)
+    ended = batcher(
+        "check", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path, url=gateway.url
+    )
     said = ended.stderr.decode()
     assert ended.returncode == 3
     assert "in.jsonl:2" in said
@@ -239,8 +321,18 @@ def test_a_second_process_on_one_output_sends_nothing(tmp_path, gateway):
         while not slow.ledger.received_by_key:
             pass
         received = sum(m.received for m in gateway.ledger.models.values())
-        said = sentence(batcher("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small",
-                                cwd=tmp_path, url=gateway.url))
+        said = sentence(
+            batcher(
+                "run",
+                "in.jsonl",
+                "-o",
+                "out.jsonl",
+                "-m",
+                "sim-small",
+                cwd=tmp_path,
+                url=gateway.url,
+            )
+        )
         assert "another batcher" in said
         assert sum(m.received for m in gateway.ledger.models.values()) == received
         first.kill()

@@ -32,8 +32,17 @@ def billed(gateway, model=None):
 def test_every_row_comes_out_once_for_every_model_and_the_ledgers_agree(tmp_path, rows, suffix):
     """Promise 1, under faults: nothing missing, nothing twice, every token accounted for."""
     with running(Simulation(speed=0, faults=FAULTS)) as gateway:
-        ended = batcher("run", rows, "-o", f"out.{suffix}", *MODELS, "--max-retries", "9",
-                        cwd=tmp_path, url=gateway.url)
+        ended = batcher(
+            "run",
+            rows,
+            "-o",
+            f"out.{suffix}",
+            *MODELS,
+            "--max-retries",
+            "9",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
         assert ended.returncode == 0, ended.stderr.decode()
         ledger = gateway.ledger.models
     path = tmp_path / f"out.{suffix}"
@@ -55,8 +64,9 @@ def test_an_answer_that_was_paid_for_is_not_bought_twice(tmp_path, rows):
     with running(Simulation(speed=0)) as gateway:
         batcher("run", rows, "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path, url=gateway.url)
         first, sent = (tmp_path / "out.jsonl").read_bytes(), billed(gateway)
-        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path,
-                        url=gateway.url)
+        ended = batcher(
+            "run", rows, "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path, url=gateway.url
+        )
         assert ended.returncode == 0
         assert (billed(gateway), (tmp_path / "out.jsonl").read_bytes()) == (sent, first)
 
@@ -129,9 +139,13 @@ def test_changed_settings_ask_before_they_spend(tmp_path, rows):
         assert billed(gateway) == 300
         kept = batcher(*words, "temperature=1", "--changed", "keep", cwd=tmp_path, url=gateway.url)
         assert (kept.returncode, billed(gateway)) == (0, 300)
-        again = batcher(*words, "temperature=2", "--changed", "resend", cwd=tmp_path, url=gateway.url)
+        again = batcher(
+            *words, "temperature=2", "--changed", "resend", cwd=tmp_path, url=gateway.url
+        )
         assert (again.returncode, billed(gateway)) == (0, 600)
-        back = batcher(*words, "temperature=0", "--changed", "resend", cwd=tmp_path, url=gateway.url)
+        back = batcher(
+            *words, "temperature=0", "--changed", "resend", cwd=tmp_path, url=gateway.url
+        )
         assert (back.returncode, billed(gateway)) == (0, 600)
 
 
@@ -146,8 +160,20 @@ def test_changed_settings_ask_before_they_spend(tmp_path, rows):
 def test_not_every_200_is_an_answer(tmp_path, rows, fault, status):
     """Promise 4: each way of failing is an outcome of its own, and exit status 3 says so."""
     with running(Simulation(speed=0, faults={fault: 1.0})) as gateway:
-        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "sim-small", "-n", "3",
-                        "--max-retries", "0", cwd=tmp_path, url=gateway.url)
+        ended = batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            "-m",
+            "sim-small",
+            "-n",
+            "3",
+            "--max-retries",
+            "0",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
         assert ended.returncode == 3, ended.stderr.decode()
     out = read_jsonl(tmp_path / "out.jsonl")
     assert collections.Counter(r["status"] for r in out) == {status: 3}
@@ -158,8 +184,18 @@ def test_not_every_200_is_an_answer(tmp_path, rows, fault, status):
 def test_unknown_usage_is_null(tmp_path, rows):
     """Promise 7: what was not reported is not 0."""
     with running(Simulation(speed=0, faults={"no_usage": 1.0})) as gateway:
-        batcher("run", rows, "-o", "out.jsonl", "-m", "sim-small", "-n", "3", cwd=tmp_path,
-                url=gateway.url)
+        batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            "-m",
+            "sim-small",
+            "-n",
+            "3",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
     for row in read_jsonl(tmp_path / "out.jsonl"):
         assert row["status"] == "ok"
         assert row["prompt_tokens"] is row["total_tokens"] is row["cost_usd"] is None
@@ -168,8 +204,9 @@ def test_unknown_usage_is_null(tmp_path, rows):
 def test_the_key_is_nowhere(tmp_path, rows):
     """The key is never printed, logged or stored, not even when the gateway echoes it."""
     with running(Simulation(speed=0, api_key="another")) as gateway:
-        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path,
-                        url=gateway.url)
+        ended = batcher(
+            "run", rows, "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path, url=gateway.url
+        )
         assert ended.returncode == 2
     assert "check the API key" in ended.stderr.decode()
     assert SECRET.encode() not in ended.stderr + ended.stdout

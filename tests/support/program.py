@@ -19,7 +19,9 @@ def environment(**more: str) -> dict[str, str]:
     return {**clean, "PYTHONWARNINGS": "ignore", **more}
 
 
-def batcher(*words: str | Path, cwd: Path, url: str | None = None, stdin: bytes | None = None, **env: str):
+def batcher(
+    *words: str | Path, cwd: Path, url: str | None = None, stdin: bytes | None = None, **env: str
+):
     """Runs a command to its end; `url` is a gateway to use through OPENAI_BASE_URL."""
     return subprocess.run(
         command(*words),

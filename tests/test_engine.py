@@ -1,0 +1,177 @@
+"""The engine's moving parts, seen from the gateway."""
+
+import dataclasses
+import time
+from decimal import Decimal
+
+import pytest
+
+from batcher.simulate.server import running
+from batcher.simulate.settings import SimulatedModel, Simulation
+from tests.support.program import batcher, read_jsonl, started, write_jsonl
+
+PRICE = Decimal(1)
+FAST = SimulatedModel("fast", 1.0, 0.0001, 0.1, PRICE, PRICE, PRICE)
+SLOW = dataclasses.replace(FAST, id="slow", median_s=0.4)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(2000)])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_slow_model_never_holds_up_a_fast_one(tmp_path, rows, own):
+    """The fast model ends its 2,000 rows while the slow one has most of its own before it."""
+    words = ["run", "in.jsonl", "-o", "out.jsonl", "--concurrency", "8"]
+    if own:
+        write_jsonl(rows, [
+            {"prompt": f"p {n}", "model": m} for n in range(2000) for m in ("fast", "slow")
+        ])  # fmt: skip
+    else:
+        words += ["-m", "slow", "-m", "fast"]
+    with running(Simulation(models=(FAST, SLOW))) as gateway:
+        process = started(*words, cwd=tmp_path, url=gateway.url)
+        models = gateway.ledger.models
+        until = time.monotonic() + 60
+        while models["fast"].billed < 2000 and time.monotonic() < until:
+            time.sleep(0.02)
+        slow = models["slow"].billed
+        process.kill()
+        process.communicate()
+        assert models["fast"].billed == 2000
+        assert 0 < slow < 1000
+
+
+def test_a_lane_with_a_feed_of_its_own_misses_and_doubles_nothing(tmp_path, rows):
+    """Models of different speed part from the common feed; every row still comes out once each."""
+    slower = dataclasses.replace(SLOW, median_s=0.01)
+    with running(Simulation(models=(FAST, slower))) as gateway:
+        ended = batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            "-m",
+            "slow",
+            "-m",
+            "fast",
+            "--concurrency",
+            "fast=16",
+            "--concurrency",
+            "slow=32",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert {m.received for m in gateway.ledger.models.values()} == {2000}
+    out = read_jsonl(tmp_path / "out.jsonl")
+    assert [(r["row"], r["model"]) for r in out] == [
+        (n, model) for n in range(2000) for model in ("slow", "fast")
+    ]
+
+
+@pytest.mark.parametrize(("flag", "most"), [("--concurrency", 3), ("--total-concurrency", 3)])
+def test_concurrency_is_never_more_than_told(tmp_path, rows, flag, most):
+    """Per model, and for all models of the key together."""
+    with running(Simulation(models=(SLOW, FAST), speed=20)) as gateway:
+        words = ["-m", "slow"] if flag == "--concurrency" else ["-m", "slow", "-m", "fast"]
+        ended = batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            *words,
+            flag,
+            str(most),
+            "-n",
+            "60",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert gateway.ledger.peak_in_flight == most
+
+
+def test_requests_a_minute_are_kept(tmp_path, rows):
+    """600 a minute is 10 a second, and at most one second of it is saved up."""
+    with running(Simulation(models=(FAST,), rpm=600, meter="bucket-1s")) as gateway:
+        began = time.monotonic()
+        ended = batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            "-m",
+            "fast",
+            "--rpm",
+            "600",
+            "-n",
+            "30",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert time.monotonic() - began >= 2.0
+        assert gateway.ledger.models["fast"].by_status == {200: 30}
+
+
+def test_a_429_is_waited_out_and_costs_no_retry(tmp_path, rows):
+    """The gate of that model shuts for the time the server names."""
+    with running(Simulation(models=(FAST,), rpm=1200, meter="window-1s")) as gateway:
+        ended = batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            "-m",
+            "fast",
+            "-n",
+            "50",
+            "--max-retries",
+            "0",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert gateway.ledger.models["fast"].by_status[200] == 50
+    out = read_jsonl(tmp_path / "out.jsonl")
+    assert {r["status"] for r in out} == {"ok"}
+
+
+def test_max_retries_is_that_many_calls_more(tmp_path, rows):
+    """No SDK below retries on its own: the ledger proves it."""
+    with running(Simulation(models=(FAST,), faults={"http_500": 1.0})) as gateway:
+        ended = batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            "-m",
+            "fast",
+            "-n",
+            "4",
+            "--max-retries",
+            "2",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
+        assert ended.returncode == 3
+        assert set(gateway.ledger.received_by_key.values()) == {3}
+    out = read_jsonl(tmp_path / "out.jsonl")
+    assert {(r["status"], r["attempts"], r["http_status"]) for r in out} == {
+        ("server_error", 3, 500)
+    }
+
+
+def test_failed_rows_are_sent_again_by_a_second_start(tmp_path, rows):
+    """Those and no others; an ok row after an error replaces it."""
+    words = ("run", rows, "-o", "out.jsonl", "-m", "fast", "-n", "100", "--max-retries", "0")
+    with running(Simulation(models=(FAST,), faults={"http_500": 0.3})) as gateway:
+        assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 3
+        failed = {r["row"] for r in read_jsonl(tmp_path / "out.jsonl") if r["status"] != "ok"}
+        gateway.gateway.shares = {}
+        received = gateway.ledger.models["fast"].received
+        assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
+        assert gateway.ledger.models["fast"].received == received + len(failed)
+    assert {r["status"] for r in read_jsonl(tmp_path / "out.jsonl")} == {"ok"}
