@@ -183,6 +183,8 @@ class Engine:
             lane.gate.close()
             lane.queue.clear()
             lane.queue.close()
+            if lane.queue.feed is not None:
+                lane.queue.feed.room.set()
         self._settled.set()
 
     async def run(self) -> None:

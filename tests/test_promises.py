@@ -73,8 +73,12 @@ def test_an_answer_that_was_paid_for_is_not_bought_twice(tmp_path, rows):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_keeps_what_was_paid_for_and_the_same_command_goes_on(tmp_path, rows, stop):
-    """Promise 2, Ctrl-C: what the gateway billed is on disk, exactly."""
-    with running(Simulation(speed=2)) as gateway:
+    """Promise 2, Ctrl-C: what the gateway billed is on disk, exactly.
+
+    There are more rows than the queues hold, so that the reader waits when the stop comes.
+    """
+    write_jsonl(rows, [{"id": n, "prompt": f"Ticket {n}"} for n in range(700)])
+    with running(Simulation(speed=20)) as gateway:
         words = ("run", rows, "-o", "out.jsonl", "-m", "sim-small", "--concurrency", "8")
         process = started(*words, cwd=tmp_path, url=gateway.url)
         while billed(gateway) < 20:
@@ -84,10 +88,10 @@ def test_a_stop_keeps_what_was_paid_for_and_the_same_command_goes_on(tmp_path, r
         assert process.returncode == 130, stderr.decode()
         assert stderr.decode().strip().splitlines()[-1].startswith("Go on with: batcher run ")
         assert not (tmp_path / "out.jsonl").exists()
-        assert billed(gateway) < 300
+        assert billed(gateway) < 700
         ended = batcher(*words, cwd=tmp_path, url=gateway.url)
         assert ended.returncode == 0, ended.stderr.decode()
-        assert billed(gateway) == 300
+        assert billed(gateway) == 700
         assert max(gateway.ledger.billed_by_key.values()) == 1
 
 

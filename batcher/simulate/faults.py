@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import blake2b
 
-__all__ = ["FAULTS", "check_shares", "drawn"]
+__all__ = ["FAULTS", "check_shares", "drawn", "point"]
 
 FAULTS = {
     "http_500": "answer 500",
@@ -16,11 +16,11 @@ FAULTS = {
     "error_200": "200, but an error object",
     "no_choices": "200, but no choice",
     "disconnect": "the connection is closed without an answer",
-    "truncated": "finish_reason length",
+    "truncated": "half an answer, finish_reason length",
     "empty": "an empty answer",
-    "refused": "a refusal",
-    "filtered": "finish_reason content_filter",
-    "no_usage": "an answer without usage",
+    "refused": "a refusal, content null",
+    "filtered": "no text, finish_reason content_filter",
+    "no_usage": "an answer, billed, without usage",
     "slow": "ten times as slow",
     "context_length": "400, context_length_exceeded",
     "hang": "no answer until the client gives up, at most an hour",
@@ -28,28 +28,34 @@ FAULTS = {
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
-    """Raises ValueError for an unknown fault, a negative share, or shares above 1 together."""
+    """Raises ValueError for an unknown fault, a share outside 0 to 1, or more than 1 together."""
     for name, share in shares.items():
         if name not in FAULTS:
             raise ValueError(f"no fault {name!r}; there are {', '.join(FAULTS)}")
         if not 0 <= share <= 1:
             raise ValueError(f"fault {name}={share}: a share is from 0 to 1")
-    if sum(shares.values()) > 1 + 1e-9:
-        raise ValueError("the faults' shares are more than 1 together")
+    total = sum(shares.values())
+    if total > 1 + 1e-9:
+        raise ValueError(f"the faults' shares are {total:g} together; 1 is the most")
 
 
-def drawn(shares: Mapping[str, float], seed: int, key: bytes, nth: int) -> str | None:
+def point(seed: int, key: str, nth: int, what: str) -> float:
+    """A number above 0 and below 1 that is the same every time for the same arguments."""
+    digest = blake2b(f"{seed} {nth} {what} {key}".encode(), digest_size=8).digest()
+    return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
+
+
+def drawn(shares: Mapping[str, float], seed: int, key: str, nth: int) -> str | None:
     """The fault of the `nth` time that a body with this key comes; a retry draws anew.
 
-    >>> drawn({"http_500": 1.0}, 0, b"body", 0)
+    >>> drawn({"http_500": 1.0}, 0, "3f2a", 0)
     'http_500'
     """
     if not shares:
         return None
-    digest = blake2b(b"%d %d " % (seed, nth) + key, digest_size=8).digest()
-    point = int.from_bytes(digest, "big") / 2**64
+    left = point(seed, key, nth, "fault")
     for name, share in shares.items():
-        point -= share
-        if point < 0:
+        left -= share
+        if left < 0:
             return name
     return None

@@ -3,48 +3,85 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 import resource
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from math import ceil
+from typing import Any, Self, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from batcher.simulate import faults
 from batcher.simulate.answers import answer
-from batcher.simulate.ledger import Ledger
-from batcher.simulate.meters import Meter, meter
+from batcher.simulate.ledger import UNANSWERED, Ledger, Spent
+from batcher.simulate.meters import ModelMeter, Refusal, duration
 from batcher.simulate.settings import SimulatedModel, Simulation
+from batcher.simulate.tokens import PrefixCache, prompt_tokens, text_of, text_tokens
 
-__all__ = ["Gateway", "Running", "running", "start"]
+__all__ = ["Gateway", "Running", "running", "serve", "start"]
 
-_encode = msgspec.json.Encoder(enc_hook=str).encode
+T = TypeVar("T")
+
+_encode = msgspec.json.Encoder(enc_hook=float).encode  # prices are Decimal
 _decode = msgspec.json.Decoder().decode
-_CACHE_STEP, _CACHE_LEAST, _CACHE_MOST = 128, 1024, 50_000
+_HANG_S, _LOOK_S = 3600, 0.5
+_LIMIT = "rate_limit_exceeded"
+_UNSEEN = ("cut_json", "no_usage")
 _PAGE = b"<html><head><title>502</title></head><body><h1>Bad gateway</h1></body></html>"
 
 
+class _Refused(Exception):  # noqa: N818 - an answer, not an error of this program
+    """The request is answered with an error in OpenAI's shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self.body = {"message": message, "type": kind, "param": None, "code": code}
+
+    def reply(self) -> web.Response:
+        return _json({"error": self.body}, self.status, self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that can be answered; `bound` is the most tokens of its answer."""
+
+    model: SimulatedModel
+    messages: list[dict[str, Any]]
+    texts: list[bytes]
+    prompt: int
+    bound: int
+
+
 class Gateway:
-    """Answers chat completions as a simulation says, and keeps the ledger."""
+    """Answers chat completions as a simulation says, and keeps the ledger.
+
+    Attributes:
+        shares: Name of a fault to its share of requests; may change at any time.
+    """
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.shares = dict(simulation.faults)
         self.ledger = Ledger()
         self._models = {model.id: model for model in simulation.models}
-        self._requests = self._meters(simulation.rpm)
-        self._tokens = self._meters(simulation.tpm)
-        self._prefixes: OrderedDict[bytes, None] = OrderedDict()
-
-    def _meters(self, limit: float | None) -> dict[str, Meter]:
-        return {m: meter(self.simulation.meter, limit) for m in self._models} if limit else {}
+        self._meters = {
+            name: ModelMeter(simulation.meter, simulation.charge, *simulation.limits(name))
+            for name in self._models
+        }
+        self._prefixes = PrefixCache()
 
     def app(self) -> web.Application:
         """The application with all its routes."""
@@ -52,255 +89,255 @@ class Gateway:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._list)
         app.router.add_get("/api/v1/models", self._catalogue)
-        app.router.add_get("/ledger", self._ledger)
+        app.router.add_get("/ledger", self._tell)
+        app.router.add_post("/ledger/reset", self._reset)
         app.router.add_post("/faults", self._set_faults)
         app.router.add_get("/health", self._health)
         return app
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        ledger = self.ledger
-        ledger.in_flight += 1
-        ledger.peak_in_flight = max(ledger.peak_in_flight, ledger.in_flight)
+    async def _chat(self, request: web.Request) -> web.Response:
+        name, status = None, UNANSWERED
+        self.ledger.enter()
         try:
             body = await request.read()
             key = blake2b(body, digest_size=16).hexdigest()
-            model, reply = await self._answer(request, body, key)
-            if model is not None:
-                ledger.models[model].by_status[reply.status] += 1
+            nth = self.ledger.receive(key)
+            try:
+                self._check_key(request)
+                asked = self._read(body)
+                name = asked.model.id
+                self.ledger.models[name].received += 1
+                reply = await self._answer(request, asked, key, nth)
+            except _Refused as refused:
+                reply = refused.reply()
+            status = reply.status
+            reply.headers["x-request-id"] = f"req-{key[:16]}-{nth}"
             return reply
         finally:
-            ledger.in_flight -= 1
+            self.ledger.leave(name, status)
 
-    async def _answer(
-        self, request: web.Request, body: bytes, key: str
-    ) -> tuple[str | None, web.Response]:
-        simulation = self.simulation
-        wanted = simulation.api_key
+    def _check_key(self, request: web.Request) -> None:
+        wanted = self.simulation.api_key
         if wanted is not None and request.headers.get("Authorization") != f"Bearer {wanted}":
-            return None, _refuse(401, "Incorrect API key provided.", "invalid_api_key")
+            raise _Refused(401, "Incorrect API key provided.", "invalid_api_key")
+
+    def _read(self, body: bytes) -> _Asked:
         try:
             asked = _decode(body)
-            messages = asked["messages"]
-            name = asked["model"]
-            if not (isinstance(messages, list) and messages and isinstance(name, str)):
-                raise TypeError
-            if any(not isinstance(m, dict) or "role" not in m for m in messages):
-                raise TypeError
-        except (msgspec.DecodeError, TypeError, KeyError):
-            return None, _refuse(400, "The body needs a model and messages with roles.", None)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _Refused(400, "The body is not JSON.") from None
+        if not isinstance(asked, dict) or not isinstance(name := asked.get("model"), str):
+            raise _Refused(400, "You must provide a model parameter.")
+        messages = asked.get("messages")
+        if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
+            raise _Refused(400, "'messages' must be a list of messages with role and content.")
         model = self._models.get(name)
         if model is None:
             text = f"The model '{name}' does not exist or you do not have access to it."
-            return None, _refuse(404, text, "model_not_found")
-        account = self.ledger.models[name]
-        account.received += 1
-        nth = self.ledger.received_by_key[key]
-        self.ledger.received_by_key[key] += 1
-        if simulation.max_in_flight and self.ledger.in_flight > simulation.max_in_flight:
-            return name, _refuse(503, "The server is overloaded.", "overloaded")
+            raise _Refused(404, text, "model_not_found")
+        if asked.get("stream"):
+            raise _Refused(400, "'stream' is not supported.", "unsupported_value")
+        bound = model.max_output
+        for field in ("max_tokens", "max_completion_tokens"):
+            most = asked.get(field)
+            if most is not None:
+                if type(most) is not int or most < 1:
+                    raise _Refused(400, f"'{field}' must be an integer of at least 1.")
+                bound = min(bound, most)
+        texts = [text_of(message) for message in messages]
+        return _Asked(model, messages, texts, prompt_tokens(texts), bound)
 
-        prompt = sum(4 + len(_text(m)) // 4 for m in messages)
-        bound = asked.get("max_completion_tokens") or asked.get("max_tokens")
-        refusal = self._meter(name, prompt, bound or model.max_output)
+    async def _answer(
+        self, request: web.Request, asked: _Asked, key: str, nth: int
+    ) -> web.Response:
+        """The answer to a request that is in order; raises `_Refused` instead of one."""
+        simulation, model, ledger = self.simulation, asked.model, self.ledger
+        most = simulation.max_in_flight
+        if most is not None and ledger.in_flight > most:
+            raise _Refused(503, "The server is overloaded.", "overloaded", "server_error")
+        meter = self._meters[model.id]
+        refusal = meter.admit(asked.prompt, asked.bound, time.monotonic())
         if refusal is not None:
-            return name, refusal
-        fault = faults.drawn(self.shares, simulation.seed, key.encode(), nth)
+            raise self._limited(refusal, model.id)
+        fault = faults.drawn(self.shares, simulation.seed, key, nth)
         if fault is not None:
-            account.by_fault[fault] += 1
-        failure = await self._fail(request, fault)
-        if failure is not None:
-            return name, failure
-        dice = random.Random(f"{simulation.seed} {key} {nth}")
-        await self._think(model, dice, slow=fault == "slow")
+            ledger.models[model.id].by_fault[fault] += 1
+            failure = await _fail(request, fault, model)
+            if failure is not None:
+                return failure
+        if asked.prompt > model.context_length:
+            raise _too_long(model)
 
-        text = answer(messages, name, model.quality, simulation.seed)
-        finish, refused = "stop", None
-        if fault == "truncated":
-            text, finish = text[: max(1, len(text) // 2)], "length"
-        elif fault == "empty":
-            text = ""
-        elif fault == "refused":
-            text, refused = "", "I can't help with that."
-        elif fault == "filtered":
-            text, finish = "", "content_filter"
-        completion = max(1, (len(text.encode()) + 3) // 4)
-        if isinstance(bound, int) and completion > bound:
-            text, completion, finish = (
-                text.encode()[: bound * 4].decode(errors="ignore"),
-                bound,
-                "length",
-            )
-        cached = self._cached(name, messages)
-        self._settle(name, prompt + completion)
-        unseen = fault in ("cut_json", "no_usage")
-        self.ledger.bill(model, key, prompt, completion, cached, seen=not unseen)
+        text = answer(asked.messages, model.id, model.quality, simulation.seed)
+        content, refused, finish = _shape(text, asked.bound, fault)
+        completion = text_tokens((refused or content or "").encode())
+        if simulation.speed > 0:
+            point = faults.point(simulation.seed, key, nth, "latency")
+            seconds = model.latency_s(point, completion) / simulation.speed
+            await asyncio.sleep(seconds * 10 if fault == "slow" else seconds)
+        cached = self._prefixes.cached(model.id, asked.texts)
+        spent = Spent(asked.prompt, completion, cached)
+        now = time.monotonic()
+        meter.settle(spent.prompt + spent.completion, now)
+        ledger.bill(model, key, spent, seen=fault not in _UNSEEN and not _gone(request))
+
+        message = {"role": "assistant", "content": content, "refusal": refused}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
         data: dict[str, Any] = {
-            "id": f"chatcmpl-{key[:24]}",
+            "id": f"chatcmpl-{key[:24]}-{nth}",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": name,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {
-                        "role": "assistant",
-                        "content": None if refused else text,
-                        "refusal": refused,
-                    },
-                    "logprobs": None,
-                    "finish_reason": finish,
-                }
-            ],
+            "model": model.id,
+            "choices": [choice],
         }
         if fault != "no_usage":
-            data["usage"] = {
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "total_tokens": prompt + completion,
-                "prompt_tokens_details": {"cached_tokens": cached},
-                "completion_tokens_details": {"reasoning_tokens": 0},
-            }
-        encoded = _encode(data)
+            data["usage"] = _usage(spent)
+        reply = _json(data, headers=meter.headers(now) if simulation.headers else None)
         if fault == "cut_json":
-            encoded = encoded[: len(encoded) // 2]
-        return name, web.Response(
-            body=encoded,
-            content_type="application/json",
-            headers={"x-request-id": f"req-{key[:16]}-{nth}", **self._limit_headers(name)},
-        )
+            whole = _encode(data)
+            reply.body = whole[: len(whole) // 2]
+        return reply
 
-    def _meter(self, name: str, prompt: int, bound: int) -> web.Response | None:
-        """Books the request, or returns the 429."""
-        now = time.monotonic()
-        up_front = prompt + (bound if self.simulation.charge == "max-tokens" else 0)
-        requests, tokens = self._requests.get(name), self._tokens.get(name)
-        waits = {
-            "requests": requests.refusal(1, now) if requests else None,
-            "tokens": tokens.refusal(up_front, now) if tokens else None,
-        }
-        for what, wait in waits.items():
-            if wait is not None:
-                reply = _refuse(
-                    429, f"Rate limit reached for {what} per minute.", "rate_limit_exceeded"
-                )
-                if self.simulation.headers:
-                    reply.headers["retry-after"] = f"{wait:.3f}"
-                return reply
-        if requests:
-            requests.take(1, now)
-        if tokens and self.simulation.charge == "max-tokens":
-            tokens.take(up_front, now)
-        return None
-
-    def _settle(self, name: str, used: int) -> None:
-        tokens = self._tokens.get(name)
-        if tokens and self.simulation.charge == "output":
-            tokens.take(used, time.monotonic())
-
-    def _limit_headers(self, name: str) -> dict[str, str]:
+    def _limited(self, refusal: Refusal, name: str) -> _Refused:
+        """A 429; without headers it says nothing of the limit or the wait."""
+        kind, wait = refusal.what, refusal.wait_s
+        text = f"Rate limit reached for {name} on {kind} per min."
         if not self.simulation.headers:
-            return {}
-        now, told = time.monotonic(), {}
-        for what, meters in (("requests", self._requests), ("tokens", self._tokens)):
-            if of := meters.get(name):
-                left = of.remaining(now)
-                told[f"x-ratelimit-limit-{what}"] = f"{of.limit:.0f}"
-                told[f"x-ratelimit-remaining-{what}"] = f"{left:.0f}"
-                told[f"x-ratelimit-reset-{what}"] = f"{(of.limit - left) / of.limit * 60:.3f}s"
-        return told
-
-    async def _fail(self, request: web.Request, fault: str | None) -> web.Response | None:
-        match fault:
-            case "http_500":
-                return _refuse(500, "The server had an error.", "server_error")
-            case "http_503":
-                return _refuse(503, "The server is overloaded.", "overloaded")
-            case "http_429":
-                reply = _refuse(429, "Too many requests.", "rate_limit_exceeded")
-                reply.headers["retry-after"] = "1"
-                return reply
-            case "html":
-                return web.Response(body=_PAGE, content_type="text/html")
-            case "error_200":
-                return web.json_response({"error": {"message": "upstream failed", "code": "502"}})
-            case "no_choices":
-                return web.json_response({"object": "chat.completion", "choices": []})
-            case "context_length":
-                text = "This model's maximum context length is 128000 tokens."
-                return _refuse(400, text, "context_length_exceeded")
-            case "disconnect":
-                if request.transport is not None:
-                    request.transport.abort()
-                return web.Response(status=500)
-            case "hang":
-                await asyncio.sleep(3600)
-        return None
-
-    async def _think(self, model: SimulatedModel, dice: random.Random, *, slow: bool) -> None:
-        if self.simulation.speed > 0:
-            seconds = model.median_s * dice.lognormvariate(0, model.sigma) / self.simulation.speed
-            await asyncio.sleep(seconds * (10 if slow else 1))
-
-    def _cached(self, name: str, messages: list[Any]) -> int:
-        """Tokens of the prompt that stood at the start of an earlier one: from 1,024, by 128."""
-        text = b"\x00".join(_text(m) for m in messages)
-        tokens = len(text) // 4
-        if tokens < _CACHE_LEAST:
-            return 0
-        cached, digest = 0, blake2b(name.encode(), digest_size=16)
-        for end in range(_CACHE_STEP, tokens + 1, _CACHE_STEP):
-            digest.update(text[(end - _CACHE_STEP) * 4 : end * 4])
-            prefix = digest.digest()
-            if prefix in self._prefixes:
-                cached = end
-            self._prefixes[prefix] = None
-        while len(self._prefixes) > _CACHE_MOST:
-            self._prefixes.popitem(last=False)
-        return cached if cached >= _CACHE_LEAST else 0
+            return _Refused(429, text, _LIMIT, kind)
+        headers = self._meters[name].headers(time.monotonic())
+        headers["retry-after"] = str(ceil(wait))
+        headers["retry-after-ms"] = str(ceil(wait * 1000))
+        text += f" Limit {refusal.limit:.0f}. Please try again in {duration(wait)}."
+        return _Refused(429, text, _LIMIT, kind, headers)
 
     async def _list(self, _request: web.Request) -> web.Response:
-        models = [{"id": m, "object": "model", "owned_by": "batcher"} for m in self._models]
-        return web.json_response({"object": "list", "data": models})
+        models = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "batcher"}
+            for name in self._models
+        ]
+        return _json({"object": "list", "data": models})
 
     async def _catalogue(self, _request: web.Request) -> web.Response:
         data = [
             {
-                "model_id": m.id,
+                "model_id": model.id,
                 "types": "llm",
                 "features": "",
                 "input_modalities": "text,image",
-                "context_length": m.context_length,
-                "max_output": m.max_output,
+                "context_length": model.context_length,
+                "max_output": model.max_output,
                 "pricing": {
-                    "input": float(m.input_price),
-                    "output": float(m.output_price),
-                    "cache_read": float(m.cached_price),
+                    "input": model.input_price,
+                    "output": model.output_price,
+                    "cache_read": model.cached_price,
                 },
             }
-            for m in self.simulation.models
+            for model in self.simulation.models
         ]
-        return web.json_response({"data": data, "message": "", "success": True})
+        return _json({"data": data, "message": "", "success": True})
 
-    async def _ledger(self, request: web.Request) -> web.Response:
-        told = self.ledger.asdict(keys="keys" in request.query)
-        return web.Response(body=_encode(told), content_type="application/json")
+    async def _tell(self, request: web.Request) -> web.Response:
+        return _json(self.ledger.asdict(keys=request.query.get("keys") == "1"))
+
+    async def _reset(self, _request: web.Request) -> web.Response:
+        self.ledger.reset()
+        return _json(self.ledger.asdict())
 
     async def _set_faults(self, request: web.Request) -> web.Response:
-        shares = await request.json()
         try:
+            shares = msgspec.json.decode(await request.read(), type=dict[str, float])
             faults.check_shares(shares)
-        except (ValueError, AttributeError, TypeError) as error:
-            return _refuse(400, str(error), None)
+        except ValueError as error:  # msgspec's errors are ValueErrors too
+            return _Refused(400, str(error)).reply()
         self.shares = shares
-        return web.json_response(self.shares)
+        return _json(shares)
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        return _json({"status": "ok"})
+
+
+def _is_message(message: object) -> bool:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    return isinstance(content, str | list) or (content is None and "tool_calls" in message)
+
+
+def _json(data: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    body, kind = _encode(data), "application/json"
+    return web.Response(body=body, status=status, headers=headers, content_type=kind)
+
+
+def _usage(spent: Spent) -> dict[str, Any]:
+    return {
+        "prompt_tokens": spent.prompt,
+        "completion_tokens": spent.completion,
+        "total_tokens": spent.prompt + spent.completion,
+        "prompt_tokens_details": {"cached_tokens": spent.cached},
+        "completion_tokens_details": {"reasoning_tokens": spent.reasoning},
+    }
+
+
+def _shape(text: str, bound: int, fault: str | None) -> tuple[str | None, str | None, str]:
+    """Content, refusal and finish_reason of an answer of at most `bound` tokens."""
+    match fault:
+        case "empty":
+            return "", None, "stop"
+        case "refused":
+            return None, "I can't help with that.", "stop"
+        case "filtered":
+            return "", None, "content_filter"
+        case "truncated":
+            return text[: max(1, len(text) // 2)], None, "length"
+    encoded = text.encode()
+    if text_tokens(encoded) > bound:
+        return encoded[: bound * 4].decode(errors="ignore"), None, "length"
+    return text, None, "stop"
+
+
+def _too_long(model: SimulatedModel) -> _Refused:
+    text = f"This model's maximum context length is {model.context_length} tokens."
+    return _Refused(400, text, "context_length_exceeded")
+
+
+def _gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+async def _fail(request: web.Request, fault: str, model: SimulatedModel) -> web.Response | None:
+    """What a fault sends in place of an answer; None when there is an answer all the same."""
+    match fault:
+        case "http_500":
+            raise _Refused(500, "The server had an error.", "server_error", "server_error")
+        case "http_503":
+            raise _Refused(503, "The server is overloaded.", "overloaded", "server_error")
+        case "http_429":
+            raise _Refused(429, "Too many requests.", _LIMIT, "requests", {"retry-after": "1"})
+        case "context_length":
+            raise _too_long(model)
+        case "html":
+            return web.Response(body=_PAGE, content_type="text/html")
+        case "error_200":
+            return _json({"error": {"message": "The upstream failed.", "code": 502}})
+        case "no_choices":
+            return _json({"object": "chat.completion", "model": model.id, "choices": []})
+        case "disconnect":
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=UNANSWERED)
+        case "hang":
+            end = time.monotonic() + _HANG_S
+            while not _gone(request) and time.monotonic() < end:
+                await asyncio.sleep(_LOOK_S)
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=UNANSWERED)
+    return None
 
 
 @dataclass
 class Running:
-    """A gateway that is up.
+    """A gateway that is up; `async with` stops it.
 
     Attributes:
         url: Its base URL, with /v1.
@@ -319,60 +356,60 @@ class Running:
         """Closes it, without waiting for requests that hang."""
         await self._runner.cleanup()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
 
 async def start(simulation: Simulation) -> Running:
     """Starts a gateway in the running loop. Raises OSError when the port is taken."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+    _allow_connections()
     gateway = Gateway(simulation)
     runner = web.AppRunner(gateway.app(), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, simulation.host, simulation.port, backlog=4096)
     try:
-        await site.start()
+        await web.TCPSite(runner, simulation.host, simulation.port, backlog=8192).start()
     except OSError:
         await runner.cleanup()
         raise
     host, port = runner.addresses[0][:2]
-    return Running(f"http://{host}:{port}/v1", gateway, runner)
+    return Running(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1", gateway, runner)
 
 
-@contextlib.contextmanager
+async def serve(simulation: Simulation) -> None:
+    """Runs a gateway until cancelled."""
+    async with await start(simulation):
+        await asyncio.Event().wait()
+
+
+@contextmanager
 def running(simulation: Simulation) -> Iterator[Running]:
-    """A gateway in a thread of its own, for tests."""
-    ready, ended = threading.Event(), []
-    box: list[Running] = []
-
-    async def serve() -> None:
-        stop = asyncio.Event()
-        ended.append((asyncio.get_running_loop(), stop))
-        up = await start(simulation)
-        box.append(up)
-        ready.set()
-        await stop.wait()
-        await up.stop()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="gateway", daemon=True)
+    """A gateway in a thread and a loop of its own, for tests; read its ledger from any thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="gateway", daemon=True)
     thread.start()
-    if not ready.wait(10):
-        raise RuntimeError("the simulated gateway did not start")
+
+    def wait(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
     try:
-        yield box[0]
+        gateway = wait(start(simulation))
+        try:
+            yield gateway
+        finally:
+            wait(gateway.stop())
     finally:
-        loop, stop = ended[0]
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
 
 
-def _text(message: dict[str, Any]) -> bytes:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content.encode(errors="replace")
-    return _encode(content) if content is not None else b""
-
-
-def _refuse(status: int, message: str, code: str | None) -> web.Response:
-    kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    return web.Response(status=status, body=_encode(body), content_type="application/json")
+def _allow_connections(wanted: int = 65_536) -> None:
+    """Raises the soft limit of open files as far as allowed; never lowers it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
