@@ -61,7 +61,7 @@ def export(
     """
     first = trusted_from(manifest)
     slots = job.models or ("",)
-    winners = Winners(len(slots), folder)
+    winners = Winners(len(slots), folder, manifest.epochs[-1].rows or 0)
     for number, path in segments(folder):
         if number >= first:
             segment = index.load(path, number)

@@ -137,6 +137,7 @@ class Runner:
             )
             epoch, manifest, winners, earlier = self._resume(folder, inputs, endpoint)
             plan = self._plan = Plan(self._job, endpoint.name, inputs, winners, earlier)
+            del winners, earlier  # The plan took what it needs; the rest is much.
             self._surveyed = epoch.rows
             if epoch.rows is None or inputs.limit is not None or self._job.dry_run:
                 await asyncio.to_thread(self._survey, plan, inputs, epoch)
@@ -184,35 +185,39 @@ class Runner:
             manifest.epochs.append(epoch)
         else:
             epoch = last
-        loaded = [index.load(path, number) for number, path in files]
-        if bad := sum(segment.bad for segment in loaded):
+        if last is not None and epoch is not last and last.settings != settings:
+            self._settle_change(last, epoch, inputs, files, endpoint, same_input=same_input)
+        first = trusted_from(manifest)
+        winners = Winners(len(self._job.models or ("",)), folder, epoch.rows or 0)
+        bad = 0
+        for number, path in files:  # One at a time: there may be gigabytes of them.
+            if number >= first:
+                segment = index.load(path, number)
+                winners.add(segment.entries, slots_of(segment.models, self._job.models))
+                bad += segment.bad
+        if bad:
             self._say(
                 f"{bad} torn or damaged journal lines are left out; their rows are sent again."
             )
-        changed = last is not None and epoch is not last and last.settings != settings
-        if changed and last is not None:
-            self._settle_change(last, epoch, inputs, loaded, endpoint, same_input=same_input)
-        first = trusted_from(manifest)
-        slots = self._job.models or ("",)
-        winners = Winners(len(slots), folder)
-        before = [segment for segment in loaded if segment.number < first]
-        since = [segment for segment in loaded if segment.number >= first]
-        for segment in since:
-            winners.add(segment.entries, slots_of(segment.models, self._job.models))
-        return epoch, manifest, winners, Earlier(before, since) if before else None
+        earlier = None
+        if any(number < first for number, _ in files):
+            before = [index.load(path, number) for number, path in files if number < first]
+            since = [index.load(path, number) for number, path in files if number >= first]
+            earlier = Earlier(before, since)
+        return epoch, manifest, winners, earlier
 
     def _settle_change(
         self,
         last: Epoch,
         epoch: Epoch,
         inputs: Inputs,
-        loaded: list[index.Segment],
+        files: list[tuple[int, Path]],
         endpoint: Endpoint,
         *,
         same_input: bool,
     ) -> None:
         """Changed settings: say which, and how many paid answers match no longer."""
-        earlier = Earlier(loaded)
+        earlier = Earlier([index.load(path, number) for number, path in files])
         if not len(earlier):
             return
         matched = 0

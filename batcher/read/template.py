@@ -63,6 +63,6 @@ class Template:
         except jinja2.UndefinedError as error:
             have = ", ".join(columns) or "none"
             raise MissingColumn(f"template: {error.message} (the row has: {have})") from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Whatever a template does to a value of the wrong type is that row's failure.
             raise MissingColumn(f"template: {type(error).__name__}: {error}") from None

@@ -32,7 +32,7 @@ from batcher.write import index
 
 __all__ = ["Journal", "Kept", "Lock", "segments"]
 
-_SEAL_BYTES = 64 << 20
+_SEAL_BYTES = 32 << 20
 _SYNC_SECONDS = 0.2
 _MAX_ROWS = 4000
 _MAX_BYTES = 64 << 20

@@ -24,8 +24,8 @@ from batcher.write.winners import Winners
 
 __all__ = ["Picks", "Written", "write_jsonl", "write_parquet"]
 
-_GROUP_BYTES = 64 << 20
-_GROUP_ROWS = 128 << 10
+_GROUP_BYTES = 8 << 20
+_GROUP_ROWS = 32 << 10
 _decode = msgspec.json.Decoder(Result).decode
 
 

@@ -31,13 +31,15 @@ class Winners:
     Args:
         slots: How many slots each row has.
         folder: Where a temporary file may be made.
+        rows: How many rows there may be; a wrong number costs memory and nothing else.
 
     Attributes:
         extras: What any line has that few lines have (`index.ENTRY`).
     """
 
-    def __init__(self, slots: int, folder: Path) -> None:
+    def __init__(self, slots: int, folder: Path, rows: int = 0) -> None:
         self._slots = slots
+        self._expected = rows
         self._folder = folder
         self._rows = 0
         self.extras = 0
@@ -53,7 +55,8 @@ class Winners:
         if not len(entries):
             return
         slots = slot_of_model[entries["model"]]
-        entries, slots = entries[slots >= 0], slots[slots >= 0]
+        if (slots < 0).any():
+            entries, slots = entries[slots >= 0], slots[slots >= 0]
         if not len(entries):
             return
         self.extras |= int(np.bitwise_or.reduce(entries["extras"]))
@@ -96,7 +99,7 @@ class Winners:
             return
         held = self._arrays["state"].shape[1]
         if rows > held:
-            room = max(rows, held + held // 2, 1024)
+            room = max(rows, self._expected if not held else held + held // 2)
             for name, kind in _FIELDS:
                 new = self._empty(name, kind, room)
                 new[:, : self._rows] = self._arrays[name][:, : self._rows]
