@@ -27,7 +27,7 @@ __all__ = ["Gateway", "Running", "running", "serve", "start"]
 
 T = TypeVar("T")
 
-_encode = msgspec.json.Encoder(enc_hook=float).encode  # prices are Decimal
+_encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode = msgspec.json.Decoder().decode
 _HANG_S, _LOOK_S = 3600, 0.5
 _LIMIT = "rate_limit_exceeded"
@@ -35,7 +35,7 @@ _UNSEEN = ("cut_json", "no_usage")
 _PAGE = b"<html><head><title>502</title></head><body><h1>Bad gateway</h1></body></html>"
 
 
-class _Refused(Exception):  # noqa: N818 - an answer, not an error of this program
+class _Refused(Exception):
     """The request is answered with an error in OpenAI's shape."""
 
     def __init__(
@@ -327,7 +327,7 @@ async def _fail(request: web.Request, fault: str, model: SimulatedModel) -> web.
             return web.Response(status=UNANSWERED)
         case "hang":
             end = time.monotonic() + _HANG_S
-            while not _gone(request) and time.monotonic() < end:
+            while not _gone(request) and time.monotonic() < end:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(_LOOK_S)
             if request.transport is not None:
                 request.transport.abort()
