@@ -371,6 +371,8 @@ async def _simulated() -> AsyncIterator[Endpoint]:
         "-m",
         "batcher",
         "simulate",
+        "--port",
+        "0",
         "--until-stdin-closes",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from math import exp
+from math import exp, inf
 from statistics import NormalDist
 from typing import get_args
 
@@ -25,20 +25,20 @@ class SimulatedModel:
         quality: Share of questions that it answers right.
         median_s: Median time until it begins to write, in seconds; lognormal.
         sigma: Spread of the logarithm of that time.
-        tokens_per_s: Tokens that it writes in a second.
         cached_price: Price of prompt tokens that are read from cache.
+        tokens_per_s: Tokens that it writes in a second; infinite is no time for writing.
     """
 
     id: str
     quality: float
     median_s: float
     sigma: float
-    tokens_per_s: float
     input_price: Decimal
     cached_price: Decimal
     output_price: Decimal
     context_length: int = 128_000
     max_output: int = 16_384
+    tokens_per_s: float = inf
 
     def latency_s(self, point: float, completion: int) -> float:
         """Seconds that an answer of `completion` tokens takes.
@@ -55,7 +55,9 @@ def _model(
     name: str, quality: float, median_s: float, sigma: float, speed: float, *prices: str
 ) -> SimulatedModel:
     price, cached, output = map(Decimal, prices)
-    return SimulatedModel(name, quality, median_s, sigma, speed, price, cached, output)
+    return SimulatedModel(
+        name, quality, median_s, sigma, price, cached, output, tokens_per_s=speed
+    )
 
 
 MODELS = (
@@ -116,7 +118,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         check_shares(self.faults)
-        if not 0 <= self.speed < float("inf"):
+        if not 0 <= self.speed < inf:
             raise ValueError(f"speed {self.speed}: it must be 0 or more")
         if self.max_in_flight is not None and self.max_in_flight < 1:
             raise ValueError(f"max_in_flight {self.max_in_flight}: it must be 1 or more")
@@ -132,7 +134,7 @@ class Simulation:
         for limit in (
             self.rpm, self.tpm, *self.rpm_by_model.values(), *self.tpm_by_model.values()
         ):  # fmt: skip
-            if limit is not None and not 0 < limit < float("inf"):
+            if limit is not None and not 0 < limit < inf:
                 raise ValueError(f"a limit of {limit} a minute: it must be above 0")
 
     def limits(self, model: str) -> tuple[float | None, float | None]:
