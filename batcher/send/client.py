@@ -9,7 +9,7 @@ import contextlib
 import resource
 import ssl
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import aiohttp
 from multidict import CIMultiDictProxy
@@ -55,7 +55,7 @@ class Client:
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         _raise_open_files()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),

@@ -112,7 +112,7 @@ class Sender:
             reraise=True,
         )
         try:
-            completion = await retrying(attempt)
+            completion: Completion = await retrying(attempt)
         except RequestError as last:
             return _failed(request, last, tries)
         return _answered(request, completion, tries)

@@ -99,7 +99,7 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
     facts: dict[str, Any] = {
         "status": status,
         "request_id": request_id,
-        "error_type": kind or None,
+        "error_type": kind.split(" ")[0] or None,
         "retry_after": retry_after(headers, data, message),
     }
     raise _failure(status, words, message[:_MESSAGE], facts)
