@@ -11,7 +11,7 @@ from batcher.simulate.settings import SimulatedModel, Simulation
 from tests.support.program import batcher, read_jsonl, started, write_jsonl
 
 PRICE = Decimal(1)
-FAST = SimulatedModel("fast", 1.0, 0.0001, 0.1, 1e9, PRICE, PRICE, PRICE)
+FAST = SimulatedModel("fast", 1.0, 0.0001, 0.1, PRICE, PRICE, PRICE)
 SLOW = dataclasses.replace(FAST, id="slow", median_s=0.4)
 
 

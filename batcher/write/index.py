@@ -88,7 +88,7 @@ def line_of(encoded: bytes) -> bytes:
     r"""A journal line: the JSON object with its CRC-32 as last field, and a newline.
 
     >>> line_of(b'{"row":1}')
-    b'{"row":1,"z":"b7c2aa55"}\n'
+    b'{"row":1,"z":"28e4e2a4"}\n'
     """
     body = encoded[:-1]
     return b'%b,"z":"%08x"}\n' % (body, zlib.crc32(body))
