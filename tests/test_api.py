@@ -98,7 +98,8 @@ def test_what_cannot_be_done_is_a_job_error(tmp_path, gateway):
 def test_ctrl_c_in_a_script_keeps_what_is_in_flight(tmp_path):
     """The run has a thread of its own; Ctrl-C must reach it all the same."""
     script = """if True:
-        import batcher, sys
+        import batcher, signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Background jobs ignore it.
         batcher.run([{"prompt": str(n)} for n in range(500)], output="out.jsonl",
                     models=["sim-small"], concurrency=4)
     """
