@@ -1,0 +1,45 @@
+"""A journal read again after whatever happened to it."""
+
+from batcher.records import Outcome, Result
+from batcher.write import index
+from batcher.write.journal import Journal
+
+
+def written(folder, rows=6):
+    journal = Journal(folder)
+    for row in range(rows):
+        journal.put(Result(row=row, model="m", sample=0, key=f"{row:032x}", status=Outcome.OK,
+                           custom_id=str(row), content="a\u2028b\x00"))  # fmt: skip
+    journal.close()
+    return folder / "journal-000001.jsonl"
+
+
+def test_a_tail_torn_at_any_byte_costs_that_line_alone(tmp_path):
+    """A power cut may end the file anywhere."""
+    path = written(tmp_path)
+    content = path.read_bytes()
+    starts = [0] + [i + 1 for i, byte in enumerate(content) if byte == 10]
+    for end in range(starts[-3], len(content)):
+        path.write_bytes(content[:end])
+        found = index.load(path, 1)
+        # The last newline is no part of a line's checksum: without it the line is whole.
+        whole = sum(start <= end + 1 for start in starts[1:])
+        assert found.entries["row"].tolist() == list(range(whole))
+
+
+def test_a_sidecar_that_is_missing_or_damaged_is_made_again(tmp_path):
+    """The segment alone is the truth."""
+    path = written(tmp_path)
+    sidecar = path.with_suffix(".idx")
+    good = index.load(path, 1).entries.tolist()
+    for content in (None, b"", b"garbage", sidecar.read_bytes()[:-1] + b"!"):
+        sidecar.unlink(missing_ok=True) if content is None else sidecar.write_bytes(content)
+        assert index.load(path, 1).entries.tolist() == good
+
+
+def test_garbage_that_parses_as_json_is_no_line(tmp_path):
+    """Only a line whose checksum holds counts."""
+    path = written(tmp_path)
+    path.write_bytes(b'7\nnull\n{"row":1}\n' + path.read_bytes())
+    found = index.load(path, 1)
+    assert (len(found.entries), found.bad) == (6, 3)
