@@ -23,6 +23,8 @@ from batcher.records import Outcome
 __all__ = ["AIHUBMIX", "Endpoint", "Job", "Limits"]
 
 AIHUBMIX = "https://aihubmix.com/v1"
+OPENAI = "https://api.openai.com/v1"
+AIHUBMIX_KEY, OPENAI_KEY = "AIHUBMIX_API_KEY", "OPENAI_API_KEY"
 
 _WHAT = Group("What to ask", sort_key=1)
 _WHERE = Group("Where to send it", sort_key=2)
@@ -78,7 +80,7 @@ class Job:
     counts."""
 
     route: Annotated[Literal["each", "fallback", "split"], Parameter(group=_WHAT)] = "each"
-    """each: every row to every model. fallback: in order, until one answers ok. split: every row to
+    """each (default): every row to every model. fallback: in order, until one answers ok. split: every row to
     one of them, whichever is free."""
 
     prompt: Annotated[str | None, Parameter(group=_WHAT)] = None
@@ -134,10 +136,10 @@ class Job:
 
     max_retries: Annotated[int, Parameter(group=_PACE)] = 5
     """Attempts after the first. Answers 429 do not count: they are waited out, within
-    --row-timeout."""
+    --row-timeout. Default: 5."""
 
     attempt_timeout: Annotated[float, Parameter(group=_PACE)] = 600.0
-    """Seconds for one HTTP exchange."""
+    """Seconds for one HTTP exchange. Default: 600."""
 
     row_timeout: Annotated[float, Parameter(group=_PACE)] = 3600.0
     """Seconds for all attempts of one request, waits included."""
@@ -296,15 +298,7 @@ class Job:
         Raises:
             JobError: The address is not one, or the key that goes with it is not set.
         """
-        base, key_name = self.base_url, self.api_key_env
-        if base is None:
-            if self.api_key_env or "AIHUBMIX_API_KEY" in environment:
-                base = AIHUBMIX if key_name != "OPENAI_API_KEY" else None
-            base = (
-                base
-                or environment.get("OPENAI_BASE_URL")
-                or ("https://api.openai.com/v1" if "OPENAI_API_KEY" in environment else AIHUBMIX)
-            )
+        base = self.base_url or _default_base(self.api_key_env, environment)
         parts = urlsplit(base)
         try:
             host, _port = parts.hostname, parts.port
@@ -322,12 +316,15 @@ class Job:
             )
         url = base.rstrip("/")
         url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-        local = host in ("localhost", "::1") or host.startswith("127.")
+        key_name = self.api_key_env or _key_name(base, host, environment)
         if key_name is None:
-            ours = host == "aihubmix.com" or host.endswith(".aihubmix.com")
-            key_name = "AIHUBMIX_API_KEY" if ours else "OPENAI_API_KEY"
-            if key_name not in environment and local:
+            if host in ("localhost", "::1") or host.startswith("127."):
                 return Endpoint(url, url)
+            raise JobError(
+                f"No API key for {host}: name the environment variable that holds it with "
+                f"--api-key-env ({AIHUBMIX_KEY} goes only to AiHubMix, {OPENAI_KEY} only to "
+                "OpenAI and to OPENAI_BASE_URL)."
+            )
         key = environment.get(key_name, "").strip()
         if not key:
             raise JobError(
@@ -345,6 +342,27 @@ class Job:
         return {
             f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default
         }
+
+
+def _default_base(key_name: str | None, environment: Mapping[str, str]) -> str:
+    """Where requests go when no address is given: AiHubMix unless all that is set is OpenAI's."""
+    openai = key_name == OPENAI_KEY or (
+        AIHUBMIX_KEY not in environment
+        and ("OPENAI_BASE_URL" in environment or (OPENAI_KEY in environment and not key_name))
+    )
+    return environment.get("OPENAI_BASE_URL", OPENAI) if openai else AIHUBMIX
+
+
+def _key_name(base: str, host: str, environment: Mapping[str, str]) -> str | None:
+    """The variable whose key belongs to this host; None for hosts to which none belongs."""
+    if host == "aihubmix.com" or host.endswith(".aihubmix.com"):
+        return AIHUBMIX_KEY
+    if host == "api.openai.com":
+        return OPENAI_KEY
+    theirs = environment.get("OPENAI_BASE_URL")
+    if theirs and urlsplit(theirs).hostname == host and OPENAI_KEY in environment:
+        return OPENAI_KEY
+    return None
 
 
 def _text(flag: str, text: str | None) -> str | None:

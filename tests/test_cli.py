@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from batcher.errors import JobError
+from batcher.job import Job
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support.program import SECRET, batcher, command, environment, read_jsonl, write_jsonl
@@ -100,19 +102,45 @@ def test_without_a_key_it_says_which_variable_to_set(tmp_path, one):
     assert "AIHUBMIX_API_KEY" in said
 
 
-def test_aihubmix_is_the_default_gateway(tmp_path):
-    """With its key set, requests go there and nowhere else."""
-    from batcher.job import Job
+AIHUBMIX, OPENAI, OTHER = "https://aihubmix.com/v1", "https://api.openai.com/v1", "http://x.org/v1"
+KEYS = {"AIHUBMIX_API_KEY": "a", "OPENAI_API_KEY": "b", "MINE": "m"}
 
-    job = Job(output="o.jsonl", models=("m",))
-    both = {"AIHUBMIX_API_KEY": "a", "OPENAI_API_KEY": "b", "OPENAI_BASE_URL": "http://x/v1"}
-    assert job.endpoint(both).url == "https://aihubmix.com/v1/chat/completions"
-    assert job.endpoint(both).key == "a"
-    both.pop("AIHUBMIX_API_KEY")
-    assert (job.endpoint(both).url, job.endpoint(both).key) == (
-        "http://x/v1/chat/completions",
-        "b",
-    )
+
+@pytest.mark.parametrize(
+    ("flags", "set_", "address", "key"),
+    [
+        ({}, "AIHUBMIX_API_KEY OPENAI_API_KEY URL", AIHUBMIX, "a"),
+        ({}, "OPENAI_API_KEY URL", OTHER, "b"),
+        ({}, "OPENAI_API_KEY", OPENAI, "b"),
+        ({}, "", AIHUBMIX, None),
+        ({"api_key_env": "MINE"}, "MINE", AIHUBMIX, "m"),
+        ({"api_key_env": "MINE"}, "MINE OPENAI_API_KEY", AIHUBMIX, "m"),
+        ({"api_key_env": "MINE"}, "MINE URL", OTHER, "m"),
+        ({"api_key_env": "OPENAI_API_KEY"}, "AIHUBMIX_API_KEY OPENAI_API_KEY", OPENAI, "b"),
+        ({"base_url": OTHER}, "AIHUBMIX_API_KEY OPENAI_API_KEY", OTHER, None),
+        ({"base_url": OTHER}, "OPENAI_API_KEY URL", OTHER, "b"),
+        ({"base_url": OTHER, "api_key_env": "MINE"}, "MINE OPENAI_API_KEY", OTHER, "m"),
+        ({"base_url": OPENAI}, "AIHUBMIX_API_KEY OPENAI_API_KEY URL", OPENAI, "b"),
+        ({"base_url": "https://api.aihubmix.com/v1"}, "AIHUBMIX_API_KEY", "https://api.aihubmix.com/v1", "a"),
+        ({"base_url": "https://evil-aihubmix.com/v1"}, "AIHUBMIX_API_KEY", "https://evil-aihubmix.com/v1", None),
+        ({"base_url": "http://localhost:8000/v1"}, "AIHUBMIX_API_KEY OPENAI_API_KEY", "http://localhost:8000/v1", ""),
+        ({"base_url": "http://127.0.0.1:1/v1", "api_key_env": "MINE"}, "MINE", "http://127.0.0.1:1/v1", "m"),
+    ],
+)  # fmt: skip
+def test_a_key_goes_only_to_the_gateway_it_is_for(flags, set_, address, key):
+    """AiHubMix is the default; no host gets another's key unless --api-key-env says so."""
+    environment = {name: KEYS.get(name, OTHER) for name in set_.split()}
+    if "URL" in environment:
+        environment["OPENAI_BASE_URL"] = environment.pop("URL")
+    job = Job(output="o.jsonl", models=("m",), **flags)
+    if key is None:
+        with pytest.raises(JobError, match="No API key for"):
+            job.endpoint(environment)
+        return
+    endpoint = job.endpoint(environment)
+    assert endpoint.url == f"{address}/chat/completions"
+    assert (endpoint.key or "") == key
+    assert "'a'" not in repr(endpoint)
 
 
 def test_an_unreadable_line_is_a_row_with_a_reason(tmp_path, gateway):

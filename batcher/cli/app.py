@@ -9,7 +9,7 @@ import os
 import sys
 from importlib.metadata import version
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from batcher.cli.run import check, run
 from batcher.cli.simulate import simulate
@@ -21,6 +21,8 @@ app = App(
     name="batcher",
     help="Rows of a file × model IDs → answered rows in a file.",
     version=lambda: version("batcher"),
+    # "[default: ()]" tells nobody anything; the texts name the defaults that matter.
+    default_parameter=Parameter(show_default=False),
 )
 app.command(run)
 app.command(check)

@@ -57,7 +57,10 @@ def rows(folder: Path, given: Any) -> InputFile:
         for number, row in enumerate(given, 1):
             if not isinstance(row, dict):
                 raise JobError(f"rows: item {number} is a {type(row).__name__}, not a dict.")
-            file.write(_encode(row) + b"\n")
+            try:
+                file.write(_encode(row) + b"\n")
+            except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
+                raise JobError(f"rows: item {number} cannot be kept as JSON ({error}).") from None
 
     return _copied(folder, "rows.jsonl", "rows", "jsonl", write)
 
