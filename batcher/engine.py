@@ -23,8 +23,8 @@ from batcher.plan import Plan, Todo
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
 from batcher.send.client import Client
+from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Closed, Gate, KeyGate
-from batcher.send.limits import Estimate
 from batcher.send.retry import FATAL
 from batcher.send.sender import Again, Lane, Sender
 from batcher.write.journal import Journal
@@ -102,12 +102,14 @@ class EngineLane:
         dead: The fatal result that closed the lane, or None.
     """
 
-    def __init__(self, model: str, slot: int, gate: Gate, queue: _Queue) -> None:
+    def __init__(
+        self, model: str, slot: int, gate: Gate, queue: _Queue, patience: Patience
+    ) -> None:
         self.model = model
         self.slot = slot
         self.gate = gate
         self.queue = queue
-        self.way = Lane(gate, Estimate())
+        self.way = Lane(gate, Estimate(), patience)
         self.workers = 0
         self.awake = False
         self.alive = False
@@ -157,7 +159,7 @@ class Engine:
         self._journal = journal
         self._summary = summary
         self._emit = emit
-        self._client = Client(endpoint, job.attempt_timeout)
+        self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
         self._lanes: dict[str, EngineLane] = {}
         self._shared = _Queue()
@@ -221,7 +223,9 @@ class Engine:
         if lane is None:
             gate = Gate(self._job.limits(model), self._key_gate)
             queue = self._shared if self._job.route == "split" else _Queue()
-            lane = self._lanes[model] = EngineLane(model, slot, gate, queue)
+            lane = self._lanes[model] = EngineLane(
+                model, slot, gate, queue, Patience(self._job.patience)
+            )
             self._spawn(lane)
             asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)
             if self._stop.is_set():

@@ -71,6 +71,7 @@ class RequestError(BatcherError):
         retry_after: Seconds the server asked to wait; None when it named no time.
         request_id: The server's own name for the request.
         error_type: The server's own word for the error (`code`, else `type`).
+        about: Of a rate limit: "requests" or "tokens"; None when the server does not say.
     """
 
     outcome = Outcome.BAD_REQUEST
@@ -84,6 +85,7 @@ class RequestError(BatcherError):
         retry_after: float | None = None,
         request_id: str | None = None,
         error_type: str | None = None,
+        about: str | None = None,
     ) -> None:
         super().__init__(message)
         if outcome is not None:
@@ -92,6 +94,7 @@ class RequestError(BatcherError):
         self.retry_after = retry_after
         self.request_id = request_id
         self.error_type = error_type
+        self.about = about
 
 
 class NoAnswer(RequestError):

@@ -138,11 +138,12 @@ class Job:
     """Attempts after the first. Answers 429 do not count: they are waited out, within
     --row-timeout. Default: 5."""
 
-    attempt_timeout: Annotated[float, Parameter(group=_PACE)] = 600.0
-    """Seconds for one HTTP exchange. Default: 600."""
+    attempt_timeout: Annotated[float | Literal["auto"], Parameter(group=_PACE)] = 600.0
+    """Seconds for one HTTP exchange, or auto: three times the p99 seen, 60 to 600. A request given
+    up is often billed all the same. Default: 600."""
 
     row_timeout: Annotated[float, Parameter(group=_PACE)] = 3600.0
-    """Seconds for all attempts of one request, waits included."""
+    """Seconds for all attempts of one request, from the first on, waits included. Default: 3600."""
 
     limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
     """Only the first N rows."""
@@ -232,7 +233,7 @@ class Job:
             "--total-rpm": self.total_rpm,
             "--total-tpm": self.total_tpm,
             "--total-concurrency": self.total_concurrency,
-            "--attempt-timeout": self.attempt_timeout,
+            "--attempt-timeout": self.patience,
             "--row-timeout": self.row_timeout,
         }
         for flag, value in positive.items():
@@ -284,6 +285,11 @@ class Job:
     def total(self) -> Limits:
         """What was told about all models of the key together."""
         return Limits(self.total_rpm, self.total_tpm, self.total_concurrency)
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds for one exchange; None to find it."""
+        return None if self.attempt_timeout == "auto" else self.attempt_timeout
 
     @property
     def resendable(self) -> frozenset[Outcome]:

@@ -152,13 +152,15 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         started: Unix time in milliseconds.
-        waited_ms: Time between the end of the attempt before and this one, waits included.
+        waited_ms: Time between the end of the attempt before and this one.
+        cause: What was waited for: `requests`, `tokens`, `429`, `retry`, `an outage`.
     """
 
     started: int
     latency_ms: int
     waited_ms: int
     status: Outcome
+    cause: str = ""
     http_status: int | None = None
     request_id: str | None = None
     error: str | None = None

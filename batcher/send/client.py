@@ -43,16 +43,14 @@ class Client:
 
     Args:
         endpoint: Address and key.
-        timeout: Seconds for one whole exchange.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._url = endpoint.url
         self._headers = {"Content-Type": "application/json", "User-Agent": "batcher"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key}"
         self._key = (endpoint.key or "").encode()
-        self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,7 +59,6 @@ class Client:
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT_SECONDS),
             trust_env=True,
         )
         return self
@@ -75,10 +72,14 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, body: bytes) -> Reply:
+    async def post(self, body: bytes, timeout: float) -> Reply:  # noqa: ASYNC109 (aiohttp keeps it)
         """Sends the body and reads the whole answer, of at most 64 MB.
 
         A redirect is not followed: it would carry the key, or turn the POST into a GET.
+
+        Args:
+            body: The exact bytes.
+            timeout: Seconds for the whole exchange, however slowly bytes come.
 
         Raises:
             NoAnswer: Connection or time; `outcome` says which.
@@ -87,14 +88,19 @@ class Client:
         if self._session is None:
             raise RuntimeError("Client is used outside of its `async with`")
         try:
-            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+            async with self._session.post(
+                self._url,
+                data=body,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_SECONDS),
+            ) as response:
                 body = await _bounded(response)
                 if self._key and self._key in body:  # Some gateways echo the key in their errors.
                     body = body.replace(self._key, b"[key]")
                 return Reply(response.status, response.headers, body)
         except TimeoutError as error:
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
-            limit = _CONNECT_SECONDS if connecting else self._timeout
+            limit = _CONNECT_SECONDS if connecting else timeout
             what = "connection" if connecting else "whole answer"
             raise NoAnswer(f"no {what} within {limit:g} s", outcome=Outcome.TIMEOUT) from None
         except aiohttp.ContentTypeError as error:

@@ -1,7 +1,8 @@
 """Waits until the limits allow; the only place that waits for a limit. Touches: the clock.
 
 One gate per model, one above all of them for the key: a request needs a place in both. Waiters of
-one gate stand in line; the gates of other models are not held up by it.
+one gate stand in line; the gates of other models are not held up by it. Where the key is limited,
+the models take turns by the tokens they were given.
 """
 
 from __future__ import annotations
@@ -9,38 +10,68 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from batcher.job import Limits
-from batcher.send.limits import Allowance, Concurrency
+from batcher.send.breaker import Breaker
+from batcher.send.concurrency import Concurrency
+from batcher.send.headers import Said
+from batcher.send.limits import Allowance, Learned, Recent
 
-__all__ = ["Closed", "Door", "Gate", "KeyGate", "Ticket"]
+__all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Ticket"]
+
+_NEVER = float("inf")
+_UNLIMITED = 1 << 30
+_SHORT_PAUSE = 0.25
 
 
 class Ticket(NamedTuple):
-    """The right to one HTTP exchange; `tokens` are reserved until `leave` settles them."""
+    """The right to one HTTP exchange.
+
+    Attributes:
+        tokens: Reserved until `leave` settles them.
+        sent_at: When it was given, by the gate's clock.
+        cause: What was waited for, if anything.
+        most: What a server that charges `max_tokens` up front takes; None when there is no bound.
+    """
 
     tokens: float
+    sent_at: float
+    cause: str
+    most: float | None
+
+
+class Heard(NamedTuple):
+    """What came of an exchange, as far as limits are concerned.
+
+    Attributes:
+        how: `answered`; `refused`: 429; `overloaded`: 503, 529, no answer in time; `failed`: any
+            other fault of the server or the connection; `rejected`: the request's own fault;
+            `unsent`: cancelled.
+        latency: Seconds.
+        used: Tokens that were charged; None keeps what was reserved.
+        retry_after: Seconds that the server named.
+        about: What a refusal was about, when it says so.
+        said: What the headers tell.
+    """
+
+    how: Literal["answered", "refused", "overloaded", "failed", "rejected", "unsent"]
+    latency: float = 0.0
+    used: float | None = None
+    retry_after: float | None = None
+    about: str | None = None
+    said: Sequence[Said] = ()
 
 
 class Door(Protocol):
     """What the engine needs of a limit, and all that a shared one has to implement."""
 
-    async def enter(self, tokens: float) -> Ticket:
+    async def enter(self, tokens: float, most: float | None) -> Ticket:
         """Waits until one request of so many tokens may be sent."""
 
-    def leave(self, ticket: Ticket, used: float | None) -> None:
-        """The exchange is over; `used` tokens were charged, None when that is not known."""
-
-    def answered(self) -> None:
-        """The server answered in time."""
-
-    def overloaded(self) -> None:
-        """The server is overloaded, or did not answer in time."""
-
-    def pause(self, seconds: float) -> None:
-        """The server asked to send nothing for so long."""
+    def leave(self, ticket: Ticket, heard: Heard) -> None:
+        """The exchange is over."""
 
     def close(self) -> None:
         """Nothing new is let in; whoever waits gets `Closed`."""
@@ -50,66 +81,168 @@ class Closed(Exception):
     """The run stops; what stood in line was not sent."""
 
 
-class _Level:
-    """One set of allowances: for a model, or for the key."""
+class _Measure:
+    """One kind of unit of one level: what was told, what headers say, what refusals teach.
 
-    def __init__(self, limits: Limits, concurrency: Concurrency, now: float) -> None:
-        self.requests = Allowance(limits.rpm, now) if limits.rpm else None
-        self.tokens = Allowance(limits.tpm, now) if limits.tpm else None
+    Attributes:
+        used: Units that were let through and not refused.
+    """
+
+    def __init__(self, told: float | None, now: float, *, learns: bool) -> None:
+        self._told = Allowance(told, now) if told else None
+        self._read: Allowance | None = None
+        self.learned = Learned() if learns else None
+        self._refusals, self._takes = Recent(), Recent()
+        self.used = 0.0
+        self._began: float | None = None
+        self._last = now
+
+    @property
+    def limit(self) -> float | None:
+        """Units a minute as told or read; None when neither."""
+        known = [a.per_minute for a in (self._told, self._read) if a is not None]
+        return min(known) if known else None
+
+    def share(self) -> float | None:
+        """Part of the known limit that was used, from the first request to the last."""
+        limit = self.limit
+        if limit is None or self._began is None or self._last - self._began < 1.0:
+            return None
+        return self.used / (limit / 60 * (self._last - self._began))
+
+    def wait(self, amount: float, now: float) -> float:
+        longest = 0.0
+        if self._told is not None:
+            longest = self._told.wait(amount, now)
+        if self._read is not None:
+            longest = max(longest, self._read.wait(amount, now))
+        if self.learned is not None:
+            longest = max(longest, self.learned.wait(amount, now))
+        return longest
+
+    def take(self, amount: float, now: float) -> None:
+        if self._began is None:
+            self._began = now
+        self._last = now
+        self.used += amount
+        if self._told is not None:
+            self._told.take(amount, now)
+        if self._read is not None:
+            self._read.take(amount, now)
+        if self.learned is not None:
+            self._takes.add(1, now)
+            self.learned.take(amount, now)
+
+    def settle(self, reserved: float, used: float, now: float) -> None:
+        self.used += used - reserved
+        if self._told is not None:
+            self._told.settle(reserved, used, now)
+        if self._read is not None:
+            self._read.settle(reserved, used, now)
+        if self.learned is not None:
+            self.learned.settle(reserved, used, now)
+
+    def read(self, per_minute: float, now: float) -> None:
+        if self._read is None:
+            self._read = Allowance(per_minute, now)
+        elif self._read.per_minute != per_minute:
+            self._read.set(per_minute)
+
+    def refused(
+        self, amount: float, sent_at: float, now: float, retry_after: float | None
+    ) -> bool:
+        """Learns from a refusal; False when the known limit is trusted more than a few of them."""
+        assert self.learned is not None
+        self._refusals.add(1, now)
+        few = self._refusals.sum(now) < max(5.0, 0.02 * self._takes.sum(now))
+        if self.limit is not None and few and self.learned.rate is None:
+            return False
+        self.learned.refused(amount, sent_at, now, retry_after)
+        return True
+
+
+class _Level:
+    """All limits of a model, or of the key."""
+
+    def __init__(
+        self, limits: Limits, concurrency: Concurrency, now: float, *, learns: bool
+    ) -> None:
+        self.requests = _Measure(limits.rpm, now, learns=learns)
+        self.tokens = _Measure(limits.tpm, now, learns=learns)
         self.concurrency = concurrency
         self.in_flight = 0
 
     def wait(self, tokens: float, now: float) -> tuple[float, str]:
         """(seconds until allowed, what is waited for); infinite when all places are taken."""
         if self.in_flight >= self.concurrency.limit:
-            return float("inf"), "a free place"
-        longest, cause = 0.0, ""
-        if self.requests and (wait := self.requests.wait(1, now)) > longest:
-            longest, cause = wait, "requests"
-        if self.tokens and (wait := self.tokens.wait(tokens, now)) > longest:
+            return _NEVER, "a free place"
+        longest, cause = self.requests.wait(1, now), "requests"
+        if (wait := self.tokens.wait(tokens, now)) > longest:
             longest, cause = wait, "tokens"
         return longest, cause
 
     def take(self, tokens: float, now: float) -> None:
         self.in_flight += 1
-        if self.requests:
-            self.requests.take(1, now)
-        if self.tokens:
-            self.tokens.take(tokens, now)
+        self.requests.take(1, now)
+        self.tokens.take(tokens, now)
 
     def leave(self, reserved: float, used: float | None, now: float) -> None:
         self.in_flight -= 1
-        if self.tokens and used is not None:
+        if used is not None:
             self.tokens.settle(reserved, used, now)
 
 
 class KeyGate:
-    """What all models of one key share; wakes the models' gates when there is room again."""
+    """What all models of one key share, given to them by turns: who had fewest tokens is next."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._level = _Level(limits, Concurrency(limits.concurrency or 1 << 30), clock())
+        self._clock = clock
+        self.limited = limits != Limits()
+        concurrency = Concurrency(limits.concurrency or _UNLIMITED)
+        self.level = _Level(limits, concurrency, clock(), learns=False)
         self._gates: list[Gate] = []
+        self._timer: asyncio.TimerHandle | None = None
 
-    def join(self, gate: Gate) -> _Level:
+    def join(self, gate: Gate) -> None:
         """Adds a model's gate below this one."""
         self._gates.append(gate)
-        return self._level
 
-    def room(self) -> None:
-        """A place of the key is free again: every model's line may look; turns rotate."""
-        if self._level.concurrency.limit < 1 << 30:
-            self._gates.append(self._gates.pop(0))
-            for gate in tuple(self._gates):
-                gate.look()
+    def catch_up(self, gate: Gate) -> None:
+        """A model that comes back to the line has no claim to what others used meanwhile."""
+        others = [g.served for g in self._gates if g.waiting and g is not gate]
+        if others:
+            gate.served = max(gate.served, min(others))
+
+    def look(self) -> None:
+        """Lets in whoever is allowed now, and sets the timer for the next."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while True:
+            now = self._clock()
+            ready = [gate for gate in self._gates if gate.ready(now)]
+            if not ready:
+                return
+            gate = min(ready, key=lambda gate: gate.served)
+            wait, cause = self.level.wait(gate.asked, now)
+            if wait > 0.0:
+                for gate in ready:
+                    gate.mark(now, cause)
+                if wait < _NEVER:
+                    self._timer = asyncio.get_running_loop().call_later(wait, self.look)
+                return
+            gate.admit(now)
 
 
 class Gate:
     """The gate of one model.
 
     Attributes:
-        in_flight: Requests under way.
-        waiting: Requests that stand in line.
-        waits_for: What the first of them waits for, in a word for people.
+        concurrency: How many may be in flight.
+        breaker: Open while everything fails.
+        served: Tokens it was given; what decides whose turn it is.
+        waited: Seconds that the head of the line stood waiting, by cause.
+        refusals: Answers 429.
     """
 
     def __init__(
@@ -117,14 +250,22 @@ class Gate:
     ) -> None:
         self._clock = clock
         self.concurrency = Concurrency(limits.concurrency)
-        self._own = _Level(limits, self.concurrency, clock())
+        self.breaker = Breaker()
+        self.served = 0.0
+        self.waited: dict[str, float] = {}
+        self.refusals = 0
+        self._own = _Level(limits, self.concurrency, clock(), learns=True)
         self._key = key
-        self._shared = key.join(self)
-        self._line: deque[tuple[asyncio.Future[None], float]] = deque()
+        self._line: deque[tuple[asyncio.Future[Ticket], float, float | None]] = deque()
         self._shut_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self.waits_for = ""
+        self._cause, self._marked = "", clock()
+        self._up_front = False
+        self._most, self._booked = Recent(), Recent()
+        self._token_refusals = Recent()
+        self._began: float | None = None
+        key.join(self)
 
     @property
     def in_flight(self) -> int:
@@ -136,85 +277,213 @@ class Gate:
         """Requests that stand in line."""
         return len(self._line)
 
-    async def enter(self, tokens: float) -> Ticket:
-        """Waits until one request of so many tokens may be sent."""
+    @property
+    def waits_for(self) -> str:
+        """What the first in line waits for, in a word for people."""
+        return self._cause
+
+    @property
+    def up_front(self) -> bool:
+        """Whether the server was found to charge `max_tokens` before it answers."""
+        return self._up_front
+
+    def share(self) -> float | None:
+        """Part of the known limit that was used: of requests or of tokens, whichever is more."""
+        shares = (self._own.requests.share(), self._own.tokens.share())
+        return max((share for share in shares if share is not None), default=None)
+
+    # In
+
+    async def enter(self, tokens: float, most: float | None = None) -> Ticket:
+        """Waits until one request of so many tokens may be sent.
+
+        Args:
+            tokens: What it will probably use.
+            most: Prompt and `max_tokens`, None without a bound.
+
+        Raises:
+            Closed: The run stops.
+        """
         if self._closed:
             raise Closed
-        if not self._line and self._admit(tokens, self._clock()) == 0.0:
-            return Ticket(tokens)
-        place = asyncio.get_running_loop().create_future()
-        self._line.append((place, tokens))
-        self.look()
+        place: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        if not self._line and self._key.limited:
+            self._key.catch_up(self)
+        self._line.append((place, tokens, most))
+        if len(self._line) == 1:
+            self.look()
+        if place.done():
+            return place.result()
         try:
-            await place
+            return await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled() and not place.exception():
-                self.leave(Ticket(tokens), 0.0)
+                self.leave(place.result(), Heard("unsent"))
             else:
-                self._line = deque(pair for pair in self._line if pair[0] is not place)
+                self._line = deque(entry for entry in self._line if entry[0] is not place)
                 self.look()
             raise
-        return Ticket(tokens)
 
-    def leave(self, ticket: Ticket, used: float | None) -> None:
-        """Frees the place and settles the tokens; None keeps the reservation as used."""
+    def look(self) -> None:
+        """Lets in whoever is allowed now, and sets the timer for the next."""
+        if self._key.limited:
+            self._key.look()
+            return
+        while self.ready(self._clock()):
+            self.admit(self._clock())
+
+    @property
+    def asked(self) -> float:
+        """Tokens that the first in line asks for."""
+        _place, tokens, most = self._line[0]
+        return most if self._up_front and most is not None else tokens
+
+    def ready(self, now: float) -> bool:
+        """Whether the first in line may go as far as its own model is concerned."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._line and self._line[0][0].done():
+            self._line.popleft()
+        if not self._line:
+            self.mark(now, "")
+            return False
+        wait, cause = self._own.wait(self.asked, now)
+        shut = self._shut_until - now
+        if shut > wait:
+            wait, cause = shut, "429"
+        if (probe := self.breaker.wait(now)) > wait:
+            wait, cause = probe, "an outage"
+        if wait <= 0.0:
+            return True
+        learned = self._own.requests.learned, self._own.tokens.learned
+        if cause in ("requests", "tokens") and any(one and one.shut for one in learned):
+            cause = "429"
+        self.mark(now, cause)
+        if wait < _NEVER:
+            self._timer = asyncio.get_running_loop().call_later(wait, self.look)
+        return False
+
+    def admit(self, now: float) -> None:
+        """Lets the first in line go."""
+        asked = self.asked
+        place, tokens, most = self._line.popleft()
+        cause = self._cause
+        self._own.take(asked, now)
+        self._key.level.take(asked, now)
+        self.breaker.take(now)
+        self.served += asked
+        if self._began is None:
+            self._began = now
+        if most is not None:
+            self._most.add(most, now)
+            self._booked.add(tokens, now)
+        if not self._line:
+            self.mark(now, "")
+        place.set_result(Ticket(asked, now, cause, most))
+
+    def mark(self, now: float, cause: str) -> None:
+        """Notes what the first in line waits for from now on."""
+        if self._cause:
+            self.waited[self._cause] = self.waited.get(self._cause, 0.0) + now - self._marked
+        self._cause, self._marked = cause, now
+
+    # Out
+
+    def leave(self, ticket: Ticket, heard: Heard) -> None:
+        """Frees the place, settles the tokens, and learns from what was heard."""
         now = self._clock()
+        used = 0.0 if heard.how in ("refused", "rejected", "unsent") else heard.used
+        if self._up_front and heard.how == "answered":
+            used = None  # The server keeps what it took.
         self._own.leave(ticket.tokens, used, now)
-        self._shared.leave(ticket.tokens, used, now)
-        if self._line:
+        self._key.level.leave(ticket.tokens, used, now)
+        if used is not None:
+            self.served += used - ticket.tokens
+        self._learn(ticket, heard, now)
+        if self._key.limited:
+            self._key.look()
+        elif self._line:
             self.look()
-        self._key.room()
 
-    def answered(self) -> None:
-        """The server answered in time: there may be room for more at once."""
-        self.concurrency.answered(self._own.in_flight, self._clock())
+    def _learn(self, ticket: Ticket, heard: Heard, now: float) -> None:
+        for what in ("requests", "tokens"):
+            paces = [s.per_minute for s in heard.said if s.what == what]
+            known = [pace for pace in paces if pace is not None]
+            if known:
+                (self._own.requests if what == "requests" else self._own.tokens).read(
+                    min(known), now
+                )
+        requests, tokens = self._own.requests, self._own.tokens
+        match heard.how:
+            case "answered" | "rejected":
+                self.breaker.succeeded()
+                if ticket.most is not None and heard.used is not None:
+                    self._booked.add(heard.used - ticket.tokens, now)
+                for measure in (requests, tokens):
+                    if measure.learned is not None:
+                        measure.learned.accepted(ticket.sent_at, now)
+                if heard.how == "answered":
+                    self.concurrency.answered(self.in_flight + 1, heard.latency, now)
+            case "refused":
+                self.breaker.succeeded()
+                self._refused(ticket, heard, now)
+            case "overloaded":
+                self.breaker.failed(ticket.sent_at, now)
+                self.concurrency.overloaded(now)
+                self._pause(heard.retry_after or 0.0, now)
+            case "failed":
+                self.breaker.failed(ticket.sent_at, now)
+            case "unsent":
+                self.breaker.unsent(ticket.sent_at, now)
 
-    def overloaded(self) -> None:
-        """The server is overloaded: fewer at once."""
-        self.concurrency.overloaded(self._clock())
+    def _refused(self, ticket: Ticket, heard: Heard, now: float) -> None:
+        requests, tokens = self._own.requests, self._own.tokens
+        self.refusals += 1
+        requests.used -= 1
+        if ticket.most is not None:
+            self._most.add(-ticket.most, now)
+            self._booked.add(-ticket.tokens, now)
+        by_tokens = heard.about == "tokens" or (
+            heard.about is None and requests.limit is None and tokens.limit is not None
+        )
+        if by_tokens and self._charges_up_front(ticket, now):
+            return
+        measure, amount = (tokens, ticket.tokens) if by_tokens else (requests, 1.0)
+        if not measure.refused(amount, ticket.sent_at, now, heard.retry_after):
+            self._pause(heard.retry_after or _SHORT_PAUSE, now)
+        elif heard.retry_after is not None:
+            self._pause(heard.retry_after, now)
 
-    def pause(self, seconds: float) -> None:
-        """Shuts this model's gate for so long, from now; a shorter pause never shortens it."""
-        self._shut_until = max(self._shut_until, self._clock() + seconds)
+    def _charges_up_front(self, ticket: Ticket, now: float) -> bool:
+        """Whether token refusals, while our own ledger has room, mean that `max_tokens` counts."""
+        limit = self._own.tokens.limit
+        if self._up_front or limit is None or ticket.most is None or self._began is None:
+            return False
+        self._token_refusals.add(1, now)
+        span = max(1.0, min(60.0, now - self._began))
+        allowed = limit / 60 * span
+        if (
+            self._token_refusals.sum(now) >= 3
+            and self._booked.sum(now) < 0.8 * allowed
+            and self._most.sum(now) >= 0.8 * allowed
+        ):
+            self._up_front = True
+            if self._own.tokens.learned is not None:
+                self._own.tokens.learned.forget()
+        return self._up_front
+
+    def _pause(self, seconds: float, now: float) -> None:
+        """Shuts this model's gate for so long; a shorter pause never shortens a longer one."""
+        self._shut_until = max(self._shut_until, now + seconds)
 
     def close(self) -> None:
         """Nothing new is let in; whoever waits gets `Closed`."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for place, _tokens in self._line:
+        for place, _tokens, _most in self._line:
             if not place.done():
                 place.set_exception(Closed())
         self._line.clear()
-
-    def look(self) -> None:
-        """Lets in whoever is allowed now, and sets the timer for the next."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._line:
-            place, tokens = self._line[0]
-            if place.done():
-                self._line.popleft()
-                continue
-            wait = self._admit(tokens, self._clock())
-            if wait > 0.0:
-                if wait < float("inf"):
-                    self._timer = asyncio.get_running_loop().call_later(wait, self.look)
-                return
-            self._line.popleft()
-            place.set_result(None)
-        self.waits_for = ""
-
-    def _admit(self, tokens: float, now: float) -> float:
-        """Takes a place in both levels and returns 0.0, or returns the seconds to wait."""
-        shut = self._shut_until - now
-        own, cause = self._own.wait(tokens, now)
-        shared, shared_cause = self._shared.wait(tokens, now)
-        wait = max(own, shared, shut, 0.0)
-        if wait > 0.0:
-            self.waits_for = "429" if shut >= wait else cause if own >= shared else shared_cause
-            return wait
-        self._own.take(tokens, now)
-        self._shared.take(tokens, now)
-        return 0.0
+        self.mark(self._clock(), "")

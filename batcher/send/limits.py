@@ -1,21 +1,25 @@
-"""Requests and tokens per minute, and requests at once, as arithmetic on a given time.
+"""Requests and tokens per minute, as arithmetic on a given time. Touches: nothing.
 
-Touches: nothing. Every method is told the time (a monotonic clock, seconds) and answers at once;
-`send.gate` alone waits.
+Every method is told the time (a monotonic clock, seconds) and answers at once; `send.gate` alone
+waits. Three sources, the strictest wins: what the user *told* and what headers *say* are each an
+`Allowance`; what refusals teach is `Learned`.
 """
 
 from __future__ import annotations
 
-__all__ = ["Allowance", "Concurrency", "Estimate"]
+from collections import deque
 
-# A client that uses 99 % of a limit and saves up at most a second of it is refused by none of three
-# kinds of servers and 0.5 % of the time by the fourth, one-second windows (simulated).
+__all__ = ["Allowance", "Learned", "Recent"]
+
+# A client that uses 99 % of a limit and saves up half a second of it sends no more than the limit
+# in any minute (0.99 + 0.5 / 60 < 1), and does not bunch where servers count by the second.
 _SHARE = 0.99
-_SAVED_SECONDS = 1.0
+_SAVED_SECONDS = 0.5
+_ROUNDING = 1e-9
 
 
 class Allowance:
-    """So many units a minute, evenly spread, at most one second of them saved up.
+    """So many units a minute, evenly spread, at most half a second of them saved up.
 
     >>> requests = Allowance(per_minute=60, now=0.0)
     >>> requests.take(1, now=0.0)
@@ -28,10 +32,15 @@ class Allowance:
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
+        self._now = now
+        self.set(per_minute)
+        self._level = self._most
+
+    def set(self, per_minute: float) -> None:
+        """Another limit from now on."""
+        self.per_minute = per_minute
         self._rate = per_minute * _SHARE / 60
         self._most = max(1.0, self._rate * _SAVED_SECONDS)
-        self._level = self._most
-        self._now = now
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until `amount` is allowed; 0.0 if it is allowed now.
@@ -42,7 +51,7 @@ class Allowance:
         self._fill(now)
         missing = min(amount, self._most) - self._level
         # Less than a billionth is rounding, and waiting for it could go on for ever.
-        return missing / self._rate if missing > 1e-9 else 0.0
+        return missing / self._rate if missing > _ROUNDING else 0.0
 
     def take(self, amount: float, now: float) -> None:
         """Uses `amount`; below zero when more was needed than could be saved up."""
@@ -60,72 +69,164 @@ class Allowance:
             self._now = now
 
 
-class Concurrency:
-    """How many requests may be in flight.
+class Recent:
+    """Sums of the last minute, in steps of half a second."""
 
-    Told a number, it is that number. Told nothing, it begins at 16 and doubles as long as that
-    raises the number of answers a second by a tenth; it halves when the server is overloaded.
-
-    Args:
-        told: The fixed number, or None to find it.
-        most: Upper bound of what is found.
-    """
-
-    def __init__(self, told: int | None, most: int = 1000) -> None:
-        self.limit = told if told is not None else min(16, most)
-        self._fixed = told is not None
-        self._most = most
-        self._best = 0.0
-        self._answers = 0
-        self._since: float | None = None
-        self._cut = float("-inf")
-
-    def answered(self, in_flight: int, now: float) -> None:
-        """One answer came; `in_flight` is how many were under way, this one included."""
-        if self._fixed:
-            return
-        if self._since is None:
-            self._since = now
-        self._answers += 1
-        # Only what was measured with all places taken says anything about more places.
-        if self._answers < 2 * self.limit or now <= self._since:
-            return
-        rate = self._answers / (now - self._since)
-        if in_flight >= 0.9 * self.limit and rate > 1.1 * self._best:
-            self._best = rate
-            self.limit = min(self._most, self.limit * 2)
-        self._answers, self._since = 0, now
-
-    def overloaded(self, now: float) -> None:
-        """The server said that it is overloaded, or did not answer; at most one cut in 5 s."""
-        if self._fixed or now - self._cut < 5.0:
-            return
-        self._cut = now
-        self.limit = max(1, self.limit // 2)
-        self._best, self._answers, self._since = 0.0, 0, now
-
-
-class Estimate:
-    """How many tokens a request will use, learned per model from the usage that comes back.
-
-    No tokenizer: prompt tokens are bytes of the body divided by a ratio that starts at 4.
-    """
+    _STEP, _SPAN = 0.5, 60.0
 
     def __init__(self) -> None:
-        self._bytes, self._prompt_tokens = 4000.0, 1000.0
-        self._answers, self._output_tokens = 0, 0.0
+        self._steps: deque[list[float]] = deque()
 
-    def tokens(self, body_bytes: int, max_tokens: int | None) -> float:
-        """Prompt and answer together, the answer at the mean seen so far, at most `max_tokens`."""
-        mean = self._output_tokens / self._answers if self._answers else 250.0
-        output = min(mean, max_tokens) if max_tokens is not None else mean
-        return max(1.0, body_bytes * self._prompt_tokens / self._bytes + output)
+    def add(self, amount: float, at: float) -> None:
+        """Adds `amount` at a time, which may lie a little in the past."""
+        step = at // self._STEP
+        for held in reversed(self._steps):
+            if held[0] == step:
+                held[1] += amount
+                return
+            if held[0] < step:
+                break
+        self._steps.append([step, amount])
 
-    def learn(self, body_bytes: int, prompt_tokens: int | None, output_tokens: int | None) -> None:
-        """Takes note of one answer's usage; what was not reported teaches nothing."""
-        if prompt_tokens:
-            self._bytes = self._bytes * 0.999 + body_bytes
-            self._prompt_tokens = self._prompt_tokens * 0.999 + prompt_tokens
-        if output_tokens is not None:
-            self._answers += 1
-            self._output_tokens += output_tokens
+    def sum(self, now: float, seconds: float = _SPAN) -> float:
+        """What was added in the last so many seconds, 60 at most."""
+        oldest = (now - self._SPAN) // self._STEP
+        while self._steps and self._steps[0][0] < oldest:
+            self._steps.popleft()
+        since = (now - seconds) / self._STEP
+        return sum(amount for step, amount in self._steps if step >= since)
+
+
+class Learned:
+    """The rate that a server lets through, found from what it refused.
+
+    Before the first refusal there is no limit. A refusal cuts the rate a little and shuts; then one
+    request at a time goes as a probe, and with the first that is not refused the rate is open
+    again. It grows back along a cubic: fast, then slow where the refusal was, then faster (as TCP
+    CUBIC, RFC 9438, with a fixed time to the plateau). When the server stayed shut for seconds it
+    counts by the minute: the rate is then what it let through in the last minute.
+
+    Amounts are requests, or tokens; rates are those a second.
+    """
+
+    _PLATEAU = 20.0
+    _COUNTS_BY_THE_MINUTE = 5.0
+    _SAVED_SECONDS = 0.25
+    _PROBE_FIRST, _PROBE_MOST, _PROBE_LATER = 0.25, 5.0, 60.0
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._plateau = 0.0
+        self._cut_at = float("-inf")
+        self._level = 0.0
+        self._now = 0.0
+        self._began: float | None = None
+        self._sent, self._refused = Recent(), Recent()
+        self._shut_at: float | None = None
+        self._probe_after = 0.0
+        self._probe_sent: float | None = None
+        self._minute_before = 0.0
+        self._verdict = 0.25
+
+    @property
+    def shut(self) -> bool:
+        """Whether only probes are let through."""
+        return self._shut_at is not None
+
+    def now(self, now: float) -> float | None:
+        """The rate at this moment, a second; None when there is no limit."""
+        if self.rate is None:
+            return None
+        x = (now - self._cut_at) / self._PLATEAU - 1.0
+        return self._plateau + (self._plateau - self.rate) * x**3
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until `amount` is allowed; 0.0 if it is allowed now."""
+        if self._shut_at is not None:
+            if self._probe_sent is None:
+                return max(0.0, self._probe_after - now)
+            # A refusal comes at once, an answer takes its time: no refusal is as good as an answer.
+            if now - self._probe_sent < self._verdict - _ROUNDING:
+                return self._verdict - (now - self._probe_sent)
+            self._open(now)
+        rate = self._fill(now)
+        if rate is None:
+            return 0.0
+        missing = min(amount, max(1.0, rate * self._SAVED_SECONDS)) - self._level
+        return missing / rate if missing > _ROUNDING else 0.0
+
+    def take(self, amount: float, now: float) -> None:
+        """Uses `amount`."""
+        if self._began is None:
+            self._began = now
+        self._sent.add(amount, now)
+        if self._shut_at is not None:
+            self._probe_sent = now
+        elif self._fill(now) is not None:
+            self._level -= amount
+
+    def settle(self, reserved: float, used: float, now: float) -> None:
+        """Puts back what was reserved and not used, or takes what was used beyond it."""
+        self._sent.add(used - reserved, now)
+        if self.rate is not None:
+            self._level += reserved - used
+
+    def accepted(self, sent_at: float, now: float) -> None:
+        """What was sent then was not refused."""
+        if self._probe_sent is not None and sent_at >= self._probe_sent:
+            self._open(now)
+
+    def refused(
+        self, amount: float, sent_at: float, now: float, retry_after: float | None
+    ) -> None:
+        """What was sent then was refused; `retry_after` is what the server named."""
+        self._refused.add(amount, sent_at)
+        self._verdict = max(0.25, 0.9 * self._verdict, min(10.0, 2 * (now - sent_at)))
+        if self._shut_at is not None:
+            if self._probe_sent is not None and sent_at >= self._probe_sent:
+                self._probe_sent = None
+                closed = now - self._shut_at
+                most = self._PROBE_MOST if closed < 70 else self._PROBE_LATER
+                pause = max(self._PROBE_FIRST, min(most, closed / 4))
+                self._probe_after = now + (pause if retry_after is None else retry_after)
+            return
+        if sent_at < self._cut_at:
+            return  # It was on its way before the last cut could help.
+        self._shut_at, self._probe_sent = now, None
+        self._minute_before = self._let_through(now, 60.0)
+        rate = self.now(now)
+        since = now - self._cut_at
+        if rate is None:
+            seconds = max(0.5, min(5.0, now - (self._began if self._began is not None else now)))
+            rate = max(self._let_through(now, seconds), amount) / seconds
+        self._plateau = rate
+        self.rate = rate * (0.95 if since > 10 else 0.85 if since > 2 else 0.7)
+        self._cut_at = now
+        pause = min(self._PROBE_FIRST, 1 / self.rate) if retry_after is None else retry_after
+        self._probe_after = now + pause
+
+    def forget(self) -> None:
+        """Drops what was learned, when it was learned by a wrong measure."""
+        self.rate = self._shut_at = self._probe_sent = None
+
+    def _let_through(self, now: float, seconds: float) -> float:
+        return max(0.0, self._sent.sum(now, seconds) - self._refused.sum(now, seconds))
+
+    def _open(self, now: float) -> None:
+        assert self._shut_at is not None
+        assert self.rate is not None
+        if now - self._shut_at >= self._COUNTS_BY_THE_MINUTE:
+            by_the_minute = 0.99 * self._minute_before / 60
+            if 0 < by_the_minute < self.rate:
+                self.rate = self._plateau = by_the_minute
+        self._shut_at = self._probe_sent = None
+        self._cut_at = now
+        self._level, self._now = 0.0, now
+
+    def _fill(self, now: float) -> float | None:
+        rate = self.now(now)
+        if rate is not None and now > self._now:
+            most = max(1.0, rate * self._SAVED_SECONDS)
+            self._level = min(most, self._level + (now - self._now) * rate)
+            self._now = now
+        return rate

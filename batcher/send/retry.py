@@ -2,9 +2,11 @@
 
 | error | again? | after |
 |---|---|---|
-| RateLimited | within the row's time; does not count as a retry | what the server named, else a backoff |
-| ServerError, BadResponse, NoAnswer | up to `max_retries` | what the server named, else a backoff |
+| RateLimited | yes; does not count as a retry | at once, to the gate, which waits; from the third on a backoff |
+| ServerError, BadResponse, NoAnswer | up to `max_retries` times | a backoff, or what the server named if that is more |
 | OutOfQuota, NotAllowed, NotFound, BadRequest | no | |
+
+All within the row's time.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ from batcher.errors import BadResponse, NoAnswer, RateLimited, RequestError, Ser
 __all__ = ["FATAL", "backoff", "decide"]
 
 _FIRST, _MOST = 1.0, 60.0
-# A server may ask for more (a day's limit asks for hours); the row's own time is the bound then.
-_LONGEST_ASKED = 24 * 3600.0
 
 
 def decide(
@@ -34,12 +34,12 @@ def decide(
     """
     match error:
         case RateLimited():
-            asked = error.retry_after
-            return backoff(refusals, rng) if asked is None else min(asked, _LONGEST_ASKED)
+            # A request refused again and again while others pass must not hold them up.
+            return 0.0 if refusals <= 2 else backoff(refusals - 2, rng)
         case ServerError() | BadResponse() | NoAnswer():
             if failures > max_retries:
                 return None
-            return max(backoff(failures, rng), min(error.retry_after or 0.0, _LONGEST_ASKED))
+            return max(backoff(failures, rng), error.retry_after or 0.0)
         case _:
             return None
 

@@ -9,26 +9,35 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 import tenacity
 
-from batcher.errors import NoAnswer, RateLimited, RequestError, ServerError
+from batcher.errors import (
+    BadResponse,
+    NoAnswer,
+    OutOfQuota,
+    RateLimited,
+    RequestError,
+    ServerError,
+)
 from batcher.records import Attempt, Completion, Outcome, Request, Result
 from batcher.send import retry, wire
 from batcher.send.client import Client
-from batcher.send.gate import Door
-from batcher.send.limits import Estimate
+from batcher.send.estimate import Estimate, Patience
+from batcher.send.gate import Door, Heard
+from batcher.send.headers import Said, limits
 
 __all__ = ["Again", "Lane", "Sender"]
 
 
 class Lane(NamedTuple):
-    """What is known of one model: its gate, and how many tokens its requests use."""
+    """What is known of one model: its gate, how many tokens its requests use, how long they take."""
 
     gate: Door
     estimate: Estimate
+    patience: Patience
 
 
 class Again(NamedTuple):
@@ -37,7 +46,6 @@ class Again(NamedTuple):
     request: Request
     error: RequestError
     tries: list[Attempt]
-    began: float
 
 
 class Sender:
@@ -46,7 +54,7 @@ class Sender:
     Args:
         client: Posts bodies.
         max_retries: Attempts after the first; refusals (429) do not count.
-        row_timeout: Seconds for all attempts of a request, waits included.
+        row_timeout: Seconds for all attempts of a request, from the first on, waits included.
         keep_raw: Whether the whole response body stays in the Result.
         sleep: Waits; a test gives its own.
         rng: Where the jitter of backoffs comes from.
@@ -71,19 +79,18 @@ class Sender:
 
     async def first(self, request: Request, lane: Lane) -> Result | Again:
         """One attempt: the Result, or what it takes to go on."""
-        began = time.monotonic()
         tries: list[Attempt] = []
         try:
-            completion = await self._attempt(request, lane, tries, began)
+            completion = await self._attempt(request, lane, tries)
         except RequestError as error:
-            if self._decide(error, tries, began) is None:
+            if self._decide(error, tries) is None:
                 return _failed(request, error, tries)
-            return Again(request, error, tries, began)
+            return Again(request, error, tries)
         return _answered(request, completion, tries)
 
     async def again(self, failed: Again, lane: Lane) -> Result:
         """The attempts after the first, until one is the last."""
-        request, error, tries, began = failed
+        request, error, tries = failed
         waiting: RequestError | None = error
 
         async def attempt() -> Completion:
@@ -91,16 +98,13 @@ class Sender:
             if waiting is not None:
                 error, waiting = waiting, None
                 raise error
-            return await self._attempt(request, lane, tries, began)
-
-        def decided(state: tenacity.RetryCallState) -> float | None:
-            error = state.outcome.exception() if state.outcome else None
-            return self._decide(error, tries, began) if isinstance(error, RequestError) else None
+            return await self._attempt(request, lane, tries)
 
         waits: list[float] = []
 
         def goes_again(state: tenacity.RetryCallState) -> bool:
-            wait = decided(state)
+            error = state.outcome.exception() if state.outcome else None
+            wait = self._decide(error, tries) if isinstance(error, RequestError) else None
             if wait is not None:
                 waits.append(wait)
             return wait is not None
@@ -117,84 +121,114 @@ class Sender:
             return _failed(request, last, tries)
         return _answered(request, completion, tries)
 
-    def _decide(self, error: RequestError, tries: list[Attempt], began: float) -> float | None:
+    def _decide(self, error: RequestError, tries: list[Attempt]) -> float | None:
         refusals = sum(1 for t in tries if t.status is Outcome.RATE_LIMITED)
         wait = retry.decide(error, len(tries) - refusals, refusals, self._max_retries, self._rng)
-        if wait is None or time.monotonic() + wait - began > self._row_timeout:
-            return None
-        return wait
+        spent = time.time() - tries[0].started / 1000
+        return None if wait is None or spent + wait > self._row_timeout else wait
 
-    async def _attempt(
-        self, request: Request, lane: Lane, tries: list[Attempt], began: float
-    ) -> Completion:
+    async def _attempt(self, request: Request, lane: Lane, tries: list[Attempt]) -> Completion:
         """One passage through the gate and one HTTP exchange; appends to `tries`."""
-        gate, estimate = lane
+        gate, estimate, patience = lane
         size = len(request.body)
-        ticket = await gate.enter(estimate.tokens(size, request.max_tokens))
+        asked = time.time()
+        ticket = await gate.enter(*estimate.tokens(size, request.max_tokens))
         started, clock = time.time(), time.monotonic()
         if tries:
-            waited = started - (tries[-1].started + tries[-1].latency_ms) / 1000
-        else:
-            waited = clock - began
-        used: float | None = 0.0
-        error: RequestError | None = None
-        completion: Completion | None = None
+            asked = (tries[-1].started + tries[-1].latency_ms) / 1000
+        heard = Heard("unsent")
+        ended: Completion | RequestError | None = None
         try:
-            reply = await self._client.post(request.body)
-            completion = wire.read(
-                reply.status, reply.headers, reply.body, keep_raw=self._keep_raw
-            )
-        except RequestError as failure:
-            error = failure
-            raise
+            reply = await self._client.post(request.body, patience.seconds)
+            said = limits(reply.headers, started)
+            try:
+                ended = wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
+            except RequestError as error:
+                ended = error
+                heard = _failure(error, said)
+            else:
+                used = ended.usage.prompt_tokens, ended.usage.completion_tokens
+                estimate.learn(size, *used)
+                heard = Heard("answered", 0.0, _sum(*used), said=said)
+        except RequestError as error:
+            ended = error
+            heard = _failure(error, ())
         finally:
             latency = time.monotonic() - clock
-            if completion is not None:
-                usage = completion.usage
-                estimate.learn(size, usage.prompt_tokens, usage.completion_tokens)
-                used = None
-                if usage.prompt_tokens is not None and usage.completion_tokens is not None:
-                    used = usage.prompt_tokens + usage.completion_tokens
-                gate.answered()
-            elif isinstance(error, RateLimited):
-                gate.pause(error.retry_after if error.retry_after is not None else 1.0)
-            elif isinstance(error, NoAnswer) or (
-                isinstance(error, ServerError) and error.status in (503, 529)
-            ):
-                used = None  # Perhaps it was worked on all the same.
-                gate.overloaded()
-            gate.leave(ticket, used)
-            if completion is not None or error is not None:
-                tries.append(_try(started, latency, waited, completion, error))
-        return completion
+            if heard.how == "answered":
+                patience.answered(latency)
+                heard = heard._replace(latency=latency)
+            gate.leave(ticket, heard)
+        tries.append(_try(started, latency, started - asked, _cause(tries, ticket.cause), ended))
+        if isinstance(ended, RequestError):
+            raise self._final(ended)
+        return ended
+
+    def _final(self, error: RequestError) -> RequestError:
+        """The error, or what it amounts to: a wait longer than any row may take is no pace."""
+        if isinstance(error, RateLimited) and (error.retry_after or 0.0) > self._row_timeout:
+            asked = (error.retry_after or 0.0) / 3600
+            return OutOfQuota(
+                f"asked to wait {asked:.1f} h, longer than --row-timeout: {error}",
+                status=error.status,
+                request_id=error.request_id,
+                error_type=error.error_type,
+            )
+        return error
+
+
+def _failure(error: RequestError, said: Sequence[Said]) -> Heard:
+    """What a failed exchange tells the gate."""
+    match error:
+        case RateLimited():
+            return Heard("refused", retry_after=error.retry_after, about=error.about, said=said)
+        case NoAnswer() if error.outcome is Outcome.TIMEOUT:
+            return Heard(
+                "overloaded"
+            )  # Perhaps worked on, perhaps billed: its tokens stay booked.
+        case ServerError() if error.status in (503, 529):
+            return Heard("overloaded", used=0.0, retry_after=error.retry_after, said=said)
+        case ServerError() | NoAnswer() | BadResponse():
+            return Heard("failed", said=said)
+        case _:
+            return Heard("rejected", said=said)
+
+
+def _sum(prompt: int | None, completion: int | None) -> float | None:
+    return None if prompt is None or completion is None else float(prompt + completion)
+
+
+def _cause(tries: list[Attempt], cause: str) -> str:
+    """What an attempt waited for: after a failure the backoff, after a 429 the limit."""
+    if not tries:
+        return cause
+    return "429" if tries[-1].status is Outcome.RATE_LIMITED else "retry"
 
 
 def _try(
     started: float,
     latency: float,
     waited: float,
-    completion: Completion | None,
-    error: RequestError | None,
+    cause: str,
+    ended: Completion | RequestError,
 ) -> Attempt:
-    if completion is not None:
+    shared: dict[str, Any] = {
+        "started": int(started * 1000),
+        "latency_ms": round(latency * 1000),
+        "waited_ms": round(max(0.0, waited) * 1000),
+        "cause": cause,
+        "request_id": ended.request_id,
+    }
+    if isinstance(ended, Completion):
         return Attempt(
-            started=int(started * 1000),
-            latency_ms=round(latency * 1000),
-            waited_ms=round(waited * 1000),
-            status=completion.outcome,
+            **shared,
+            status=ended.outcome,
             http_status=200,
-            request_id=completion.request_id,
-            prompt_tokens=completion.usage.prompt_tokens,
-            completion_tokens=completion.usage.completion_tokens,
+            prompt_tokens=ended.usage.prompt_tokens,
+            completion_tokens=ended.usage.completion_tokens,
         )
     return Attempt(
-        started=int(started * 1000),
-        latency_ms=round(latency * 1000),
-        waited_ms=round(waited * 1000),
-        status=error.outcome if error else Outcome.CONNECTION,
-        http_status=error.status if error else None,
-        request_id=error.request_id if error else None,
-        error=str(error)[:300] if error else None,
+        **shared, status=ended.outcome, http_status=ended.status, error=str(ended)[:300]
     )
 
 

@@ -26,6 +26,7 @@ from batcher.errors import (
     ServerError,
 )
 from batcher.records import Completion, Outcome, Usage
+from batcher.send.headers import span
 
 __all__ = ["read", "retry_after"]
 
@@ -65,6 +66,9 @@ _NO_MODEL = re.compile(
     r"model_not_found|incorrect model id|invalid model name|no such model|model .{0,80}does not exist"
     r"|model .{0,80}not found|unknown model|not a valid model|server is pinned to"
 )
+_TOO_LARGE = re.compile(r"request too large|reduce your message size")
+_RATE_UNIT = re.compile(r"tokens? per|\btpm\b|token.?limit|dynamic_token|tokens_limit")
+_REQUEST_UNIT = re.compile(r"requests? per|\brpm\b|dynamic_request|on requests")
 _RATE = re.compile(
     r"rate.?limit|too many requests|tokens per minute|requests per minute|slow_down"
 )
@@ -107,6 +111,12 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
 
 def _failure(status: int, words: str, message: str, facts: dict[str, Any]) -> RequestError:
     """The error that a status and its words amount to."""
+    if _TOO_LARGE.search(words):  # OpenAI says so with 429, and no waiting will help.
+        return BadRequest(message, outcome=Outcome.CONTEXT_LENGTH, **facts)
+    if _RATE_UNIT.search(words):
+        facts["about"] = "tokens"
+    elif _REQUEST_UNIT.search(words):
+        facts["about"] = "requests"
     if status == 200:
         if _RATE.search(words):
             return RateLimited(message, **facts)
@@ -280,11 +290,9 @@ def _cut(body: bytes) -> str:
     return body[:300].decode("utf-8", "replace")
 
 
-_SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)(ms|h|m|s))")
 _IN_TEXT = re.compile(
     r"(?:try again|retry|retry after|again) (?:in|after) ((?:\d+(?:\.\d+)?(?:ms|h|m|s) ?)+|\d+(?:\.\d+)? ?(?:milliseconds?|seconds?|minutes?|hours?))"
 )
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def retry_after(
@@ -314,10 +322,10 @@ def retry_after(
     for asked in _fields(data):
         if (seconds := _seconds(asked)) is not None:
             return seconds
-        if isinstance(asked, str) and (span := _span(asked)) is not None:
-            return span
+        if isinstance(asked, str) and (seconds := span(asked)) is not None:
+            return seconds
     found = _IN_TEXT.search(message.lower())
-    return _span(found.group(1)) if found else None
+    return span(found.group(1)) if found else None
 
 
 def _fields(data: Any) -> list[Any]:
@@ -340,13 +348,3 @@ def _seconds(text: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return seconds if 0 <= seconds < 1e9 else None
-
-
-def _span(text: str) -> float | None:
-    words = re.sub(
-        r" ?(millisecond|second|minute|hour)s?",
-        lambda m: {"millisecond": "ms"}.get(m.group(1), m.group(1)[0]),
-        text,
-    )
-    parts = _SPAN.findall(words)
-    return sum(float(number) * _UNITS[unit] for number, unit in parts) if parts else None

@@ -1,0 +1,89 @@
+"""How many requests may be in flight, found from how fast answers come. Touches: nothing."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["Concurrency"]
+
+
+class Concurrency:
+    """How many requests may be in flight.
+
+    Told a number, it is that number. Told nothing, it begins at 16 and doubles as long as that
+    brings a tenth more answers a second. Where it does not, the server queues: by Little's law as
+    many are worth sending as it answers a second times the time one takes without a queue, and a
+    tenth more. From there it tries a quarter more from time to time. An overload (503, 529, no
+    answer in time) halves it.
+
+    Args:
+        told: The fixed number, or None to find it.
+        most: Upper bound of what is found.
+
+    Attributes:
+        limit: How many may be in flight now.
+    """
+
+    _GAIN = 1.1
+    _CUT_SECONDS = 5.0
+
+    def __init__(self, told: int | None, most: int = 1000) -> None:
+        self.limit = told if told is not None else min(16, most)
+        self._fixed = told is not None
+        self._most = most
+        self._doubling = True
+        self._trying: tuple[int, float] | None = None  # (limit, rate) to fall back to
+        self._quiet = math.inf  # Mean seconds of an answer when there was no queue.
+        self._best = 0.0
+        self._reset(None)
+        self._cut = float("-inf")
+
+    def _reset(self, now: float | None) -> None:
+        self._answers, self._seconds, self._busy, self._since = 0, 0.0, 0, now
+
+    def answered(self, in_flight: int, latency: float, now: float) -> None:
+        """One answer came after `latency` seconds; `in_flight` counts it as well."""
+        if self._fixed:
+            return
+        if self._since is None:
+            self._reset(now)
+            return
+        self._answers += 1
+        self._seconds += latency
+        self._busy += in_flight >= 0.9 * self.limit
+        steps = 2 if self._doubling or self._trying else 16
+        if self._answers < steps * max(self.limit, 16) or now <= self._since:
+            return
+        rate, mean = self._answers / (now - self._since), self._seconds / self._answers
+        # Only what was measured with all places taken says anything about more places.
+        if self._busy >= 0.8 * self._answers:
+            self._judge(rate, mean)
+        self._reset(None)  # The answers of the old width still come: one is let pass.
+
+    def _judge(self, rate: float, mean: float) -> None:
+        self._quiet = min(self._quiet, mean)
+        knee = max(1, math.ceil(1.1 * rate * self._quiet))
+        if self._doubling:
+            if rate > self._GAIN * self._best:
+                self._best = rate
+                self.limit = min(self._most, 2 * self.limit)
+            else:
+                self._doubling = False
+                self.limit = min(self.limit, max(knee, 2))
+        elif self._trying is not None:
+            before, old = self._trying
+            self._trying = None
+            if rate <= 1.05 * old:
+                self.limit = before
+        else:
+            self._trying = (self.limit, rate)
+            self.limit = min(self._most, max(self.limit + 1, self.limit * 5 // 4))
+
+    def overloaded(self, now: float) -> None:
+        """The server said that it is overloaded, or did not answer; at most one cut in 5 s."""
+        if self._fixed or now - self._cut < self._CUT_SECONDS:
+            return
+        self._cut = now
+        self.limit = max(1, self.limit // 2)
+        self._best, self._doubling, self._trying = 0.0, True, None
+        self._reset(now)

@@ -1,0 +1,164 @@
+"""What response headers say of a server's limits, in its dialects. Touches: nothing.
+
+| who | names | counted per |
+|---|---|---|
+| OpenAI, xAI, Groq, LiteLLM | `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` | minute; Groq's requests per day |
+| LiteLLM, by scope | `x-ratelimit-{api_key,team,…}-{limit,remaining}-{requests,tokens}` | minute |
+| Anthropic | `anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}` | minute |
+| Cerebras, Mistral | `x-ratelimit-…-{requests,req,tokens}-{minute,hour,day}` | as named |
+| Together | `x-ratelimit-{limit,…}` beside `x-tokenlimit-{limit,…}` | second |
+| OpenRouter | `x-ratelimit-{limit,remaining,reset}`, reset in epoch milliseconds | minute, or day |
+
+Azure tells only what remains, Fireworks parts prompt from answer tokens: neither is a rate. What is
+counted by the hour, day or month is no pace either: it is used up or it is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+__all__ = ["Said", "limits", "span"]
+
+_FIELDS = frozenset({"limit", "remaining", "reset"})
+_WHAT: dict[str, Literal["requests", "tokens"]] = {
+    "requests": "requests", "request": "requests", "req": "requests",
+    "tokens": "tokens", "tokenlimit": "tokens",
+}  # fmt: skip
+_WINDOWS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "month": 30 * 86400.0}
+_PARTS = frozenset({"input", "output", "prompt", "generated", "over", "cache", "adjusted"})
+
+
+class Said(NamedTuple):
+    """One limit as a server tells it.
+
+    Attributes:
+        limit: Units in a window.
+        remaining: Units left in it; None when not told.
+        reset: Seconds until it is whole again, or turns; None when not told.
+        window: Its length in seconds.
+    """
+
+    what: Literal["requests", "tokens"]
+    limit: float
+    remaining: float | None
+    reset: float | None
+    window: float
+
+    @property
+    def per_minute(self) -> float | None:
+        """The pace that it amounts to; None for windows longer than a minute."""
+        return self.limit * 60 / self.window if self.window <= 60 else None
+
+
+def limits(headers: Mapping[str, str], now: float) -> list[Said]:
+    """Every limit that the headers tell in full.
+
+    >>> limits({"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599",
+    ...         "x-ratelimit-reset-requests": "100ms"}, now=0.0)[0].per_minute
+    600.0
+
+    Args:
+        headers: Names in any case.
+        now: Unix time in seconds, for resets that are dates.
+    """
+    told: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in headers:
+        low = name.lower()
+        if "ratelimit" in low or "tokenlimit" in low:
+            words = low.removeprefix("llm_provider-").split("-")
+            _sort(words, headers[name], told)
+    by_second = any("tokenlimit" in key for key in told)
+    found = []
+    for key, fields in told.items():
+        said = _said(key, fields, by_second, now)
+        if said is not None:
+            found.append(said)
+    return found
+
+
+def _sort(words: list[str], value: str, told: dict[tuple[str, ...], dict[str, str]]) -> None:
+    """Files one header under all its words but the field, so that the three of a limit meet."""
+    field = [word for word in words if word in _FIELDS]
+    if len(field) == 1 and not _PARTS.intersection(words):
+        key = tuple(word for word in words if word not in _FIELDS)
+        told.setdefault(key, {})[field[0]] = value
+
+
+def _said(
+    key: Iterable[str], fields: Mapping[str, str], by_second: bool, now: float
+) -> Said | None:
+    limit, remaining = _number(fields.get("limit")), _number(fields.get("remaining"))
+    if limit is None or limit <= 0:
+        return None
+    what: Literal["requests", "tokens"] = next(
+        (_WHAT[word] for word in key if word in _WHAT), "requests"
+    )
+    window = next((_WINDOWS[word] for word in key if word in _WINDOWS), None)
+    reset = _reset(fields.get("reset"), now)
+    if window is None:
+        window = 1.0 if by_second else _window(limit, remaining, reset)
+    return Said(what, limit, remaining, reset, window)
+
+
+def _window(limit: float, remaining: float | None, reset: float | None) -> float:
+    """Length of a window that is not named.
+
+    Of a bucket that refills, `reset` is the time until it is full, `used / limit × window`
+    (inferred from OpenAI's and Groq's figures), which tells a day from a minute.
+    """
+    if reset is None or remaining is None:
+        return 60.0
+    used = limit - remaining
+    if used > 0:
+        full = reset * limit / used
+        for window in (86400.0, 3600.0):
+            if abs(full - window) < 0.02 * window:
+                return window
+    if remaining > 0 and reset > 61.0:
+        return 86400.0 if reset > 3600.0 else 3600.0
+    return 60.0
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if 0 <= number < 1e15 else None
+
+
+def _reset(text: str | None, now: float) -> float | None:
+    """Seconds from now, of a number, an epoch in s or ms, RFC 3339, or "6m0.5s"."""
+    if text is None:
+        return None
+    if (number := _number(text)) is not None:
+        if number > 1e11:
+            return max(0.0, number / 1000 - now)
+        return max(0.0, number - now) if number > 1e9 else number
+    try:
+        return max(0.0, datetime.fromisoformat(text.strip()).timestamp() - now)
+    except ValueError:
+        return span(text)
+
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?) ?(milliseconds?|seconds?|minutes?|hours?|days?|ms|h|m|s|d)")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def span(text: str) -> float | None:
+    """Seconds of a length of time such as "1h5m25.152s", "825ms" or "6 seconds".
+
+    >>> span("1m2.5s"), span("20 milliseconds"), span("soon")
+    (62.5, 0.02, None)
+    """
+    parts = _SPAN.findall(text)
+    if not parts:
+        return None
+    return sum(float(number) * _unit(word) for number, word in parts)
+
+
+def _unit(word: str) -> float:
+    return 0.001 if word.startswith(("ms", "milli")) else _UNITS[word[0]]
