@@ -24,6 +24,7 @@ __all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Ticket"]
 _NEVER = float("inf")
 _UNLIMITED = 1 << 30
 _SHORT_PAUSE = 0.25
+_TICK = 1e-4  # A shorter wait may be no wait at all by the clock.
 
 
 class Ticket(NamedTuple):
@@ -142,6 +143,11 @@ class _Measure:
         if self.learned is not None:
             self.learned.settle(reserved, used, now)
 
+    def hold(self, until: float) -> None:
+        for allowance in (self._told, self._read):
+            if allowance is not None:
+                allowance.hold(until)
+
     def read(self, per_minute: float, now: float) -> None:
         if self._read is None:
             self._read = Allowance(per_minute, now)
@@ -157,7 +163,8 @@ class _Measure:
         few = self._refusals.sum(now) < max(5.0, 0.02 * self._takes.sum(now))
         if self.limit is not None and few and self.learned.rate is None:
             return False
-        self.learned.refused(amount, sent_at, now, retry_after)
+        known = None if self.limit is None else self.limit / 60
+        self.learned.refused(amount, sent_at, now, retry_after, known)
         return True
 
 
@@ -229,7 +236,9 @@ class KeyGate:
                 for gate in ready:
                     gate.mark(now, cause)
                 if wait < _NEVER:
-                    self._timer = asyncio.get_running_loop().call_later(wait, self.look)
+                    self._timer = asyncio.get_running_loop().call_later(
+                        max(wait, _TICK), self.look
+                    )
                 return
             gate.admit(now)
 
@@ -261,10 +270,9 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._cause, self._marked = "", clock()
-        self._up_front = False
-        self._most, self._booked = Recent(), Recent()
-        self._token_refusals = Recent()
-        self._began: float | None = None
+        self._up_front: bool | None = None  # None: not known yet.
+        self._most = self._booked = 0.0  # Let through in all, of the most and of what was used.
+        self._first_refusal: tuple[float, float, float] | None = None
         key.join(self)
 
     @property
@@ -285,7 +293,7 @@ class Gate:
     @property
     def up_front(self) -> bool:
         """Whether the server was found to charge `max_tokens` before it answers."""
-        return self._up_front
+        return bool(self._up_front)
 
     def share(self) -> float | None:
         """Part of the known limit that was used: of requests or of tokens, whichever is more."""
@@ -361,7 +369,7 @@ class Gate:
             cause = "429"
         self.mark(now, cause)
         if wait < _NEVER:
-            self._timer = asyncio.get_running_loop().call_later(wait, self.look)
+            self._timer = asyncio.get_running_loop().call_later(max(wait, _TICK), self.look)
         return False
 
     def admit(self, now: float) -> None:
@@ -373,11 +381,9 @@ class Gate:
         self._key.level.take(asked, now)
         self.breaker.take(now)
         self.served += asked
-        if self._began is None:
-            self._began = now
         if most is not None:
-            self._most.add(most, now)
-            self._booked.add(tokens, now)
+            self._most += most
+            self._booked += tokens
         if not self._line:
             self.mark(now, "")
         place.set_result(Ticket(asked, now, cause, most))
@@ -419,7 +425,7 @@ class Gate:
             case "answered" | "rejected":
                 self.breaker.succeeded()
                 if ticket.most is not None and heard.used is not None:
-                    self._booked.add(heard.used - ticket.tokens, now)
+                    self._booked += heard.used - ticket.tokens
                 for measure in (requests, tokens):
                     if measure.learned is not None:
                         measure.learned.accepted(ticket.sent_at, now)
@@ -442,12 +448,13 @@ class Gate:
         self.refusals += 1
         requests.used -= 1
         if ticket.most is not None:
-            self._most.add(-ticket.most, now)
-            self._booked.add(-ticket.tokens, now)
+            self._most -= ticket.most
+            self._booked -= ticket.tokens
         by_tokens = heard.about == "tokens" or (
             heard.about is None and requests.limit is None and tokens.limit is not None
         )
-        if by_tokens and self._charges_up_front(ticket, now):
+        if by_tokens and self._undecided(ticket, now):
+            self._pause(heard.retry_after or _SHORT_PAUSE, now)
             return
         measure, amount = (tokens, ticket.tokens) if by_tokens else (requests, 1.0)
         if not measure.refused(amount, ticket.sent_at, now, heard.retry_after):
@@ -455,27 +462,32 @@ class Gate:
         elif heard.retry_after is not None:
             self._pause(heard.retry_after, now)
 
-    def _charges_up_front(self, ticket: Ticket, now: float) -> bool:
-        """Whether token refusals, while our own ledger has room, mean that `max_tokens` counts."""
+    def _undecided(self, ticket: Ticket, now: float) -> bool:
+        """Whether token refusals, while our ledger has room, may mean that `max_tokens` counts.
+
+        Decided a minute after the first: by then whatever was saved up is spent, and a server that
+        charges the most it could be has let through no more of that than its limit.
+        """
         limit = self._own.tokens.limit
-        if self._up_front or limit is None or ticket.most is None or self._began is None:
+        if self._up_front is not None or limit is None or ticket.most is None:
             return False
-        self._token_refusals.add(1, now)
-        span = max(1.0, min(60.0, now - self._began))
-        allowed = limit / 60 * span
-        if (
-            self._token_refusals.sum(now) >= 3
-            and self._booked.sum(now) < 0.8 * allowed
-            and self._most.sum(now) >= 0.8 * allowed
-        ):
-            self._up_front = True
-            if self._own.tokens.learned is not None:
-                self._own.tokens.learned.forget()
+        if self._first_refusal is None:
+            self._first_refusal = (now, self._most, self._booked)
+        since, most, booked = self._first_refusal
+        if now - since < 60.0:
+            return True
+        allowed = limit / 60 * (now - since)
+        self._up_front = (
+            0.7 * allowed <= self._most - most <= 1.1 * allowed
+            and self._booked - booked < 0.8 * allowed
+        )
         return self._up_front
 
     def _pause(self, seconds: float, now: float) -> None:
         """Shuts this model's gate for so long; a shorter pause never shortens a longer one."""
         self._shut_until = max(self._shut_until, now + seconds)
+        self._own.requests.hold(self._shut_until)
+        self._own.tokens.hold(self._shut_until)
 
     def close(self) -> None:
         """Nothing new is let in; whoever waits gets `Closed`."""

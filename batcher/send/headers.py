@@ -25,7 +25,7 @@ __all__ = ["Said", "limits", "span"]
 _FIELDS = frozenset({"limit", "remaining", "reset"})
 _WHAT: dict[str, Literal["requests", "tokens"]] = {
     "requests": "requests", "request": "requests", "req": "requests",
-    "tokens": "tokens", "tokenlimit": "tokens",
+    "tokens": "tokens", "tokenlimit": "tokens", "ratelimitbysize": "tokens",
 }  # fmt: skip
 _WINDOWS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "month": 30 * 86400.0}
 _PARTS = frozenset({"input", "output", "prompt", "generated", "over", "cache", "adjusted"})

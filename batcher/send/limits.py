@@ -28,13 +28,13 @@ class Allowance:
 
     Args:
         per_minute: The limit that the gateway sets.
-        now: The clock at the start; the allowance starts with what it may save up.
+        now: The clock at the start, when nothing is saved up but one unit.
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
         self._now = now
         self.set(per_minute)
-        self._level = self._most
+        self._level = 1.0
 
     def set(self, per_minute: float) -> None:
         """Another limit from now on."""
@@ -62,6 +62,11 @@ class Allowance:
         """Puts back what was reserved and not used, or takes what was used beyond it."""
         self._fill(now)
         self._level = min(self._most, self._level + reserved - used)
+
+    def hold(self, until: float) -> None:
+        """Saves up nothing before a time: after a pause there is no burst."""
+        self._level = min(self._level, 0.0)
+        self._now = max(self._now, until)
 
     def _fill(self, now: float) -> None:
         if now > self._now:
@@ -177,9 +182,22 @@ class Learned:
             self._open(now)
 
     def refused(
-        self, amount: float, sent_at: float, now: float, retry_after: float | None
+        self,
+        amount: float,
+        sent_at: float,
+        now: float,
+        retry_after: float | None,
+        known: float | None = None,
     ) -> None:
-        """What was sent then was refused; `retry_after` is what the server named."""
+        """What was sent then was refused.
+
+        Args:
+            amount: How much.
+            sent_at: When it was sent.
+            now: When the refusal came.
+            retry_after: Seconds that the server named.
+            known: The rate that was kept so far, where a limit is known.
+        """
         self._refused.add(amount, sent_at)
         self._verdict = max(0.25, 0.9 * self._verdict, min(10.0, 2 * (now - sent_at)))
         if self._shut_at is not None:
@@ -198,16 +216,15 @@ class Learned:
         since = now - self._cut_at
         if rate is None:
             seconds = max(0.5, min(5.0, now - (self._began if self._began is not None else now)))
-            rate = max(self._let_through(now, seconds), amount) / seconds
+            rate = max(
+                self._let_through(now, seconds) / seconds, self._minute_before / 60, amount / 60
+            )
+            rate = rate if known is None else known
         self._plateau = rate
         self.rate = rate * (0.95 if since > 10 else 0.85 if since > 2 else 0.7)
         self._cut_at = now
         pause = min(self._PROBE_FIRST, 1 / self.rate) if retry_after is None else retry_after
         self._probe_after = now + pause
-
-    def forget(self) -> None:
-        """Drops what was learned, when it was learned by a wrong measure."""
-        self.rate = self._shut_at = self._probe_sent = None
 
     def _let_through(self, now: float, seconds: float) -> float:
         return max(0.0, self._sent.sum(now, seconds) - self._refused.sum(now, seconds))
@@ -218,7 +235,7 @@ class Learned:
         if now - self._shut_at >= self._COUNTS_BY_THE_MINUTE:
             by_the_minute = 0.99 * self._minute_before / 60
             if 0 < by_the_minute < self.rate:
-                self.rate = self._plateau = by_the_minute
+                self.rate, self._plateau = by_the_minute, by_the_minute / 0.95
         self._shut_at = self._probe_sent = None
         self._cut_at = now
         self._level, self._now = 0.0, now

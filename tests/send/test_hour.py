@@ -1,0 +1,161 @@
+"""An hour against servers that meter, in virtual time, with the real gate."""
+
+import asyncio
+import random
+
+import pytest
+
+from batcher.job import Limits
+from batcher.send.gate import Gate, Heard, KeyGate
+from tests.support import clock
+from tests.support.metering import Case, reached
+
+KINDS = ("bucket-60s", "bucket-1s", "window-60s", "window-1s")
+BOUNDS = {"told": (0.98, 0.005), "headers": (0.95, 0.006), "nothing": (0.90, 0.04)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("knows", BOUNDS)
+def test_requests_a_minute_are_used_and_not_hit(kind, knows):
+    """Told, read or found: the limit is what the run reaches, on every kind of meter."""
+    share = reached(Case(kind, knows))[0]
+    least, most = BOUNDS[knows]
+    assert share.used >= least
+    assert share.refused <= most
+
+
+# A server that counts tokens by the second and books them after the answer refuses at random when
+# it is full: even a perfectly even client gets 86 % and 11 % of 429s there. See the README.
+BY_CHANCE = {"bucket-1s": (0.80, 0.03), "window-1s": (0.55, 0.03)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("knows", BOUNDS)
+@pytest.mark.parametrize("charge", ["output", "max-tokens"])
+def test_tokens_a_minute_are_used_and_not_hit(kind, knows, charge):
+    """Charged as they came out, or the most they could have been, up front."""
+    limit = 300_000.0 if charge == "max-tokens" else 90_000.0
+    share = reached(Case(kind, knows, "tokens", charge, limit, warm_up=300.0))[0]
+    least, most = BOUNDS[knows]
+    if charge == "output" and kind in BY_CHANCE:
+        least, most = BY_CHANCE[kind]
+    elif (kind, knows) == ("window-1s", "nothing"):
+        least = 0.85  # Ten requests fill a second: one more or less is a tenth.
+    assert share.used >= least
+    assert share.refused <= most
+
+
+def test_two_models_with_different_limits_each_reach_theirs():
+    """A limited model holds up no other."""
+    small = Case("window-60s", "told", limit=60.0, seconds=1200)
+    large = Case("bucket-60s", "nothing", limit=900.0, seconds=1200)
+    first, second = reached(small, large)
+    assert first.used >= 0.97
+    assert second.used >= 0.95
+
+
+async def _outage(down: float, up: float, end: float):
+    """A gateway that refuses every connection from `down` to `up`; 64 in flight."""
+    loop = asyncio.get_running_loop()
+    gate = Gate(Limits(concurrency=64), KeyGate(Limits(), loop.time), loop.time)
+    sent = answered = 0
+    rng = random.Random(1)
+
+    async def worker():
+        nonlocal sent, answered
+        while loop.time() < end:
+            ticket = await gate.enter(100)
+            at = loop.time()
+            if down <= at < up:
+                sent += 1
+                await asyncio.sleep(0.01)
+                gate.leave(ticket, Heard("failed"))
+                continue
+            await asyncio.sleep(rng.expovariate(1.0))
+            ok = not down <= loop.time() < up
+            gate.leave(ticket, Heard("answered", 1.0, 100.0) if ok else Heard("failed"))
+            answered += at >= up and ok
+
+    workers = [asyncio.create_task(worker()) for _ in range(64)]
+    await asyncio.sleep(end)
+    gate.close()
+    for one in workers:
+        one.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    return sent, answered
+
+
+@pytest.mark.parametrize("start", [20.0, 33.3, 47.9])
+def test_an_outage_of_a_minute_costs_a_handful_of_requests(start):
+    """Not one for every row: while everything fails, one at a time is sent."""
+    sent, answered = clock.run(_outage(start, start + 60.0, start + 90.0))
+    assert sent <= 20
+    assert answered >= 500  # And afterwards it goes on as before.
+
+
+async def _queue(places: int, seconds: float):
+    """A server that works at so many requests at once and queues the rest, like vLLM."""
+    loop = asyncio.get_running_loop()
+    gate = Gate(Limits(), KeyGate(Limits(), loop.time), loop.time)
+    room = asyncio.Semaphore(places)
+    rng = random.Random(2)
+    answered = 0
+
+    async def worker():
+        nonlocal answered
+        while loop.time() < seconds:
+            ticket = await gate.enter(100)
+            began = loop.time()
+            async with room:
+                await asyncio.sleep(rng.lognormvariate(0.7, 0.3))
+            answered += loop.time() > seconds / 2
+            gate.leave(ticket, Heard("answered", loop.time() - began, 100.0))
+
+    workers = [asyncio.create_task(worker()) for _ in range(1000)]
+    await asyncio.sleep(seconds)
+    gate.close()
+    for one in workers:
+        one.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    return gate.concurrency.limit, answered / (seconds / 2)
+
+
+@pytest.mark.parametrize("places", [1, 8, 140, 600])
+def test_concurrency_stops_where_only_latency_grows(places):
+    """All of the throughput, and not six times the wait for it."""
+    limit, rate = clock.run(_queue(places, 600.0))
+    most = places / 2.106  # the mean of that lognormal
+    assert rate >= 0.93 * most
+    assert limit <= max(40, 1.7 * places)
+
+
+async def _fair(total: float, sizes: list[float], seconds: float):
+    """Models that share a key's tokens and want as many as they can get, at different sizes."""
+    loop = asyncio.get_running_loop()
+    key = KeyGate(Limits(tpm=total), loop.time)
+    gates = [Gate(Limits(rpm=30 if n == 0 else None), key, loop.time) for n in range(len(sizes))]
+    used = [0.0] * len(sizes)
+
+    async def worker(n):
+        while loop.time() < seconds:
+            ticket = await gates[n].enter(sizes[n])
+            await asyncio.sleep(1.0)
+            used[n] += sizes[n]
+            gates[n].leave(ticket, Heard("answered", 1.0, sizes[n]))
+
+    workers = [asyncio.create_task(worker(n)) for n in range(len(sizes)) for _ in range(50)]
+    await asyncio.sleep(seconds)
+    for gate in gates:
+        gate.close()
+    for one in workers:
+        one.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    return [one / seconds * 60 for one in used]
+
+
+def test_models_of_one_key_share_its_tokens_fairly():
+    """The heavy one gets no more than the light one; a limited one leaves its part to the others."""
+    limited, light, heavy = clock.run(_fair(120_000, [200.0, 100.0, 1000.0], 600.0))
+    assert limited == pytest.approx(30 * 200, rel=0.1)
+    assert light == pytest.approx(heavy, rel=0.05)
+    assert limited + light + heavy >= 0.97 * 120_000

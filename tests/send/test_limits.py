@@ -1,0 +1,141 @@
+"""Arithmetic on a given time: nothing here waits."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batcher.send.limits import Allowance, Learned, Recent
+
+limits = st.floats(1, 100_000)
+# What a client does between two takes: it waits a while, then asks for so much.
+steps = st.lists(st.tuples(st.floats(0, 30), st.floats(0.1, 3000)), max_size=60)
+
+
+def take_all(one, steps, *, settle: float = 0.0):
+    """(when, amount) of each take, each as early as allowed."""
+    now, taken = 100.0, []
+    for pause, amount in steps:
+        now += pause
+        for _ in range(100):
+            if (wait := one.wait(amount, now)) <= 0:
+                break
+            now += wait
+        else:
+            pytest.fail("it waits for ever")
+        one.take(amount, now)
+        one.settle(amount, amount * (1 - settle), now)
+        taken.append((now, amount * (1 - settle)))
+    return taken
+
+
+@given(limits, st.lists(st.floats(0, 5), min_size=2, max_size=120))
+def test_no_minute_holds_more_requests_than_told(limit, pauses):
+    """In any window of a minute, whenever it begins; not only in the server's."""
+    limit = round(limit)
+    taken = take_all(Allowance(limit, 100.0), [(pause, 1.0) for pause in pauses])
+    for start, _ in taken:
+        assert sum(start <= at < start + 60.0 for at, _ in taken) <= limit
+
+
+@given(limits, steps, st.floats(0, 0.9))
+def test_tokens_exceed_the_pace_by_one_request_at_most(limit, steps, settle):
+    """Large requests are paid off before the next; what was not used is given back."""
+    taken = take_all(Allowance(limit, 100.0), steps, settle=settle)
+    rate = limit / 60
+    largest = max((amount for _, amount in steps), default=0.0)
+    for first, (start, _) in enumerate(taken):
+        total = 0.0
+        for at, amount in taken[first:]:
+            total += amount
+            assert total <= rate * (at - start) + max(1.0, rate) + largest + 1e-3
+
+
+def test_a_request_above_a_whole_minute_waits_for_a_full_allowance():
+    """And not for ever; those after it wait until it is paid off."""
+    tokens = Allowance(600, 0.0)
+    assert tokens.wait(10_000, 10.0) == 0.0
+    tokens.take(10_000, 10.0)
+    assert tokens.wait(1, 10.0) == pytest.approx(10_000 / 9.9, rel=0.01)
+
+
+def test_nothing_is_saved_up_during_a_pause():
+    """Or every pause would end in a burst, and that in the next refusal."""
+    requests = Allowance(6000, 0.0)
+    requests.hold(until=30.0)
+    assert requests.wait(1, 30.0) == pytest.approx(1 / 99, rel=0.01)
+
+
+class TestLearned:
+    def test_there_is_no_limit_before_the_first_refusal(self):
+        """What is not known is not guessed."""
+        learned = Learned()
+        assert all(learned.wait(1, now / 1000) == 0.0 for now in range(100))
+
+    def test_a_refusal_shuts_and_one_probe_goes_at_a_time(self):
+        """While the server refuses, it is asked seldom and by one."""
+        learned = Learned()
+        for n in range(10):
+            learned.take(1, n / 10)
+        learned.refused(1, 0.9, 1.0, None)
+        assert learned.shut
+        now = 1.0 + learned.wait(1, 1.0)
+        learned.take(1, now)
+        assert learned.wait(1, now) > 0.0
+        learned.refused(1, now, now + 0.01, None)
+        assert learned.wait(1, now + 0.01) >= 0.25
+
+    def test_what_was_on_its_way_before_a_cut_does_not_cut_again(self):
+        """One event is one cut, however many were in flight."""
+        learned = Learned()
+        for n in range(100):
+            learned.take(1, n / 100)
+        learned.refused(1, 0.5, 1.0, None)
+        rate = learned.rate
+        learned.accepted(2.0, 2.0)
+        for n in range(50, 100):
+            learned.refused(1, n / 100, 1.1, None)
+        assert learned.rate == rate
+
+    def test_a_named_wait_is_kept(self):
+        """The server knows better when to ask again."""
+        learned = Learned()
+        learned.take(1, 0.0)
+        learned.refused(1, 0.0, 0.1, 30.0)
+        assert learned.wait(1, 0.1) == pytest.approx(30.0)
+
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from("tra"), st.floats(0, 20), st.none() | st.floats(0, 60)),
+            max_size=80,
+        )
+    )
+    @settings(max_examples=200)
+    def test_no_sequence_of_answers_and_refusals_stalls_it_for_ever(self, events):
+        """Whatever came, a request may go again after a finite wait."""
+        learned, now, sent = Learned(), 0.0, 0.0
+        for what, pause, named in events:
+            now += pause
+            if what == "t" and learned.wait(1, now) <= 0:
+                learned.take(1, now)
+                sent = now
+            elif what == "r":
+                learned.refused(1, sent, now, named)
+            elif what == "a":
+                learned.accepted(sent, now)
+        for _ in range(10):
+            if (wait := learned.wait(1, now)) <= 0:
+                return
+            assert wait < 1e7
+            now += wait
+        pytest.fail("it waits for ever")
+
+
+def test_sums_of_the_last_minute_forget_what_is_older():
+    """In bounded memory: two steps a second."""
+    recent = Recent()
+    for second in range(1000):
+        recent.add(1.0, second)
+    assert 58 <= recent.sum(999.0) <= 62
+    assert 4 <= recent.sum(999.0, 5.0) <= 6
+    recent.add(3.0, 995.2)
+    assert 7 <= recent.sum(999.0, 5.0) <= 9
