@@ -209,6 +209,9 @@ class Engine:
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
         lanes = list(self._lanes.values())
+        for lane in lanes:
+            of = self._summary.models[lane.model]
+            of.limit_used, of.waited = lane.gate.share(), lane.gate.waited
         if (
             self.stopped is None
             and lanes
@@ -333,6 +336,9 @@ class Engine:
         lane.streak += 1
         lane.fatal = result
         most = _FATAL_LATER if lane.alive else _FATAL_FIRST
+        # Of money a gateway that reserves it may refuse the dear requests only, but says so by 403.
+        if result.status is Outcome.QUOTA and result.http_status != 403:
+            most = 1
         if lane.streak >= most:
             lane.dead = result
             self._settled.set()

@@ -17,7 +17,7 @@ FLOORS = (
     STAGES,
     ("plan",),
     ("engine",),
-    ("watch", "finish"),
+    ("watch", "finish", "history"),
     ("runner",),
     ("api",),
     ("cli",),

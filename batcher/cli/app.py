@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
+from batcher.cli.explain import explain
 from batcher.cli.run import check, run
 from batcher.cli.simulate import simulate
 from batcher.errors import BatcherError
@@ -26,6 +27,7 @@ app = App(
 )
 app.command(run)
 app.command(check)
+app.command(explain)
 app.command(simulate)
 
 

@@ -75,6 +75,8 @@ class ModelSummary:
         cost_missing: Answered rows whose cost is not known.
         latencies: Of answered rows; a fast refusal of the key is no fast answer.
         requests: HTTP exchanges.
+        limit_used: Part of the known limit that was used; None when no limit is known.
+        waited: Seconds that the next request stood waiting, by cause.
     """
 
     __slots__ = (
@@ -84,12 +86,14 @@ class ModelSummary:
         "cost_missing",
         "earlier",
         "latencies",
+        "limit_used",
         "missing",
         "outcomes",
         "requests",
         "retries",
         "tokens",
         "usage_missing",
+        "waited",
     )
 
     def __init__(self) -> None:
@@ -103,6 +107,8 @@ class ModelSummary:
         self.latencies = Latencies()
         self.requests = 0
         self.retries = 0
+        self.limit_used: float | None = None
+        self.waited: dict[str, float] = {}
         self._heard_429 = 0
         self._tried_429 = 0
 
@@ -175,6 +181,8 @@ class ModelSummary:
             "requests": self.requests,
             "retries": self.retries,
             "answered_429": self.answered_429,
+            "limit_used": None if self.limit_used is None else round(self.limit_used, 4),
+            "waited_s": {cause: round(s, 1) for cause, s in self.waited.items()},
             "requests_per_second": round(self.requests / seconds, 3) if seconds > 0 else None,
             "earlier": {str(outcome): n for outcome, n in self.earlier.items()},
         }

@@ -62,6 +62,8 @@ def table(summary: Summary, width: int = 80) -> Table:
         Column("429s", [f"{of.answered_429:,}" for of in totals], 5),
         Column("cost", [_cost(of) for of in totals], 8),
     ]
+    if any(of.limit_used is not None for of in totals):
+        asked.insert(-1, Column("limit", [_limit(of) for of in totals], 3))
     kept = fit(list(summary.models), asked, width)
     drawn = grid(list(summary.models), kept, width)
     left_out = [column for column in asked if column not in kept]
@@ -74,6 +76,7 @@ def table(summary: Summary, width: int = 80) -> Table:
             f"cost missing: {of.cost_missing:,}"
             if of.cost is not None and of.cost_missing
             else "",
+            _waits(of),
             f"earlier runs: {_counts(of.earlier)}" if of.earlier else "",
         ]
         if told := " · ".join(filter(None, facts)):
@@ -192,6 +195,17 @@ def _tokens(of: ModelSummary, at: int) -> str:
 
 def _cost(of: ModelSummary) -> str:
     return f"≥{money(of.cost)}" if of.cost is not None and of.cost_missing else money(of.cost)
+
+
+def _limit(of: ModelSummary) -> str:
+    return _UNKNOWN if of.limit_used is None else f"{100 * of.limit_used:.0f}%"
+
+
+def _waits(of: ModelSummary) -> str:
+    """How long the next request waited, by cause, where it was more than a second."""
+    longest_first = sorted(of.waited.items(), key=lambda pair: -pair[1])
+    told = [f"{duration(s)} for {cause}" for cause, s in longest_first if s >= 1.0]
+    return f"waited {', '.join(told)}" if told else ""
 
 
 def _spread(of: ModelSummary) -> str:

@@ -105,9 +105,12 @@ class _Measure:
         return min(known) if known else None
 
     def share(self) -> float | None:
-        """Part of the known limit that was used, from the first request to the last."""
+        """Part of the known limit that was used, from the first request to the last.
+
+        None when no limit is known, or in the first half minute, which says nothing yet.
+        """
         limit = self.limit
-        if limit is None or self._began is None or self._last - self._began < 1.0:
+        if limit is None or self._began is None or self._last - self._began < 30.0:
             return None
         return self.used / (limit / 60 * (self._last - self._began))
 

@@ -142,8 +142,15 @@ def save(path: Path, segment: Segment, size: int) -> None:
     os.replace(temporary, path)
 
 
-def load(journal: Path, number: int) -> Segment:
-    """A segment's entries: from its sidecar if that is sound, else from the segment itself."""
+def load(journal: Path, number: int, *, keep: bool = True) -> Segment:
+    """A segment's entries: from its sidecar if that is sound, else from the segment itself.
+
+    Args:
+        journal: The segment.
+        number: Its number.
+        keep: Whether to write a sidecar where there is none; not while another process may write
+            to the segment.
+    """
     path = journal.with_suffix(".idx")
     size = journal.stat().st_size
     try:
@@ -160,6 +167,8 @@ def load(journal: Path, number: int) -> Segment:
             entries = np.frombuffer(content, ENTRY, offset=end + 1)
             return Segment(number, head["models"], entries, head["bad"])
     segment = _scan(journal, number)
+    if not keep:
+        return segment
     try:
         save(path, segment, size)
     except OSError:

@@ -1,0 +1,193 @@
+"""The gate in virtual time: who goes when, and what is learned from what came back."""
+
+import asyncio
+
+import pytest
+
+from batcher.job import Limits
+from batcher.send.gate import Closed, Gate, Heard, KeyGate
+from batcher.send.headers import limits
+from tests.support import clock
+
+
+def a_gate(limits=None, key=None):
+    time = asyncio.get_running_loop().time
+    return Gate(limits or Limits(), key or KeyGate(Limits(), time), time)
+
+
+async def goes(gate, heard=None, tokens=100.0):
+    """Enters, leaves at once, and says when it was let in."""
+    ticket = await gate.enter(tokens)
+    gate.leave(ticket, heard or Heard("answered", 0.1, tokens))
+    return ticket.sent_at
+
+
+def test_a_429_stops_this_model_for_the_time_named_and_no_other():
+    """The other model of the same key goes on as if nothing had happened."""
+
+    async def work():
+        time = asyncio.get_running_loop().time
+        key = KeyGate(Limits(), time)
+        one, other = Gate(Limits(rpm=600), key, time), Gate(Limits(rpm=600), key, time)
+        await goes(one, Heard("refused", retry_after=30.0))
+        return await goes(one), await goes(other)
+
+    first, second = clock.run(work())
+    assert first == pytest.approx(30.0, abs=0.2)
+    assert second <= 31.0
+
+
+def test_after_a_pause_there_is_no_burst():
+    """Or the pause would end in the next refusal."""
+
+    async def work():
+        gate = a_gate(Limits(rpm=6000))
+        await goes(gate, Heard("refused", retry_after=10.0))
+        return [await goes(gate) for _ in range(20)]
+
+    at = clock.run(work())
+    assert at[-1] - at[0] >= 19 / 100
+
+
+def test_a_limit_in_headers_is_kept_without_being_told():
+    """From the first answer on."""
+    headers = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+    }
+
+    async def work():
+        gate = a_gate()
+        heard = Heard("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        return [await goes(gate, heard) for _ in range(5)]
+
+    at = clock.run(work())
+    assert at[4] - at[1] == pytest.approx(3 * 60 / (60 * 0.99), rel=0.1)
+
+
+@pytest.mark.parametrize("told", [Limits(rpm=30), Limits(rpm=600)])
+def test_the_strictest_of_told_and_read_counts(told):
+    """A user may know better than the server, and the server better than the user."""
+    headers = {"x-ratelimit-limit-requests": "120", "x-ratelimit-remaining-requests": "9"}
+
+    async def work():
+        gate = a_gate(told)
+        heard = Heard("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        return [await goes(gate, heard) for _ in range(9)]
+
+    at = clock.run(work())
+    rate = min(told.rpm, 120) / 60
+    assert (at[8] - at[2]) == pytest.approx(6 / rate, rel=0.15)
+
+
+def test_a_day_used_up_is_no_pace():
+    """Groq's requests are counted by the day: a pace of a day's limit would be 1,440 times slow."""
+    headers = {
+        "x-ratelimit-limit-requests": "1000",
+        "x-ratelimit-remaining-requests": "999",
+        "x-ratelimit-reset-requests": "1m26.4s",
+    }
+
+    async def work():
+        gate = a_gate()
+        heard = Heard("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        return [await goes(gate, heard) for _ in range(50)]
+
+    assert clock.run(work())[-1] < 1.0
+
+
+def test_tokens_that_were_not_used_are_given_back():
+    """A request that was refused, or wrong, was charged nothing."""
+
+    async def work(heard):
+        gate = a_gate(Limits(tpm=60_000))
+        return [await goes(gate, heard, tokens=1000.0) for _ in range(11)][-1]
+
+    assert clock.run(work(Heard("rejected"))) < 1.0
+    assert clock.run(work(Heard("answered", 0.1, 1000.0))) == pytest.approx(10.0, rel=0.1)
+    assert clock.run(work(Heard("answered", 0.1, 100.0))) == pytest.approx(1.0, abs=1.0)
+
+
+def test_waiting_requests_are_told_when_the_run_stops():
+    """They were not sent, and stay pending."""
+
+    async def work():
+        gate = a_gate(Limits(rpm=1))
+        await goes(gate)
+        waiting = asyncio.create_task(gate.enter(1))
+        await asyncio.sleep(1)
+        gate.close()
+        with pytest.raises(Closed):
+            await waiting
+        with pytest.raises(Closed):
+            await gate.enter(1)
+
+    clock.run(work())
+
+
+def test_a_cancelled_wait_leaves_its_place_to_the_next():
+    """A second Ctrl-C must not leave a hole in the line."""
+
+    async def work():
+        gate = a_gate(Limits(rpm=60, concurrency=1))
+        ticket = await gate.enter(1)
+        first, second = (asyncio.create_task(gate.enter(1)) for _ in range(2))
+        await asyncio.sleep(0.5)
+        first.cancel()
+        await asyncio.sleep(0.1)
+        gate.leave(ticket, Heard("answered", 0.1, 1.0))
+        return (await second).sent_at
+
+    assert clock.run(work()) == pytest.approx(60 / 59.4, rel=0.05)
+
+
+def test_the_line_says_what_it_waits_for_and_for_how_long():
+    """So that the live view and the table at the end can tell."""
+
+    async def work():
+        gate = a_gate(Limits(rpm=60))
+        await goes(gate)
+        task = asyncio.create_task(goes(gate))
+        await asyncio.sleep(0.5)
+        seen = [gate.waits_for]
+        await task
+        await goes(gate, Heard("refused", retry_after=5.0))
+        task = asyncio.create_task(goes(gate))
+        await asyncio.sleep(0.5)
+        seen.append(gate.waits_for)
+        await task
+        return seen, gate.waited
+
+    seen, waited = clock.run(work())
+    assert seen == ["requests", "429"]
+    assert waited["requests"] == pytest.approx(3.0, abs=0.2)
+    assert waited["429"] == pytest.approx(5.0, abs=0.2)
+
+
+def test_an_overload_means_fewer_at_once_and_a_429_does_not():
+    """503, 529 and timeouts tell of load; a 429 tells of a rate."""
+
+    async def work(how):
+        gate = a_gate()
+        before = gate.concurrency.limit
+        await goes(gate, Heard(how))
+        return before, gate.concurrency.limit
+
+    before, after = clock.run(work("overloaded"))
+    assert after == before // 2
+    before, after = clock.run(work("refused"))
+    assert after == before
+
+
+def test_a_probe_that_hangs_is_not_waited_for_without_end():
+    """An outage may end while the probe's connection stays silent."""
+
+    async def work():
+        gate = a_gate(Limits(concurrency=20))
+        for _ in range(8):
+            await goes(gate, Heard("failed"))
+        await gate.enter(1)  # The probe; nothing is ever heard of it.
+        return await goes(gate)
+
+    assert clock.run(work()) == pytest.approx(31.0, abs=1.0)
