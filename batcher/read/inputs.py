@@ -313,6 +313,9 @@ def _parquet_rows(
             continue
         for offset, values in enumerate(batch.to_pylist()):
             place = position + offset
+            if not wanted(place):
+                yield place, None
+                continue
             for name in _BODIES & values.keys():
                 values[name] = parquet.without_nulls(values[name])
             yield place, Row(place, f"{file.name} row {at + offset}", values)

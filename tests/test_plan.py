@@ -1,0 +1,135 @@
+"""Which requests are still to send."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batcher.job import Job
+from batcher.plan import Earlier, Plan
+from batcher.read.inputs import Inputs, expand
+from batcher.records import Outcome, Prompt
+from batcher.write.index import ENTRY, OUTCOMES, Segment, entry_bytes
+from batcher.write.winners import Winners
+from tests.support.program import write_jsonl
+
+URL = "https://x/v1/chat/completions"
+
+
+def a_plan(tmp_path, rows, winners=None, **job):
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    asked = Job.of(output="out.jsonl", **{"models": ["a", "b"], **job})
+    return Plan(asked, URL, Inputs(expand([str(path)])), winners)
+
+
+def entries(*of):
+    """(row, key, outcome number, model number) as a segment's entries."""
+    packed = b"".join(
+        entry_bytes(row, n * 100, key, 50, 1, model, 0, OUTCOMES[outcome], 0)
+        for n, (row, key, outcome, model) in enumerate(of)
+    )
+    return np.frombuffer(packed, ENTRY)
+
+
+def todo(plan, *args):
+    return {
+        (t.prompt.row, slot) for batch in plan.batches(*args) for t in batch for slot in t.slots
+    }
+
+
+KEY = "0" * 32
+NUMBER = {outcome: n for n, outcome in enumerate(OUTCOMES)}
+
+
+@pytest.mark.parametrize(
+    ("route", "left"),
+    [
+        ("each", {(0, 1), (1, 0), (1, 1), (2, 0)}),
+        ("fallback", {(1, 0), (1, 1), (2, 0)}),
+        ("split", {(1, 0), (1, 1)}),
+    ],
+)
+def test_what_is_answered_is_not_sent_again(tmp_path, route, left):
+    """Row 0 is ok from a, row 1 failed at a, row 2 was truncated at b."""
+    winners = Winners(2, tmp_path)
+    ok, failed, cut = (NUMBER[o] for o in (Outcome.OK, Outcome.SERVER_ERROR, Outcome.TRUNCATED))
+    winners.add(entries((0, KEY, ok, 0), (1, KEY, failed, 0), (2, KEY, cut, 1)), np.array([0, 1]))
+    plan = a_plan(tmp_path, [{"prompt": str(n)} for n in range(3)], winners, route=route)
+    assert todo(plan) == left
+
+
+@given(
+    st.text(max_size=30),
+    st.text(max_size=30),
+    st.sampled_from(["a", "b"]),
+    st.sampled_from([{}, {"temperature": 0}, {"temperature": 1}]),
+)
+def test_a_key_is_the_bytes_sent_and_where(text, other, model, params):
+    """Equal bytes, equal key; anything else in the request, another key."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    def keys(url, params, *texts):
+        with TemporaryDirectory() as folder:
+            path = write_jsonl(Path(folder) / "in.jsonl", [{"prompt": t} for t in texts])
+            job = Job.of(output="o.jsonl", models=["a", "b"], params=params)
+            plan = Plan(job, url, Inputs(expand([str(path)])))
+            return [plan.request(t.prompt, model).key for batch in plan.batches() for t in batch]
+
+    one, same, third = keys(URL, params, text, text, other)
+    assert one == same
+    assert (one == third) is (text == other)
+    assert keys(URL, {**params, "top_p": 1}, text) != [one]
+    assert keys("https://y/v1/chat/completions", params, text) != [one]
+
+
+def request(plan, row, text):
+    return plan.request(Prompt(row, str(row), b'"messages":[]' + text.encode() + b"}"), "a")
+
+
+def test_an_earlier_answer_is_given_once_and_to_its_own_row_first(tmp_path):
+    """Two equal rows keep their own answers, wherever they moved."""
+    plan = a_plan(tmp_path, [{"prompt": "x"}])
+    key = request(plan, 0, "x").key
+    ok = NUMBER[Outcome.OK]
+    earlier = Earlier([Segment(1, ["a"], entries((5, key, ok, 0), (9, key, ok, 0)))])
+    assert earlier.take(request(plan, 9, "x")).at[1] == 100
+    assert earlier.take(request(plan, 2, "x")).at[1] == 0
+    assert earlier.take(request(plan, 2, "x")).at[1] == 0  # Asking again gives the same.
+    assert earlier.take(request(plan, 3, "x")) is None
+    assert earlier.take(request(plan, 3, "y")) is None
+
+
+def test_a_failure_is_no_answer_to_give_away(tmp_path):
+    """It would be taken for the row's result, and the row never sent."""
+    plan = a_plan(tmp_path, [{"prompt": "x"}])
+    key = request(plan, 0, "x").key
+    failed = NUMBER[Outcome.TIMEOUT]
+    assert (
+        Earlier([Segment(1, ["a"], entries((0, key, failed, 0)))]).take(request(plan, 0, "x"))
+        is None
+    )
+
+
+lines = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(0, len(OUTCOMES) - 1), st.integers(0, 1)), max_size=30
+)
+
+
+@given(lines, st.integers(1, 5))
+def test_ok_beats_an_answer_beats_a_failure_and_else_the_later_wins(lines, size):
+    """Whatever the order, and however the lines are parted into segments."""
+    from pathlib import Path
+
+    rank = [2 if o is Outcome.OK else 1 if o.answered else 0 for o in OUTCOMES]
+    best = {}
+    for n, (row, outcome, model) in enumerate(lines):
+        if (row, model) not in best or rank[outcome] >= rank[best[row, model][1]]:
+            best[row, model] = (n * 100, outcome)
+    winners = Winners(2, Path())
+    packed = entries(*((row, KEY, outcome, model) for row, outcome, model in lines))
+    for start in range(0, len(lines), size):
+        winners.add(packed[start : start + size], np.array([0, 1]))
+    for (row, model), (offset, outcome) in best.items():
+        assert winners.at(row, model) == (1, offset, 50)
+        assert winners.outcomes(model)[row] == outcome + 1

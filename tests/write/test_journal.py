@@ -1,0 +1,214 @@
+"""The journal, its lock, and what comes out of it again."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batcher.errors import JobError, OutputError
+from batcher.records import Outcome, Result
+from batcher.write import index, journal, results
+from batcher.write.journal import Journal, Lock, segments
+from batcher.write.winners import Winners
+
+KEY = "ab" * 16
+
+
+def result(row=0, **more):
+    base = {
+        "row": row,
+        "model": "m",
+        "sample": 0,
+        "key": KEY,
+        "status": Outcome.OK,
+        "custom_id": str(row),
+    }
+    return Result(**{**base, **more})  # fmt: skip
+
+
+def picks(folder, rows):
+    winners = Winners(1, folder, rows)
+    for number, path in segments(folder):
+        segment = index.load(path, number)
+        winners.add(segment.entries, np.zeros(len(segment.models), np.int32))
+    return results.Picks(folder, winners, "each", 1)
+
+
+def kept(folder, made):
+    log = Journal(folder)
+    for one in made:
+        log.put(one)
+    log.close()
+
+
+texts = st.text(max_size=40) | st.sampled_from(
+    ["\0", "\u2028\u2029", "𝄞", '"\\\n\r\t', "\ufeff", "nan"]
+)
+answers = st.builds(
+    result,
+    content=st.none() | texts,
+    refusal=st.none() | texts,
+    error=st.none() | texts,
+    tool_calls=st.none() | st.just('[{"id": 123456789012345678901234567890}]'),
+    status=st.sampled_from([Outcome.OK, Outcome.EMPTY, Outcome.TIMEOUT]),
+    prompt_tokens=st.none() | st.integers(0, 2**62),
+    cost_usd=st.none() | st.floats(0, 1e6),
+    created_at=st.none() | st.integers(0, 4_000_000_000_000),
+)
+
+
+@given(st.lists(answers, min_size=1, max_size=8))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_what_was_put_comes_out_in_both_formats(tmp_path_factory, made):
+    """Journal, index, JSONL and Parquet: whatever a model may say."""
+    folder = tmp_path_factory.mktemp("run")
+    made = [result(n, **{f: getattr(one, f) for f in ("content", "refusal", "error", "tool_calls",
+            "status", "prompt_tokens", "cost_usd", "created_at")}) for n, one in enumerate(made)]  # fmt: skip
+    kept(folder, made)
+    positions = list(range(len(made)))
+    with picks(folder, len(made)) as chosen:
+        results.write_jsonl(
+            folder / "o.jsonl",
+            iter([(positions, [{"q": n} for n in positions])]),
+            chosen,
+            keep_raw=False,
+        )
+        blocks = iter([(positions, [pa.array(positions, pa.int64())])])
+        results.write_parquet(
+            folder / "o.parquet", blocks, pa.schema([("q", pa.int64())]), chosen, keep_raw=False
+        )
+    rows = [json.loads(line) for line in (folder / "o.jsonl").read_bytes().split(b"\n") if line]
+    table = pq.read_table(folder / "o.parquet").to_pylist()
+    assert len(rows) == len(table) == len(made)
+    for one, row, cells in zip(made, rows, table, strict=True):
+        for name in ("content", "refusal", "error", "status", "prompt_tokens", "cost_usd"):
+            assert row[name] == cells[name] == getattr(one, name), name
+        if one.tool_calls:
+            assert row["tool_calls"] == json.loads(one.tool_calls)
+            assert json.loads(cells["tool_calls"]) == json.loads(one.tool_calls)
+        when = cells["created_at"] and round(cells["created_at"].timestamp() * 1000)
+        assert when == one.created_at
+
+
+def test_each_start_opens_a_segment_and_leaves_the_others_alone(tmp_path):
+    """Nothing that was written is ever touched again; an empty segment is removed."""
+    kept(tmp_path, [result(0)])
+    before = segments(tmp_path)[0][1].read_bytes()
+    kept(tmp_path, [])
+    kept(tmp_path, [result(1)])
+    assert [number for number, _ in segments(tmp_path)] == [1, 2]
+    assert segments(tmp_path)[0][1].read_bytes() == before
+
+
+def test_a_full_disk_is_said_and_what_was_written_before_stays(tmp_path, monkeypatch):
+    """First a short write without an error, then ENOSPC: as a real disk does."""
+    log = Journal(tmp_path)
+    log.put(result(0))
+    while not segments(tmp_path)[0][1].stat().st_size:
+        pass
+    write = os.write
+
+    def full(file, block):
+        if len(block) <= 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, bytes(block)[:10])
+
+    monkeypatch.setattr(journal.os, "write", full)
+    log.put(result(1))
+    with pytest.raises(OutputError, match="No space left"):
+        log.close()
+    monkeypatch.undo()
+    segment = index.load(*reversed(segments(tmp_path)[0]))
+    assert segment.entries["row"].tolist() == [0]
+    assert segment.bad == 1
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    """It would pay for everything once more."""
+    lock = Lock(tmp_path / "run")
+    script = "import sys; from pathlib import Path; from batcher.write.journal import Lock; Lock(Path(sys.argv[1]))"
+    words = [sys.executable, "-c", script, str(tmp_path / "run")]
+    refused = subprocess.run(words, capture_output=True, check=False)
+    assert refused.returncode != 0
+    assert (
+        f"another batcher is at work on this output (pid {os.getpid()}".encode() in refused.stderr
+    )
+    lock.release()
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    """One sentence, not a traceback."""
+    with pytest.raises(JobError, match="cannot be made or written"):
+        Lock(tmp_path / "no" / "parent")
+
+
+def test_the_old_output_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    """A disk that fills up while the output is written takes nothing away."""
+    kept(tmp_path, [result(0, content="new")])
+    output = tmp_path / "o.jsonl"
+    output.write_text("old\n")
+
+    def no_sync(_file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(results.os, "fsync", no_sync)
+    with picks(tmp_path, 1) as chosen, pytest.raises(OutputError, match="cannot be written"):
+        results.write_jsonl(output, iter([([0], [{}])]), chosen, keep_raw=False)
+    assert output.read_text() == "old\n"
+    assert not list(tmp_path.glob(".o.jsonl*"))
+
+
+def test_rows_without_a_result_are_counted_and_left_out(tmp_path):
+    """A partial output never shows a row that has no answer and no reason."""
+    kept(tmp_path, [result(1, content="x")])
+    with picks(tmp_path, 3) as chosen:
+        written = results.write_jsonl(
+            tmp_path / "o.jsonl", iter([([0, 1, 2], [{}, {}, {}])]), chosen, keep_raw=False
+        )
+    assert (written.rows, written.missing) == (1, 2)
+
+
+def test_columns_with_names_of_results_stay_under_another_name(tmp_path):
+    """An input's `model` and `error` are its own; both formats call them the same."""
+    kept(tmp_path, [result(0, content="x")])
+    row = {"model": "theirs", "input_error": 1, "error": "old", "custom_id": "0"}
+    block = [pa.array([value]) for value in row.values()]
+    schema = pa.schema([(name, array.type) for name, array in zip(row, block, strict=True)])
+    with picks(tmp_path, 1) as chosen:
+        one = results.write_jsonl(
+            tmp_path / "o.jsonl", iter([([0], [row])]), chosen, keep_raw=False
+        )
+        other = results.write_parquet(
+            tmp_path / "o.parquet", iter([([0], block)]), schema, chosen, keep_raw=False
+        )
+    assert one.renamed == other.renamed == {"model": "input_model", "error": "input_input_error"}
+    (made,), (cells,) = (
+        [json.loads((tmp_path / "o.jsonl").read_bytes())],
+        pq.read_table(tmp_path / "o.parquet").to_pylist(),
+    )
+    for out in (made, cells):
+        assert (out["input_model"], out["input_input_error"], out["input_error"]) == (
+            "theirs",
+            "old",
+            1,
+        )
+        assert (out["model"], out["custom_id"], out["content"]) == ("m", "0", "x")
+
+
+def test_the_journal_can_be_read_by_anything(tmp_path):
+    """Plain JSONL, while the run goes on."""
+    kept(tmp_path, [result(n, content="é\u2028") for n in range(3)])
+    lines = io.BytesIO(segments(tmp_path)[0][1].read_bytes()).readlines()
+    assert [json.loads(line)["row"] for line in lines] == [0, 1, 2]
