@@ -38,6 +38,7 @@ _QUEUE_BYTES = 32 << 20
 _CANARY_SECONDS = 10.0
 _FATAL_FIRST = 3
 _FATAL_LATER = 10
+_SAME_FIRST = 50
 _POLL_SECONDS = 0.02
 
 
@@ -323,6 +324,14 @@ class Engine:
 
     def _judge(self, lane: EngineLane, result: Result) -> None:
         """Wakes a lane that answers; closes one that only ever fails in a way that stays."""
+        if result.status is Outcome.BAD_REQUEST and not lane.alive:
+            same = lane.fatal is not None and lane.fatal.error == result.error
+            lane.streak = lane.streak + 1 if same else 1
+            lane.fatal = result
+            self._wake(lane)
+            if lane.streak >= _SAME_FIRST:
+                self._close_lane(lane, result)
+            return
         if result.status not in FATAL:
             if result.status.answered or result.http_status is not None:
                 lane.alive = lane.alive or result.status.answered
@@ -340,10 +349,13 @@ class Engine:
         if result.status is Outcome.QUOTA and result.http_status != 403:
             most = 1
         if lane.streak >= most:
-            lane.dead = result
-            self._settled.set()
-            if all(other.dead for other in self._lanes.values()):
-                self.stop(self._why_dead())
+            self._close_lane(lane, result)
+
+    def _close_lane(self, lane: EngineLane, result: Result) -> None:
+        lane.dead = result
+        self._settled.set()
+        if all(other.dead for other in self._lanes.values()):
+            self.stop(self._why_dead())
 
     def _why_dead(self) -> Exception:
         first = next(lane.fatal for lane in self._lanes.values() if lane.fatal is not None)
@@ -351,6 +363,7 @@ class Engine:
             Outcome.AUTH: "check the API key and what it may use",
             Outcome.QUOTA: "the account's money or allowance is used up; top it up or wait",
             Outcome.NOT_FOUND: "check the model ID and --base-url",
+            Outcome.BAD_REQUEST: "every request was refused with these words; check --param",
         }[first.status]
         models = ", ".join(lane.model for lane in self._lanes.values())
         text = f"{models}: the gateway answers {first.http_status}: {first.error} — {advice}."

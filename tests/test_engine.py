@@ -1,6 +1,10 @@
 """The engine's moving parts, seen from the gateway."""
 
+import contextlib
 import dataclasses
+import re
+import socket
+import threading
 import time
 from decimal import Decimal
 
@@ -178,3 +182,132 @@ def test_failed_rows_are_sent_again_by_a_second_start(tmp_path, rows):
         assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
         assert gateway.ledger.models["fast"].received == received + len(failed)
     assert {r["status"] for r in read_jsonl(tmp_path / "out.jsonl")} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls", "said"),
+    [
+        ("quota", 1, "out of money|used up"),
+        ("day_limit", 1, "asked to wait 24"),
+        ("bad_request", 50, "check --param"),
+    ],
+)
+def test_what_will_not_pass_stops_the_run_before_it_costs(tmp_path, rows, fault, calls, said):
+    """Two thousand rows do not fail one by one; the sentence says what to change."""
+    with running(Simulation(models=(FAST,), faults={fault: 1.0})) as gateway:
+        ended = batcher(
+            "run", rows, "-o", "out.jsonl", "-m", "fast", cwd=tmp_path, url=gateway.url
+        )
+        text = ended.stderr.decode()
+        assert ended.returncode == 2, text
+        assert re.search(said, text)
+        assert calls <= gateway.ledger.models["fast"].received <= calls + 16
+        gateway.gateway.shares = {}
+        again = batcher(
+            "run",
+            rows,
+            "-o",
+            "out.jsonl",
+            "-m",
+            "fast",
+            "-n",
+            "100",
+            cwd=tmp_path,
+            url=gateway.url,
+        )
+        assert again.returncode == 0, again.stderr.decode()
+
+
+def test_money_that_runs_out_on_the_way_leaves_the_rest_pending(tmp_path, rows):
+    """What was answered is kept, and the same command goes on when there is money again."""
+    with running(Simulation(models=(FAST,), faults={"quota": 0.003})) as gateway:
+        words = ("run", rows, "-o", "out.jsonl", "-m", "fast", "--concurrency", "4")
+        ended = batcher(*words, cwd=tmp_path, url=gateway.url)
+        assert ended.returncode == 4, ended.stderr.decode()
+        assert b"Go on with: batcher run" in ended.stderr
+        billed = gateway.ledger.models["fast"].billed
+        assert 0 < billed < 2000
+        gateway.gateway.shares = {}
+        assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
+        assert gateway.ledger.models["fast"].billed == 2000
+    assert {r["status"] for r in read_jsonl(tmp_path / "out.jsonl")} == {"ok"}
+
+
+def test_an_outage_costs_a_handful_of_requests_and_no_row(tmp_path, rows):
+    """Five seconds of 500s under load: one request at a time, until one is answered."""
+    slower = dataclasses.replace(FAST, median_s=0.05)
+    with running(Simulation(models=(slower,))) as gateway:
+        process = started("run", rows, "-o", "out.jsonl", "-m", "fast", "--concurrency", "16",
+                          "--rpm", "12000", cwd=tmp_path, url=gateway.url)  # fmt: skip
+        of = gateway.ledger.models["fast"]
+        until = time.monotonic() + 30
+        while of.billed < 300 and time.monotonic() < until:
+            time.sleep(0.01)
+        gateway.gateway.shares = {"http_500": 1.0}
+        before = of.received
+        time.sleep(5.0)
+        spent = of.received - before
+        gateway.gateway.shares = {}
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr.decode()
+        assert 0 < spent <= 20 + 16
+    assert [r["status"] for r in read_jsonl(tmp_path / "out.jsonl")] == ["ok"] * 2000
+
+
+def test_explain_lists_every_attempt_of_a_row(tmp_path):
+    """With its waits and why; found by position and by custom_id, beside other rows."""
+    rows = write_jsonl(
+        tmp_path / "in.jsonl", [{"custom_id": f"t-{n}", "prompt": f"p {n}"} for n in range(20)]
+    )
+    with running(Simulation(models=(FAST,), faults={"http_500": 0.5})) as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "fast", "--max-retries", "9",
+                        cwd=tmp_path, url=gateway.url)  # fmt: skip
+        assert ended.returncode == 0, ended.stderr.decode()
+    tried = max(read_jsonl(tmp_path / "out.jsonl"), key=lambda r: r["attempts"])
+    assert tried["attempts"] > 1
+    for name in (str(tried["row"]), tried["custom_id"]):
+        told = batcher("explain", "out.jsonl", name, cwd=tmp_path).stdout.decode().splitlines()
+        assert told[0] == f"row {tried['row']} ({tried['custom_id']}) · fast · ok"
+        assert len(told) == 1 + tried["attempts"]
+        assert "server_error (HTTP 500)" in told[1]
+        assert "for retry" in told[2]
+        assert tried["request_id"] in told[-1]
+    missing = batcher("explain", "out.jsonl", "t-99", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert b"t-99" in missing.stderr
+
+
+def _never_ends(listening, *, silent):
+    """Answers one connection with headers and then nothing, or a byte every tenth of a second."""
+    connection, _ = listening.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(0.1)
+        while not connection.recv(65536).endswith(b"}"):
+            pass
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            try:
+                if not connection.recv(1):
+                    return
+            except TimeoutError:
+                if not silent:
+                    connection.sendall(b" ")
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_server_that_never_ends_its_answer_is_cut(tmp_path, silent):
+    """By the time for the whole exchange, however slowly bytes come."""
+    rows = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=_never_ends, args=(listening,), kwargs={"silent": silent})
+        thread.start()
+        ended = batcher(
+            "run", rows, "-o", "out.jsonl", "-m", "m", "--attempt-timeout", "1",
+            "--max-retries", "0", cwd=tmp_path,
+            url=f"http://127.0.0.1:{listening.getsockname()[1]}/v1",
+        )  # fmt: skip
+        thread.join(10)
+    assert ended.returncode == 3, ended.stderr.decode()
+    (row,) = read_jsonl(tmp_path / "out.jsonl")
+    assert row["status"] == "timeout"
+    assert 900 <= row["latency_ms"] <= 5000

@@ -23,6 +23,9 @@ FAULTS = {
     "no_usage": "an answer, billed, without usage",
     "slow": "ten times as slow",
     "context_length": "400, context_length_exceeded",
+    "bad_request": "400, a parameter that the model does not know",
+    "quota": "429, insufficient_quota",
+    "day_limit": "429 with Retry-After: 86400",
     "hang": "no answer until the client gives up, at most an hour",
 }
 

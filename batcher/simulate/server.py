@@ -315,6 +315,15 @@ async def _fail(request: web.Request, fault: str, model: SimulatedModel) -> web.
             raise _Refused(429, "Too many requests.", _LIMIT, "requests", {"retry-after": "1"})
         case "context_length":
             raise _too_long(model)
+        case "bad_request":
+            text = "Unsupported parameter: 'top_q' is not supported with this model."
+            raise _Refused(400, text, "unsupported_parameter", "invalid_request_error")
+        case "quota":
+            text = "You exceeded your current quota, please check your plan and billing details."
+            raise _Refused(429, text, "insufficient_quota", "insufficient_quota")
+        case "day_limit":
+            wait = {"retry-after": "86400"}
+            raise _Refused(429, "Too many requests.", _LIMIT, "requests", wait)
         case "html":
             return web.Response(body=_PAGE, content_type="text/html")
         case "error_200":
