@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +109,7 @@ class EngineLane:
         self.slot = slot
         self.gate = gate
         self.queue = queue
-        self.way = Lane(gate, Estimate(), patience)
+        self.way = Lane(gate, Estimate(), patience, {})
         self.workers = 0
         self.awake = False
         self.alive = False
@@ -118,7 +117,6 @@ class EngineLane:
         self.fatal: Result | None = None
         self.streak = 0
         self.retrying: set[asyncio.Task[None]] = set()
-        self.sending: dict[int, tuple[str, float]] = {}
         self.next: EngineLane | None = None
 
 
@@ -271,11 +269,7 @@ class Engine:
 
     async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
-        lane.sending[id(prompt)] = (prompt.custom_id, time.monotonic())
-        try:
-            ended = await self._sender.first(request, lane.way)
-        finally:
-            del lane.sending[id(prompt)]
+        ended = await self._sender.first(request, lane.way)
         if isinstance(ended, Result):
             await self._done(lane, prompt, ended)
         else:

@@ -26,7 +26,7 @@ def snapshot(
         done = fresh + earlier
         left = None if rows is None or not fresh else max(0, rows - done) * seconds / fresh
         age, row = max(
-            ((now - since, name) for name, since in lane.sending.values()), default=(None, "")
+            ((now - since, name) for name, since in lane.way.flying.values()), default=(None, "")
         )
         waiting = lane.gate.waiting + len(lane.retrying)
         tokens = of.tokens[2]

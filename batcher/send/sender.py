@@ -33,11 +33,19 @@ __all__ = ["Again", "Lane", "Sender"]
 
 
 class Lane(NamedTuple):
-    """What is known of one model: its gate, how many tokens its requests use, how long they take."""
+    """What is known of one model.
+
+    Attributes:
+        gate: Lets its requests through.
+        estimate: How many tokens they use.
+        patience: How long they take.
+        flying: What is in flight: name of the row and when it was sent (monotonic clock).
+    """
 
     gate: Door
     estimate: Estimate
     patience: Patience
+    flying: dict[int, tuple[str, float]]
 
 
 class Again(NamedTuple):
@@ -129,13 +137,14 @@ class Sender:
 
     async def _attempt(self, request: Request, lane: Lane, tries: list[Attempt]) -> Completion:
         """One passage through the gate and one HTTP exchange; appends to `tries`."""
-        gate, estimate, patience = lane
+        gate, estimate, patience, flying = lane
         size = len(request.body)
         asked = time.time()
         ticket = await gate.enter(*estimate.tokens(size, request.max_tokens))
         started, clock = time.time(), time.monotonic()
         if tries:
             asked = (tries[-1].started + tries[-1].latency_ms) / 1000
+        flying[id(request)] = (request.custom_id, clock)
         heard = Heard("unsent")
         ended: Completion | RequestError | None = None
         try:
@@ -154,6 +163,7 @@ class Sender:
             ended = error
             heard = _failure(error, ())
         finally:
+            del flying[id(request)]
             latency = time.monotonic() - clock
             if heard.how == "answered":
                 patience.answered(latency)
