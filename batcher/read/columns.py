@@ -77,9 +77,13 @@ class Columns:
             if name in self.as_json:
                 self.types.setdefault(name, type_json)
                 continue
+            given = [row.get(name) if row else None for row in rows]
             try:
-                values = pa.array([row.get(name) if row else None for row in rows])
+                values = pa.array(given)
             except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+                self._mixed(name)
+                continue
+            if _truths_among_numbers(given, values):
                 self._mixed(name)
                 continue
             if pa.types.is_integer(values.type) and _beyond(values):
@@ -129,16 +133,33 @@ class Columns:
         for name, kind in self.types.items():
             if name not in have:
                 yield pa.nulls(rows.num_rows, kind)
-            elif (values := rows.column(name)).type == kind:
-                yield values
             elif name in self.as_json:
-                texts = [None if v is None else _json(v).decode() for v in values.to_pylist()]
-                yield pa.array(texts, kind)
+                values = rows.column(name).to_pylist()
+                yield pa.array([None if v is None else _json(v).decode() for v in values], kind)
+            elif (column := rows.column(name)).type == kind:
+                yield column
             else:
                 try:
-                    yield values.cast(kind)
+                    yield column.cast(kind)
                 except pa.ArrowException:
                     raise Misfit(name) from None
+
+
+def _truths_among_numbers(given: list[object], values: Any) -> bool:
+    """Whether Arrow took a truth value for a number, as it does beside floats."""
+    if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
+        return any(isinstance(value, bool) for value in given)
+    if pa.types.is_nested(values.type):
+        return any(map(_became_number, given, values.to_pylist()))
+    return False
+
+
+def _became_number(given: object, found: object) -> bool:
+    if isinstance(given, dict) and isinstance(found, dict):
+        return any(_became_number(value, found.get(name)) for name, value in given.items())
+    if isinstance(given, list) and isinstance(found, list):
+        return any(map(_became_number, given, found))
+    return isinstance(given, bool) and not isinstance(found, bool)
 
 
 def _beyond(values: Any) -> bool:

@@ -6,6 +6,8 @@ import csv
 import sys
 from collections.abc import Iterator
 
+from batcher.errors import JobError
+
 __all__ = ["header", "records"]
 
 csv.field_size_limit(sys.maxsize)
@@ -24,7 +26,7 @@ def records(path: str) -> Iterator[tuple[int, dict[str, object] | None, str | No
     """
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
-        names = next(reader, [])
+        names = _header(path, reader)
         while True:
             try:
                 values = next(reader)
@@ -46,6 +48,19 @@ def records(path: str) -> Iterator[tuple[int, dict[str, object] | None, str | No
                 yield reader.line_num, None, "not UTF-8"
                 continue
             yield reader.line_num, dict(zip(names, values, strict=True)), None
+
+
+def _header(path: str, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise JobError(f"{path}: its header cannot be read ({error}).") from None
+    if any(_broken(name) for name in names):
+        raise JobError(f"{path}: its header is not UTF-8.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise JobError(f"{path}: its header names the column {twice!r} twice.")
+    return names
 
 
 def _broken(value: str) -> bool:

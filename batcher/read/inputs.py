@@ -276,8 +276,9 @@ def _jsonl_rows(
                 except jsonl.Damaged as error:
                     yield position, Row(position, where, None, f"{where}: {error}")
     except jsonl.Damaged as error:
-        where = f"{file.name}:{number + 1}"
-        yield first + number, Row(first + number, where, None, f"{where}: {error}")
+        where, position = f"{file.name}:{number + 1}", first + number
+        cut = Row(position, where, None, f"{where}: {error}")
+        yield position, cut if wanted(position) else None
 
 
 def _csv_rows(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import IO, Any
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -17,6 +16,8 @@ __all__ = ["Damaged", "decode", "lines"]
 
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+# pyarrow reports a broken zstd stream as an OSError without a number.
+_BROKEN = (EOFError, zlib.error, OSError, pa.ArrowException)
 _decode: Any = msgspec.json.Decoder().decode
 
 
@@ -32,27 +33,56 @@ def lines(path: str) -> Iterator[bytes]:
     Raises:
         Damaged: The compressed stream is cut or broken; the lines before it were yielded.
     """
-    with ExitStack() as stack:
-        file = stack.enter_context(_open(path))
+    packed = path.endswith((".gz", ".zst"))
+    for number, line in enumerate(_unpacked(path) if packed else _plain(path)):
+        text = line.rstrip(b"\r\n")
+        yield text.removeprefix(_BOM) if number == 0 else text
+
+
+def _plain(path: str) -> Iterator[bytes]:
+    with open(path, "rb", buffering=_BLOCK) as file:
+        yield from file
+
+
+def _unpacked(path: str) -> Iterator[bytes]:
+    """Lines of a compressed file; those before a cut are all yielded before it is raised."""
+    rest = b""
+    done = 0
+    damage: Exception | None = None
+    with _open(path) as file:
         try:
-            for number, line in enumerate(file):
-                text = line.rstrip(b"\r\n")
-                yield text.removeprefix(_BOM) if number == 0 else text
-        except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException) as error:
-            raise Damaged(f"the compressed file is cut or broken here ({error})") from None
-        except OSError as error:
-            if error.errno is not None:
+            while block := file.read(_BLOCK):
+                done += len(block)
+                *whole, rest = (rest + block).split(b"\n")
+                yield from whole
+        except _BROKEN as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
-            # pyarrow reports a broken zstd stream as an OSError without a number.
-            raise Damaged(f"the compressed file is cut or broken here ({error})") from None
+            damage = error
+    if damage is None:
+        if rest:
+            yield rest
+        return
+    # A block that meets the cut is lost with all that stands before it: read again, in bytes.
+    *whole, _rest = (rest + _to_the_cut(path, done)).split(b"\n")
+    yield from whole
+    raise Damaged(f"the compressed file is cut or broken here ({damage})")
 
 
-def _open(path: str) -> IO[bytes]:
+def _to_the_cut(path: str, start: int) -> bytes:
+    found = bytearray()
+    with _open(path) as file, suppress(*_BROKEN):
+        while start > 0:
+            start -= len(file.read(min(start, _BLOCK)))
+        while byte := file.read(1):
+            found += byte
+    return bytes(found)
+
+
+def _open(path: str) -> Any:
     if path.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path, "rb"), _BLOCK)
-    if path.endswith(".zst"):
-        return io.BufferedReader(pa.input_stream(path, compression="zstd"), _BLOCK)
-    return open(path, "rb", buffering=_BLOCK)
+        return gzip.open(path, "rb")
+    return pa.input_stream(path, compression="zstd")
 
 
 def decode(line: bytes) -> dict[str, object]:

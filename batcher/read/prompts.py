@@ -168,4 +168,8 @@ def _max_tokens(body: Mapping[str, object]) -> int | None:
 
 
 def _kind(value: object) -> str:
-    return {dict: "an object", list: "a list", bool: "a truth value"}.get(type(value), "a number")
+    words = {
+        dict: "an object", list: "a list", bool: "a truth value", str: "a text",
+        bytes: "bytes", type(None): "null", int: "a number", float: "a number",
+    }  # fmt: skip
+    return words.get(type(value), f"a {type(value).__name__}")

@@ -43,9 +43,12 @@ def rows(folder: Path, given: Any) -> InputFile:
         reader = pa.RecordBatchReader.from_stream(given)
 
         def write_table(file: IO[bytes]) -> None:
-            with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
-                for batch in reader:
-                    writer.write_batch(batch, row_group_size=10_000)
+            try:
+                with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
+                    for batch in reader:
+                        writer.write_batch(batch, row_group_size=10_000)
+            except pa.ArrowException as error:
+                raise JobError(f"rows: the table cannot be kept as Parquet: {error}.") from None
 
         return _copied(folder, "rows.parquet", "rows", "parquet", write_table)
     if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):

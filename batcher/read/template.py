@@ -45,7 +45,7 @@ class Template:
             line = getattr(error, "lineno", None)
             at = f" (line {line})" if line else ""
             raise JobError(
-                f"{flag} is not a template: {error}{at}; see Jinja2's {{{{ name }}}}."
+                f"{flag} is not a template: {error.message}{at}; see Jinja2's {{{{ name }}}}."
             ) from None
 
     def fits(self, columns: Mapping[str, object]) -> bool:

@@ -1,6 +1,5 @@
-"""Files of every kind as one long list of rows."""
+"""Many files as one list of rows."""
 
-import csv
 import gzip
 import json
 import os
@@ -8,164 +7,215 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batcher.errors import JobError
-from batcher.read import jsonl
-from batcher.read.inputs import Inputs, expand
+from batcher.read import parquet
+from batcher.read.inputs import InputFile, Inputs, expand
 
-LINES = [
-    b'{"n": 0}',
-    b"",
-    b'{"n": 2}\r',
-    b'{"n": ',
-    b"[1]",
-    b"   ",
-    b'{"n": 6, "t": "\xe2\x80\xa8 line separator is text"}',
-    b'{"n": 7, "t": "\xff"}',
-    b'{"n": 8}',
-]
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
-
-
-PACKED = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstd}
-
-
-def rows_of(path, **options):
-    return list(Inputs(expand([str(path)])).rows(**options))
-
-
-@pytest.mark.parametrize("suffix", PACKED)
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-def test_every_line_keeps_its_place(tmp_path, suffix, bom):
-    """A damaged line moves no other, a blank one is no row, and a BOM is no text."""
-    path = tmp_path / f"in.{suffix}"
-    path.write_bytes(PACKED[suffix](bom + b"\n".join(LINES)))
-    rows = rows_of(path)
-    assert [row.position for row in rows] == [0, 2, 3, 4, 6, 7, 8]
-    assert [row.columns and row.columns["n"] for row in rows] == [0, 2, None, None, 6, None, 8]
-    assert [f"in.{suffix}:{n}: {why}" in (row.error or "") for row, n, why in zip(
-        [rows[2], rows[3], rows[5]], [4, 5, 8], ["not JSON", "not a JSON object but a list", "not UTF-8"],
-        strict=True,
-    )] == [True] * 3  # fmt: skip
-
-
-@pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
-def test_a_cut_compressed_file_ends_in_a_row_with_a_reason(tmp_path, suffix):
-    """What could be read is read; the rest is said, not left out."""
-    rng = os.urandom(200_000).hex()
-    lines = b"".join(
-        json.dumps({"n": n, "t": rng[n : n + 400]}).encode() + b"\n" for n in range(500)
-    )
-    packed = PACKED[suffix](lines)
-    path = tmp_path / f"in.{suffix}"
-    path.write_bytes(packed[: len(packed) * 2 // 3])
-    rows = rows_of(path)
-    assert rows[-1].columns is None
-    assert "cut or broken" in rows[-1].error
-    assert [row.columns["n"] for row in rows[:-1]] == list(range(len(rows) - 1))
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(max_size=20)
-    | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
-
-
-@given(st.dictionaries(st.text(max_size=8), values, max_size=5))
-def test_whatever_json_holds_is_read_as_it_is(row):
-    """Big numbers, nested values, strange letters."""
-    assert jsonl.decode(json.dumps(row).encode()) == row
-
-
-def files(folder, rows: int):
-    """The same rows in each kind of file; returns the paths."""
-    data = [{"n": n, "text": f'row "{n}", with\ncomma'} for n in range(rows)]
-    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
-    with (folder / "b.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["n", "text"])
-        writer.writeheader()
-        writer.writerows(data)
-    pq.write_table(pa.Table.from_pylist(data, pa.schema([("n", pa.int64()), ("text", pa.string())])),
-                   folder / "c.parquet", row_group_size=7)  # fmt: skip
-    return [str(folder / name) for name in ("a.jsonl", "b.csv", "c.parquet")]
-
-
-@given(
-    rows=st.integers(1, 30),
-    start=st.integers(0, 100),
-    limit=st.none() | st.integers(1, 100),
-    wanted=st.sets(st.integers(0, 90)),
+LINES = st.sampled_from([b'{"n":1}', b'{"n":"x"}', b"", b"  ", b"{", b"7", b'{"n":"\xff"}'])
+RECORDS = st.sampled_from([b"1,2", b"", b"1", b'"x\ny",2', b'"x"y,2', b"\xff,2"])
+FILES = st.lists(
+    st.tuples(st.sampled_from(["jsonl", "jsonl.gz"]), st.lists(LINES, max_size=6))
+    | st.tuples(st.just("csv"), st.lists(RECORDS, max_size=6))
+    | st.tuples(st.just("parquet"), st.lists(st.just(b""), max_size=9)),
+    max_size=3,
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_a_part_of_the_rows_is_that_part_of_all_rows(tmp_path, rows, start, limit, wanted):
-    """A second start reads only what is left, and must find the same rows there."""
-    inputs = Inputs(expand(files(tmp_path, rows)), limit)
-    everything = list(inputs.rows())
-    assert len(everything) == min(3 * rows, limit or 3 * rows)
-    part = list(inputs.rows(frozenset({"n"}), start, lambda row: row in wanted))
-    expected = [r for r in everything if r.position >= start and r.position in wanted]
-    assert [(r.position, r.where) for r in part] == [(r.position, r.where) for r in expected]
-    assert [int(r.columns["n"]) for r in part] == [int(r.columns["n"]) for r in expected]
-    blocks = [position for positions, _rows in inputs.native() for position in positions]
-    assert blocks == [row.position for row in everything]
+LIMIT = st.none() | st.integers(0, 9)
 
 
-def test_folders_and_globs_are_read_in_sorted_order_without_what_is_not_input(tmp_path):
-    """Hidden files, earlier outputs' run folders and unknown suffixes are no input."""
-    for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl", "notes.txt"):
-        (tmp_path / name).write_text('{"prompt": "x"}\n')
-    (tmp_path / "out.jsonl.run").mkdir()
-    (tmp_path / "out.jsonl.run" / "journal-000001.jsonl").write_text("{}\n")
-    found = [os.path.basename(file.path) for file in expand([str(tmp_path)])]
-    assert found == ["a.jsonl", "b.jsonl"]
-    assert [os.path.basename(f.path) for f in expand([str(tmp_path / "*.jsonl")])] == found
+def written(folder, files, limit=None):
+    paths = []
+    for number, (kind, records) in enumerate(files):
+        path = folder / f"{number}.{kind}"
+        if kind == "parquet":
+            table = pa.table({"n": pa.array(range(len(records)), pa.int64())})
+            pq.write_table(table, path, row_group_size=4)
+        else:
+            content = b"".join(record + b"\n" for record in records)
+            head = b"n,m\n" if kind == "csv" else b""
+            path.write_bytes(gzip.compress(content) if kind == "jsonl.gz" else head + content)
+        paths.append(str(path))
+    return Inputs(expand(paths), limit)
 
 
-@pytest.mark.parametrize("name", ["gone.jsonl", "none*.jsonl", "odd.txt", "empty"])
-def test_what_cannot_be_input_is_said_by_name(tmp_path, name):
-    """One sentence, before anything is sent."""
-    (tmp_path / "odd.txt").write_text("x")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(JobError, match=name.replace("*", r"\*")):
-        expand([str(tmp_path / name)])
+@settings(max_examples=80, deadline=None)
+@given(files=FILES, limit=LIMIT, start=st.integers(0, 20), step=st.integers(1, 4))
+def test_reading_a_part_is_reading_all_and_leaving_out(
+    tmp_path_factory, files, limit, start, step
+):
+    """A resumed run asks for the rows that are missing, and must get exactly these."""
+    inputs = written(tmp_path_factory.mktemp("in"), files, limit)
+    every = list(inputs.rows())
+    seen = inputs.positions
+    part = list(inputs.rows(start=start, wanted=lambda position: position % step == 0))
+    assert part == [r for r in every if r.position >= start and r.position % step == 0]
+    assert inputs.positions == seen
 
 
-def test_a_file_that_is_not_what_its_name_says_is_an_error(tmp_path):
-    """Not an endless run of unreadable rows."""
-    path = tmp_path / "in.parquet"
-    path.write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(JobError, match=r"in\.parquet: it cannot be read"):
-        rows_of(path)
+@settings(max_examples=80, deadline=None)
+@given(files=FILES, limit=LIMIT)
+def test_what_is_asked_and_what_is_written_are_the_same_rows(tmp_path_factory, files, limit):
+    """Answers meet their rows by position alone."""
+    inputs = written(tmp_path_factory.mktemp("in"), files, limit)
+    asked = [(row.position, row.columns) for row in inputs.rows()]
+    native = []
+    for positions, rows in inputs.native():
+        rows = rows.to_pylist() if isinstance(rows, pa.RecordBatch) else rows
+        native += zip(positions, rows, strict=True)
+    assert native == asked
+    dicts = [pair for block in inputs.dicts() for pair in zip(*block, strict=True)]
+    assert [(at, sorted(columns)) for at, columns in dicts] == [
+        (at, sorted(columns or {})) for at, columns in asked
+    ]
 
 
-def test_csv_rows_that_do_not_fit_their_header_are_rows_with_a_reason(tmp_path):
-    """Quotes, line ends inside them, and records of another length."""
-    (tmp_path / "in.csv").write_bytes(b'\xef\xbb\xbfa,b\n1,"two\nlines"\n3\n\n4,\xff\n5,6\n')
-    rows = rows_of(tmp_path / "in.csv")
-    assert [row.columns for row in rows] == [
-        {"a": "1", "b": "two\nlines"}, None, None, {"a": "5", "b": "6"},
+@settings(max_examples=40, deadline=None)
+@given(files=FILES, limit=st.integers(0, 9))
+def test_a_limit_takes_the_first_rows(tmp_path_factory, files, limit):
+    """Blank lines are not counted, unreadable rows are: they come out too."""
+    inputs = written(tmp_path_factory.mktemp("in"), files)
+    every = list(inputs.rows())
+    assert list(Inputs(inputs.files, limit).rows()) == every[:limit]
+
+
+def test_an_error_names_the_line_that_sed_shows(tmp_path):
+    """A person opens the file there; blank and damaged lines must not shift it."""
+    inputs = written(
+        tmp_path, [("jsonl", [b"", b'{"n":1}', b"{"]), ("csv", [b"1,2", b"", b"1"]),
+                   ("parquet", [b""]), ("jsonl", [b" ", b"7"])],
+    )  # fmt: skip
+    found = [(row.position, row.where.rsplit("/", 1)[1]) for row in inputs.rows()]
+    assert found == [
+        (1, "0.jsonl:2"), (2, "0.jsonl:3"), (3, "1.csv:2"), (4, "1.csv:4"),
+        (5, "2.parquet row 0"), (7, "3.jsonl:2"),
     ]  # fmt: skip
-    assert "in.csv:4: 1 fields where the header has 2" in rows[1].error
-    assert "not UTF-8" in rows[2].error
+    errors = [row.error for row in inputs.rows() if row.error]
+    assert [error.rsplit("/", 1)[1][:13] for error in errors] == [
+        "0.jsonl:3: no", "1.csv:4: 1 fi", "3.jsonl:2: no",
+    ]  # fmt: skip
 
 
-def test_a_file_that_changed_is_noticed(tmp_path):
-    """Its rows and the answers could not be put together any more."""
-    path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": "x"}\n')
+def cut(folder):
+    path = folder / "cut.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"n":1}\n' * 9)[:-6])
+    return Inputs(expand([str(path)]))
+
+
+def test_a_cut_file_ends_in_an_unreadable_row(tmp_path):
+    """That rows are missing must show in the output."""
+    *_, last = cut(tmp_path).rows()
+    assert last.columns is None
+    assert last.where in last.error
+    assert "cut or broken" in last.error
+    assert [positions[-1] for positions, _rows in cut(tmp_path).native()] == [last.position]
+
+
+def test_a_cut_is_not_told_to_who_did_not_ask(tmp_path):
+    """A resumed run has already written that row."""
+    assert list(cut(tmp_path).rows(wanted=lambda _position: False)) == []
+
+
+def test_numbers_of_jsonl_come_out_as_they_were_written(tmp_path):
+    """1.10 is a price and 12345678901234567890 an ID."""
+    line = b'{"a":1.10,"b":12345678901234567890123,"c":{"d":1E5}}'
+    ((_positions, (columns,)),) = written(tmp_path, [("jsonl", [line])]).dicts()
+    assert {name: bytes(raw) for name, raw in columns.items()} == {
+        "a": b"1.10", "b": b"12345678901234567890123", "c": b'{"d":1E5}',
+    }  # fmt: skip
+
+
+def test_of_parquet_only_needed_columns_are_read(tmp_path):
+    """Also where a file has none of them: its rows are still rows."""
+    path = tmp_path / "a.parquet"
+    messages = [{"role": "user", "content": None, "name": None}]
+    pq.write_table(pa.table({"id": [1, 2], "messages": [messages, None], "x": ["", ""]}), path)
     inputs = Inputs(expand([str(path)]))
+    assert [row.columns for row in inputs.rows(frozenset({"messages", "prompt"}))] == [
+        {"messages": [{"role": "user", "content": None}]}, {"messages": None},
+    ]  # fmt: skip
+    assert [row.columns for row in inputs.rows(frozenset({"prompt"}))] == [{"id": 1}, {"id": 2}]
+
+
+def test_a_row_group_that_nobody_wants_is_not_even_opened(tmp_path, monkeypatch):
+    """Resuming near the end of a large file must not read it from the start."""
+    inputs = written(tmp_path, [("parquet", [b""] * 9)])
+    starts = []
+    batches = parquet.batches
+    monkeypatch.setattr(parquet, "batches", lambda *args: starts.append(args[2]) or batches(*args))
+    assert [row.position for row in inputs.rows(start=8)] == [8]
+    assert starts == [8]
+
+
+def test_a_folder_gives_its_data_files_in_order_and_none_of_our_own(tmp_path):
+    """A second run must not take the first one's journal for input."""
+    for name in ("b.csv", "a.jsonl.gz", "sub/c.parquet", "sub/d.jsonl.zst", "z.jsonl", "notes.txt",
+                 ".hidden.jsonl", "_tmp/e.jsonl", "out.jsonl.run/journal-000001.jsonl"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [os.path.relpath(file.path, tmp_path) for file in expand([str(tmp_path)])]
+    assert found == ["a.jsonl.gz", "b.csv", "sub/c.parquet", "sub/d.jsonl.zst", "z.jsonl"]
+    matched = expand([str(tmp_path / "z.jsonl"), str(tmp_path / "*.c*"), str(tmp_path / "[ab].*")])
+    assert [file.kind for file in matched] == ["jsonl", "csv", "jsonl", "csv"]
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
+    """Browsers call a second download `a[1].jsonl`."""
+    (tmp_path / "a[1].jsonl").touch()
+    (tmp_path / "a1.jsonl").touch()
+    (file,) = expand([str(tmp_path / "a[1].jsonl")])
+    assert file.name.endswith("a[1].jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nothing.jsonl", "there is no such file"),
+        ("*.jsonl", "no file matches"),
+        ("empty", "the folder holds no .jsonl"),
+        ("a.txt", "its format is not known by its name"),
+        ("*.txt", "its format is not known by its name"),
+        ("A.JSONL", "its format is not known by its name"),
+    ],
+)
+def test_a_path_that_names_no_input_is_refused_with_its_name(tmp_path, name, reason):
+    """A typing error is found before anything is sent."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "A.JSONL").touch()
+    with pytest.raises(JobError, match=reason) as refused:
+        expand([str(tmp_path / name)])
+    assert str(refused.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_file_that_changed_since_is_named(tmp_path, kind):
+    """Answers of yesterday's rows must not be put beside today's."""
+    inputs = written(tmp_path, [(kind, [b""])])
+    (file,) = inputs.files
     assert inputs.changed() is None
-    path.write_text('{"prompt": "y and more"}\n')
-    assert inputs.changed() == str(path)
+    os.utime(file.path, ns=(0, file.mtime_ns + 1))
+    assert inputs.changed() == file.name
+    os.unlink(file.path)
+    assert inputs.changed() == file.name
+    with pytest.raises(JobError, match="it cannot be read"):
+        list(inputs.rows())
+
+
+def test_a_parquet_file_that_is_none_is_refused(tmp_path):
+    """An error page saved under that name, for one."""
+    path = tmp_path / "a.parquet"
+    path.write_text("<html>")
+    with pytest.raises(JobError, match=r"a\.parquet: it cannot be read"):
+        list(Inputs(expand([str(path)])).rows())
+
+
+def test_the_same_file_is_known_again_from_another_folder(tmp_path, monkeypatch):
+    """Where the command was typed is no part of what was asked; a copy has only its content."""
+    inputs = written(tmp_path, [("jsonl", [])])
+    monkeypatch.chdir(tmp_path)
+    assert Inputs(expand(["0.jsonl"])).pins == inputs.pins
+    copy = InputFile("/run/1/rows.jsonl", "rows", "jsonl", 5, 0, "abc")
+    assert copy.pin == InputFile("/run/2/rows.jsonl", "rows", "jsonl", 5, 0, "abc").pin
+    assert json.dumps(copy.pin)

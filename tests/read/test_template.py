@@ -1,0 +1,78 @@
+"""What a template does to values nobody expected."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batcher.errors import JobError
+from batcher.read.template import MissingColumn, Template
+
+
+@given(st.text())
+def test_a_value_stands_in_the_prompt_as_it_is(value):
+    """Neither escaped as HTML nor read as a template once more."""
+    assert Template("--prompt", "<{{ text }}>\n").render({"text": value}) == f"<{value}>\n"
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="{\r", codec="utf-8")))
+def test_a_text_without_braces_is_its_own_template(text):
+    """Not one space or newline of a prompt is ours to change."""
+    assert Template("--prompt", text).render({}) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "rendered"),
+    [
+        ("{{ a.b }}{{ a['b'] }}", {"a": {"b": 1}}, "11"),
+        ("{% for x in a %}{{ x }};{% endfor %}", {"a": [1, "é"]}, "1;é;"),
+        ("{{ a or 'none' }}", {"a": None}, "none"),
+        ("{{ a | default('none') }}", {}, "none"),
+        ("{% if a is defined %}{{ a }}{% endif %}", {}, ""),
+        ("{{ a | upper }}", {"a": "x"}, "X"),
+    ],
+)
+def test_templates_can_choose_and_loop(text, columns, rendered):
+    """Optional columns and lists need no script before the run."""
+    assert Template("--prompt", text).render(columns) == rendered
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ b }}", "'b' is undefined (the row has: a)"),
+        ("{{ a.b }}", "'int object' has no attribute 'b' (the row has: a)"),
+        ("{{ a / 0 }}", "ZeroDivisionError"),
+        ("{% for x in a %}{% endfor %}", "TypeError"),
+        ("{{ a.__class__ }}", "SecurityError"),
+        ("{% for x in range(9) %}{% endfor %}", "'range' is undefined"),
+        ("{% include 'passwords' %}", "no loader"),
+    ],
+)
+def test_what_a_row_cannot_fill_is_that_rows_failure(text, reason):
+    """One odd row must not end the run; a template can reach no code and no file."""
+    with pytest.raises(MissingColumn) as missing:
+        Template("--prompt", text).render({"a": 7})
+    assert reason in str(missing.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ a",
+        "{% for %}",
+        "{% endif %}",
+        "{{ a | nope }}",
+    ],
+)
+def test_a_text_that_is_no_template_is_refused_in_one_line_with_the_flag(text):
+    """It is found before a request is paid for."""
+    with pytest.raises(JobError, match=r"\A--system is not a template: .*line 1.*\Z"):
+        Template("--system", text)
+
+
+def test_names_are_the_columns_and_no_loop_variables():
+    """Only these are read from a Parquet file."""
+    template = Template("--prompt", "{% for x in a %}{{ x }}{{ b.c }}{% endfor %}{% set d = 1 %}")
+    assert template.names == {"a", "b"}
+    assert template.fits({"a": 1, "b": None, "e": 2})
+    assert not template.fits({"a": 1})
