@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from itertools import pairwise
 
@@ -38,6 +38,8 @@ _CANARY_SECONDS = 10.0
 _FATAL_FIRST = 3
 _FATAL_LATER = 10
 _SAME_FIRST = 50
+_SILENT_FIRST = 60.0
+_LOOK_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 
 
@@ -100,6 +102,7 @@ class EngineLane:
     Attributes:
         slot: Which of the plan's slots its results belong to.
         dead: The fatal result that closed the lane, or None.
+        last: How a first attempt failed last.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class EngineLane:
         self.dead: Result | None = None
         self.fatal: Result | None = None
         self.streak = 0
+        self.last = ""
         self.retrying: set[asyncio.Task[None]] = set()
         self.next: EngineLane | None = None
 
@@ -196,7 +200,7 @@ class Engine:
             RunStopped: A breaker opened; see `stopped`.
         """
         try:
-            async with self._client, asyncio.TaskGroup() as group:
+            async with self._client, self._looking(), asyncio.TaskGroup() as group:
                 self._group = group
                 for slot, model in enumerate(self._job.models):
                     self._lane(model, slot)
@@ -262,7 +266,9 @@ class Engine:
                 try:
                     await self._send(lane, prompt)
                 except Closed:
-                    break
+                    if lane.dead is None:
+                        break
+                    await self._bury(lane, prompt)
         finally:
             lane.workers -= 1
             self._upstream_done(lane)
@@ -273,6 +279,7 @@ class Engine:
         if isinstance(ended, Result):
             await self._done(lane, prompt, ended)
         else:
+            lane.last = str(ended.error)
             # The worker goes on; only when very many wait for a retry does it wait with them.
             task = self._group.create_task(self._again(lane, prompt, ended))
             lane.retrying.add(task)
@@ -281,8 +288,11 @@ class Engine:
                 await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
 
     async def _again(self, lane: EngineLane, prompt: Prompt, failed: Again) -> None:
-        with suppress(Closed):  # Stopped while it waited: the request stays pending.
+        try:
             await self._done(lane, prompt, await self._sender.again(failed, lane.way))
+        except Closed:  # Stopped while it waited: the request stays pending.
+            if lane.dead is not None:
+                await self._bury(lane, prompt)
 
     def _retried(self, lane: EngineLane, task: asyncio.Task[None]) -> None:
         lane.retrying.discard(task)
@@ -345,6 +355,27 @@ class Engine:
         if lane.streak >= most:
             self._close_lane(lane, result)
 
+    @asynccontextmanager
+    async def _looking(self) -> AsyncGenerator[None, None]:
+        """Closes lanes of which nothing is heard any more, while the body runs."""
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(_LOOK_SECONDS)
+                for lane in list(self._lanes.values()):
+                    most = self._job.row_timeout
+                    if not lane.alive:
+                        most = min(most, _SILENT_FIRST)
+                    if lane.dead is None and lane.gate.silent_for() >= most:
+                        self._close_lane(lane, _silent(lane, most))
+                        lane.gate.close()
+
+        task = asyncio.create_task(look())
+        try:
+            yield
+        finally:
+            task.cancel()
+
     def _close_lane(self, lane: EngineLane, result: Result) -> None:
         lane.dead = result
         self._settled.set()
@@ -352,15 +383,17 @@ class Engine:
             self.stop(self._why_dead())
 
     def _why_dead(self) -> Exception:
-        first = next(lane.fatal for lane in self._lanes.values() if lane.fatal is not None)
+        first = next(lane.dead for lane in self._lanes.values() if lane.dead is not None)
         advice = {
             Outcome.AUTH: "check the API key and what it may use",
             Outcome.QUOTA: "the account's money or allowance is used up; top it up or wait",
             Outcome.NOT_FOUND: "check the model ID and --base-url",
+            Outcome.CONNECTION: "check --base-url and the network, or wait",
             Outcome.BAD_REQUEST: "every request was refused with these words; check --param",
         }[first.status]
         models = ", ".join(lane.model for lane in self._lanes.values())
-        text = f"{models}: the gateway answers {first.http_status}: {first.error} — {advice}."
+        what = f"the gateway answers {first.http_status}: " if first.http_status else ""
+        text = f"{models}: {what}{first.error} — {advice}."
         paid = any(lane.alive for lane in self._lanes.values())
         return RunStopped(text) if paid else JobError(text)
 
@@ -385,9 +418,9 @@ class Engine:
             await self._settled.wait()
         if self._stop.is_set():
             return False
-        if dead.status is Outcome.QUOTA:
+        if dead.status in (Outcome.QUOTA, Outcome.CONNECTION) and lane.next is None:
             if self.stopped is None:
-                self.stopped = RunStopped(f"{lane.model}: out of quota: {dead.error}.")
+                self.stopped = RunStopped(f"{lane.model}: {dead.error}.")
             return True
         request = self._plan.request(prompt, lane.model)
         await self._done(
@@ -500,6 +533,20 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _silent(lane: EngineLane, seconds: float) -> Result:
+    """What became of a lane of which nothing was heard for so long."""
+    last = f"; the last failure: {lane.last}" if lane.last else ""
+    return Result(
+        row=0,
+        model=lane.model,
+        sample=0,
+        key="0" * 32,
+        status=Outcome.CONNECTION,
+        custom_id="",
+        error=f"no answer for {seconds:.0f} s{last}",
+    )
 
 
 def _unreadable(prompt: Prompt, model: str) -> Result:

@@ -311,3 +311,35 @@ def test_a_server_that_never_ends_its_answer_is_cut(tmp_path, silent):
     (row,) = read_jsonl(tmp_path / "out.jsonl")
     assert row["status"] == "timeout"
     assert 900 <= row["latency_ms"] <= 5000
+
+
+def test_a_gateway_that_is_not_there_ends_the_run_with_a_sentence(tmp_path, rows):
+    """Not a hundred thousand rows one by one, nor a wait without end."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    began = time.monotonic()
+    ended = batcher(
+        "run", rows, "-o", "out.jsonl", "-m", "m", "--row-timeout", "4", "--max-retries", "9",
+        cwd=tmp_path, url=f"http://127.0.0.1:{port}/v1",
+    )  # fmt: skip
+    text = ended.stderr.decode()
+    assert ended.returncode == 2, text
+    assert "m: no answer for 4 s; the last failure: no connection" in text
+    assert "check --base-url" in text
+    assert time.monotonic() - began < 30
+
+
+def test_an_outage_of_one_model_leaves_its_rows_pending_and_the_others_alone(tmp_path, rows):
+    """And the same command goes on when it is back."""
+    words = ["run", rows, "-o", "out.jsonl", "-m", "fast", "-m", "slow", "-n", "300",
+             "--row-timeout", "3", "--max-retries", "9"]  # fmt: skip
+    quick = dataclasses.replace(SLOW, median_s=0.001)
+    with running(Simulation(models=(FAST, quick))) as gateway:
+        gateway.gateway.dead = {"slow"}
+        ended = batcher(*words, cwd=tmp_path, url=gateway.url)
+        assert ended.returncode == 4, ended.stderr.decode()
+        assert b"slow: no answer for 3 s" in ended.stderr
+        assert gateway.ledger.models["fast"].billed == 300
+        gateway.gateway.dead = set()
+        assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
+        assert {m.billed for m in gateway.ledger.models.values()} == {300}

@@ -29,6 +29,10 @@ class Breaker:
         """Whether only probes are let through."""
         return self._opened is not None
 
+    def open_for(self, now: float) -> float:
+        """Seconds since it opened; 0.0 while it is closed."""
+        return 0.0 if self._opened is None else now - self._opened
+
     def wait(self, now: float) -> float:
         """Seconds until a request may go."""
         if self._opened is None:

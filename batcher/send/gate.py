@@ -24,6 +24,7 @@ __all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Ticket"]
 _NEVER = float("inf")
 _UNLIMITED = 1 << 30
 _SHORT_PAUSE = 0.25
+_LONGEST_OVERLOAD = 120.0
 _TICK = 1e-4  # A shorter wait may be no wait at all by the clock.
 
 
@@ -298,6 +299,10 @@ class Gate:
         """Whether the server was found to charge `max_tokens` before it answers."""
         return bool(self._up_front)
 
+    def silent_for(self) -> float:
+        """Seconds since the breaker opened and nothing was answered."""
+        return self.breaker.open_for(self._clock())
+
     def share(self) -> float | None:
         """Part of the known limit that was used: of requests or of tokens, whichever is more."""
         shares = (self._own.requests.share(), self._own.tokens.share())
@@ -440,7 +445,7 @@ class Gate:
             case "overloaded":
                 self.breaker.failed(ticket.sent_at, now)
                 self.concurrency.overloaded(now)
-                self._pause(heard.retry_after or 0.0, now)
+                self._pause(min(heard.retry_after or 0.0, _LONGEST_OVERLOAD), now)
             case "failed":
                 self.breaker.failed(ticket.sent_at, now)
             case "unsent":

@@ -70,11 +70,13 @@ class Gateway:
 
     Attributes:
         shares: Name of a fault to its share of requests; may change at any time.
+        dead: Models that answer 500 to everything; may change at any time.
     """
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.shares = dict(simulation.faults)
+        self.dead: set[str] = set()
         self.ledger = Ledger()
         self._models = {model.id: model for model in simulation.models}
         self._meters = {
@@ -155,6 +157,8 @@ class Gateway:
         most = simulation.max_in_flight
         if most is not None and ledger.in_flight > most:
             raise _Refused(503, "The server is overloaded.", "overloaded", "server_error")
+        if model.id in self.dead:
+            raise _Refused(500, "The server had an error.", "server_error", "server_error")
         meter = self._meters[model.id]
         refusal = meter.admit(asked.prompt, asked.bound, time.monotonic())
         if refusal is not None:
