@@ -62,12 +62,13 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     try:
         over.wait()
     except KeyboardInterrupt:
-        loop, task = begun[0]
-        loop.call_soon_threadsafe(runner.stop)
+        runner.stop()
         try:
             over.wait()
         except KeyboardInterrupt:
-            loop.call_soon_threadsafe(task.cancel)
+            runner.abandon()
+            for loop, task in begun:
+                loop.call_soon_threadsafe(task.cancel)
             over.wait()
         raise
     if isinstance(ended[0], BaseException):

@@ -16,9 +16,9 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from itertools import pairwise
 
-from batcher.errors import JobError, OutputError, RunStopped
+from batcher.errors import JobError, RunStopped
 from batcher.job import Endpoint, Job
-from batcher.plan import Plan, Todo
+from batcher.plan.requests import Plan, Todo
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
 from batcher.send.client import Client
@@ -162,6 +162,7 @@ class Engine:
         self._journal = journal
         self._summary = summary
         self._emit = emit
+        self._resend = job.resendable
         self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
         self._lanes: dict[str, EngineLane] = {}
@@ -315,10 +316,12 @@ class Engine:
         if after is not None:
             after.queue.put(prompt)
             self._spawn(after)
-        while self._journal.full and self._journal.failed is None:  # noqa: ASYNC110 (a thread empties it)
+        await self._journal_room()
+
+    async def _journal_room(self) -> None:
+        """Waits while the disk is slower than the answers."""
+        while self._journal.full:  # noqa: ASYNC110 (a thread empties it)
             await asyncio.sleep(_POLL_SECONDS)
-        if self._journal.failed is not None:
-            self.stop(OutputError("the journal cannot be written"))
 
     async def _record(self, prompt: Prompt, result: Result) -> None:
         self._journal.put(result)
@@ -490,16 +493,18 @@ class Engine:
         """Hands one row to its lanes, waiting where there is no room."""
         prompt = todo.prompt
         slots = todo.slots if self._job.route == "each" else todo.slots[:1]
+        for kept in todo.kept:
+            if self._fed_by(feed, kept.model):
+                self._journal.put(kept)
+                if kept.status not in self._resend:
+                    self._summary.add_earlier(kept.model, kept.status)
         if prompt.error is not None:
             for slot in slots:
                 model = self._plan.slots[slot]
                 if self._fed_by(feed, model):
                     await self._record(prompt, _unreadable(prompt, model))
-            return
-        for kept in todo.kept:
-            if self._fed_by(feed, kept.model):
-                self._journal.put_kept(kept)
-                self._summary.add_earlier(kept.model, kept.status, 1)
+            slots = ()
+        await self._journal_room()
         for slot in slots:
             queue = self._lane(self._plan.slots[slot] or prompt.model or "", slot).queue
             if queue.feed is None:

@@ -6,20 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from batcher.job import Job
 from batcher.read import parquet
 from batcher.read.columns import Columns, Misfit
 from batcher.read.inputs import Inputs
 from batcher.write import index, results
 from batcher.write.journal import segments
 from batcher.write.manifest import Manifest
-from batcher.write.winners import Winners
+from batcher.write.winners import Winners, slots_of
 
-__all__ = ["Finished", "export", "slots_of", "trusted_from"]
+__all__ = ["Finished", "export"]
 
 
 @dataclass(frozen=True)
@@ -37,41 +34,47 @@ class Finished:
     all_ok: bool
 
 
-def trusted_from(manifest: Manifest) -> int:
-    """Number of the first segment whose answers hold by position."""
-    at = len(manifest.epochs) - 1
-    while at > 0 and manifest.epochs[at].keeps:
-        at -= 1
-    return manifest.epochs[at].first_segment if manifest.epochs else 1
-
-
-def slots_of(models: list[str], asked: tuple[str, ...]) -> npt.NDArray[np.int32]:
-    """Slot of each of a segment's models; -1 for one that is not asked for any more."""
-    slots = {model: slot for slot, model in enumerate(asked)}
-    return np.array([slots.get(model, -1) if asked else 0 for model in models], np.int32)
-
-
 def export(
-    job: Job, folder: Path, inputs: Inputs, manifest: Manifest, say: Callable[[str], None]
+    output: Path,
+    folder: Path,
+    inputs: Inputs,
+    manifest: Manifest,
+    say: Callable[[str], None],
+    go_on: Callable[[], None] = lambda: None,
+    *,
+    locked: bool,
 ) -> Finished:
     """Writes the output from what the journal holds now; the old file stays until the new is whole.
+
+    Args:
+        output: The file to write, .jsonl or .parquet.
+        folder: The run folder.
+        inputs: The rows of the present epoch.
+        manifest: What was asked.
+        say: Told what a person should know, in sentences.
+        go_on: Called now and then; what it raises ends the writing, and the old file stays.
+        locked: Whether the caller holds the run folder; beside a running process nothing else in
+            it is touched.
 
     Raises:
         OutputError: The output cannot be written.
     """
-    first = trusted_from(manifest)
-    slots = job.models or ("",)
+    asked = manifest.asked
+    slots = asked.models or ("",)
     winners = Winners(len(slots), folder, manifest.epochs[-1].rows or 0)
     for number, path in segments(folder):
-        if number >= first:
-            segment = index.load(path, number)
-            winners.add(segment.entries, slots_of(segment.models, job.models))
-    output = Path(job.output)
-    with results.Picks(folder, winners, job.route, len(slots)) as picks:
+        if number >= manifest.trusted_from:
+            go_on()
+            segment = index.load(path, number, keep=locked)
+            winners.add(segment.entries, slots_of(segment.models, asked.models))
+    with results.Picks(folder, winners, asked.route, len(slots), go_on) as picks:
         if output.suffix == ".jsonl":
-            written = results.write_jsonl(output, inputs.dicts(), picks, keep_raw=job.keep_raw)
+            written = results.write_jsonl(output, inputs.dicts(), picks, keep_raw=asked.keep_raw)
         else:
-            written = _parquet(output, inputs, picks, keep_raw=job.keep_raw, say=say)
+            written = _parquet(output, inputs, picks, keep_raw=asked.keep_raw, say=say)
+    for number in picks.damaged if locked else ():
+        # The sidecar promises a line that is not there: the next start reads the segment itself.
+        (folder / f"journal-{number:06}.idx").unlink(missing_ok=True)
     for old, new in written.renamed.items():
         say(f"The input column {old!r} has the name of a result; it stands as {new!r}.")
     return Finished(written.rows, written.missing, set(written.statuses) <= {"ok"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +24,26 @@ import msgspec
 from rich.console import Console
 
 from batcher.engine import Emit, Engine
-from batcher.errors import JobError, OutputError
-from batcher.finish import export, slots_of, trusted_from
+from batcher.errors import JobError, OutputError, RunStopped
+from batcher.finish import export
 from batcher.job import Endpoint, Job
-from batcher.plan import Earlier, Plan, settings_of
-from batcher.read import spool
-from batcher.read.inputs import InputFile, Inputs, expand
+from batcher.plan.requests import Plan, settings_of
+from batcher.plan.resume import resume
+from batcher.plan.survey import survey
+from batcher.read import marks, spool
+from batcher.read.files import InputFile, expand
+from batcher.read.inputs import Inputs
 from batcher.records import Outcome
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
-from batcher.watch import snapshot
-from batcher.write import index
-from batcher.write.journal import Journal, Lock, segments
-from batcher.write.manifest import Epoch, Manifest, now
-from batcher.write.winners import Winners
+from batcher.watch import heartbeat, snapshot
+from batcher.write import status
+from batcher.write.journal import Journal, Lock
+from batcher.write.manifest import Manifest
 
-__all__ = ["Report", "Runner", "SettingsChanged"]
+__all__ = ["Report", "Runner"]
 
-
-class SettingsChanged(JobError):
-    """Settings changed so that answers already paid for match no longer; ask what to do."""
+_BEAT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,42 @@ class Runner:
         self._emit = emit
         self._console = console
         self._state: State = "checking"
-        self._plan: Plan | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
-        self._interrupted = False
+        self._interrupted = self._abandoned = False
         self.summary = Summary(clock, job.models)
         self._surveyed: int | None = None
 
-    def stop(self) -> None:
-        """The first Ctrl-C: send nothing new, wait for what is in flight, write it."""
+    def stop(self) -> str:
+        """The first Ctrl-C: send nothing new, wait for what is in flight, write it.
+
+        An output that is being written is still finished. May be called from any thread. Returns
+        what is waited for, in words.
+        """
+        if self._state == "writing output":
+            return "the output is being written"
+        begun = self._state == "running"
         self._interrupted = True
         self._state = "stopping"
-        if self._plan is not None:
-            self._plan.abandoned = True
-        if self._engine is not None:
-            self._engine.stop()
+        self._stop_sending()
+        return "waiting for what is in flight" if begun else "nothing was sent yet"
+
+    def _stop_sending(self) -> None:
+        if self._engine is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._engine.stop)
+
+    def abandon(self) -> None:
+        """The second: give up the output that is being written; the old one stays."""
+        self._abandoned = True
+
+    def _go_on(self) -> None:
+        """Ends work in another thread when the run was interrupted."""
+        if self._interrupted:
+            raise RunStopped("Interrupted before anything was sent.")
+
+    def _go_on_writing(self) -> None:
+        if self._abandoned:
+            raise RunStopped("Interrupted while the output was written.")
 
     async def run(self) -> Report:
         """Runs the job.
@@ -111,6 +135,7 @@ class Runner:
         Raises:
             BatcherError: It ended early, or cannot be done; `exit_status` says which.
         """
+        self._loop = asyncio.get_running_loop()
         job = self._job
         if job.output == "-":
             with tempfile.TemporaryDirectory(prefix="batcher-") as temporary:
@@ -121,45 +146,57 @@ class Runner:
         new = not folder.exists()
         lock = Lock(folder)
         try:
-            if job.overwrite:
-                _forget(folder)
+            _sweep(output)
             return await self._locked(folder)
         finally:
-            lock.release()
             if new and {entry.name for entry in folder.iterdir()} <= {"LOCK"}:
                 shutil.rmtree(folder)  # Nothing was begun: leave nothing behind.
+            lock.release()
 
     async def _locked(self, folder: Path) -> Report:
-        inputs = self._inputs(folder)
-        async with contextlib.AsyncExitStack() as stack:
-            endpoint = (
-                self._job.endpoint() if not self._job.simulate else Endpoint("", "simulated:")
-            )
-            epoch, manifest, winners, earlier = self._resume(folder, inputs, endpoint)
-            plan = self._plan = Plan(self._job, endpoint.name, inputs, winners, earlier)
-            del winners, earlier  # The plan took what it needs; the rest is much.
-            self._surveyed = epoch.rows
-            if epoch.rows is None or inputs.limit is not None or self._job.dry_run:
-                await asyncio.to_thread(self._survey, plan, inputs, epoch)
-            if self._job.dry_run:
-                return self._dry(plan, epoch)
-            manifest.save(folder)
-            self._count_earlier(plan)
-            if self._job.simulate:
-                endpoint = await stack.enter_async_context(_simulated())
-            await self._send(folder, endpoint, plan)
-        return await self._finish(folder, inputs, epoch, manifest)
+        job = self._job
+        endpoint = job.endpoint() if not job.simulate else Endpoint("", "simulated:")
+        inputs = await self._inputs(folder)
+        plan, manifest = await asyncio.to_thread(self._prepare, folder, inputs, endpoint)
+        if job.dry_run:
+            return await asyncio.to_thread(self._dry, plan)
+        if job.overwrite:
+            _forget(folder)
+        else:
+            self._say_if_killed(folder)
+        manifest.save(folder)
+        marks.save(folder, inputs.pins, inputs.marks)
+        for slot, model in enumerate(plan.slots):
+            for outcome, n in plan.settled(slot).items():
+                self.summary.add_earlier(model, outcome, n)
+        ended = "failed"
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if job.simulate:
+                    endpoint = await stack.enter_async_context(_simulated())
+                await self._send(folder, endpoint, plan)
+            report = await self._finish(folder, inputs, manifest)
+            ended = "interrupted" if report.exit_status == 130 else "done"
+        except RunStopped:
+            ended = "stopped"
+            raise
+        except asyncio.CancelledError:
+            ended = "interrupted"
+            raise
+        finally:
+            status.save(folder, {**self._heartbeat(), "state": ended})
+        return report
 
     # Before
 
-    def _inputs(self, folder: Path) -> Inputs:
+    async def _inputs(self, folder: Path) -> Inputs:
         """The input files; stdin and rows from Python are copied into the run folder first."""
         job = self._job
         files: list[InputFile]
         if self._rows is not None:
-            files = [spool.rows(folder, self._rows)]
+            files = [spool.rows(folder, self._rows, self._go_on)]
         elif job.inputs == ("-",):
-            files = [spool.stdin(folder)]
+            files = [await asyncio.to_thread(spool.stdin, folder, self._go_on)]
         elif not job.inputs:
             raise JobError("No input: name a file, a glob or a folder, or - for JSONL on stdin.")
         elif "-" in job.inputs:
@@ -168,96 +205,38 @@ class Runner:
             files = expand(job.inputs)
         return Inputs(files, job.limit)
 
-    def _resume(
-        self, folder: Path, inputs: Inputs, endpoint: Endpoint
-    ) -> tuple[Epoch, Manifest, Winners, Earlier | None]:
-        """What is answered already: by position within the epoch, by key across epochs."""
-        settings = msgspec.to_builtins(settings_of(self._job, endpoint.name))
-        manifest = Manifest.load(folder) or Manifest(output=Path(self._job.output).name)
-        files = segments(folder)
-        last = manifest.epochs[-1] if manifest.epochs else None
-        same_input = last is not None and last.inputs == inputs.pins
-        if last is None or last.settings != settings or not same_input:
-            number = max((number for number, _ in files), default=0) + 1
-            epoch = Epoch(
-                inputs=inputs.pins, settings=settings, first_segment=number, started=now()
-            )
-            manifest.epochs.append(epoch)
-        else:
-            epoch = last
-        if last is not None and epoch is not last and last.settings != settings:
-            self._settle_change(last, epoch, inputs, files, endpoint, same_input=same_input)
-        first = trusted_from(manifest)
-        winners = Winners(len(self._job.models or ("",)), folder, epoch.rows or 0)
-        bad = 0
-        for number, path in files:  # One at a time: there may be gigabytes of them.
-            if number >= first:
-                segment = index.load(path, number)
-                winners.add(segment.entries, slots_of(segment.models, self._job.models))
-                bad += segment.bad
-        if bad:
+    def _prepare(self, folder: Path, inputs: Inputs, endpoint: Endpoint) -> tuple[Plan, Manifest]:
+        """What is still to send, and what is to be kept in `run.json`; reads, and writes nothing."""
+        job, settings = self._job, settings_of(self._job, endpoint.name)
+        found = resume(job, settings, folder, inputs, self._say, self._go_on)
+        epoch = found.manifest.epochs[-1]
+        plan = Plan(job, settings, inputs, found.winners, found.earlier, epoch.accepts)
+        self._surveyed = epoch.rows
+        if epoch.rows is not None and inputs.limit is None and not job.dry_run:
+            inputs.marks = marks.load(folder, inputs.pins)
+            return plan, found.manifest
+        self._surveyed = survey(inputs, plan, self._go_on)
+        if inputs.limit is None and not job.dry_run:
+            epoch.rows = self._surveyed
+            pins = [file.with_digest(self._go_on).pin for file in inputs.files]
+            epoch.inputs = msgspec.to_builtins(pins)
+        return plan, found.manifest
+
+    def _say_if_killed(self, folder: Path) -> None:
+        told = status.load(folder)
+        if told is not None and told.get("state") in ("running", "stopping"):
+            models = told.get("models", {}).values()
+            flying = sum(of.get("in_flight", 0) for of in models)
             self._say(
-                f"{bad} torn or damaged journal lines are left out; their rows are sent again."
+                f"The run before was ended from outside at about {told.get('updated')}; some {flying:,} "
+                "requests were in flight then, which may have been billed and are sent again."
             )
-        earlier = None
-        if any(number < first for number, _ in files):
-            before = [index.load(path, number) for number, path in files if number < first]
-            since = [index.load(path, number) for number, path in files if number >= first]
-            earlier = Earlier(before, since)
-        return epoch, manifest, winners, earlier
 
-    def _settle_change(
-        self,
-        last: Epoch,
-        epoch: Epoch,
-        inputs: Inputs,
-        files: list[tuple[int, Path]],
-        endpoint: Endpoint,
-        *,
-        same_input: bool,
-    ) -> None:
-        """Changed settings: say which, and how many paid answers match no longer."""
-        earlier = Earlier([index.load(path, number) for number, path in files])
-        if not len(earlier):
-            return
-        matched = 0
-        for batch in Plan(self._job, endpoint.name, inputs, None, earlier).batches():
-            matched += sum(len(todo.kept) for todo in batch)
-        lost = len(earlier) - matched
-        if lost <= 0:
-            return
-        names = sorted(
-            name
-            for name in {*last.settings, *epoch.settings}
-            if last.settings.get(name) != epoch.settings.get(name)
-        )
-        what = f"{', '.join(names)} changed since the last run: {lost:,} answers paid for match no longer"
-        if self._job.changed is None:
-            raise SettingsChanged(
-                f"{what}. Send those rows again with --changed resend, keep their old answers with "
-                "--changed keep, or use another --output."
-            )
-        if self._job.changed == "keep":
-            if not same_input:
-                raise JobError(
-                    f"{what}, and the input changed as well, so --changed keep cannot tell which "
-                    "answer belongs to which row; use --changed resend, or another --output."
-                )
-            epoch.keeps = True
-            self._say(f"{what}; they are kept.")
-        else:
-            self._say(f"{what}; those rows are sent again.")
-
-    def _survey(self, plan: Plan, inputs: Inputs, epoch: Epoch) -> None:
-        rows = plan.survey()
-        if inputs.limit is None:
-            epoch.rows = rows
-        self._surveyed = rows
-
-    def _dry(self, plan: Plan, epoch: Epoch) -> Report:
+    def _dry(self, plan: Plan) -> Report:
         """Renders every row and says what is wrong; sends nothing."""
         errors, requests, size = [], 0, 0
         for batch in plan.batches():
+            self._go_on()
             for todo in batch:
                 if todo.prompt.error is not None:
                     errors.append(todo.prompt.error)
@@ -275,21 +254,18 @@ class Runner:
         )
         return Report(self.summary, 3 if errors else 0, None, text)
 
-    def _count_earlier(self, plan: Plan) -> None:
-        for slot, model in enumerate(plan.slots):
-            for outcome, n in plan.settled(slot).items():
-                self.summary.add_earlier(model, outcome, n)
-
     # During
 
     async def _send(self, folder: Path, endpoint: Endpoint, plan: Plan) -> None:
-        journal = Journal(folder)
+        if self._interrupted:
+            return
+        journal = Journal(folder, alarm=self._stop_sending)
         engine = self._engine = Engine(
             self._job, endpoint, plan, journal, self.summary, self._emit
         )
         self._state = "running"
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
-        watching = asyncio.create_task(progress.run())
+        watching = asyncio.gather(progress.run(), self._beat(folder))
         try:
             await engine.run()
         finally:
@@ -300,15 +276,22 @@ class Runner:
         if engine.stopped is not None:
             raise engine.stopped
 
+    async def _beat(self, folder: Path) -> None:
+        """Keeps `status.json` fresh until cancelled."""
+        while True:
+            await asyncio.to_thread(status.save, folder, self._heartbeat())
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    def _heartbeat(self) -> dict[str, object]:
+        return heartbeat(self._snapshot())
+
     def _snapshot(self) -> Snapshot:
         lanes = self._engine.lanes if self._engine is not None else []
         return snapshot(self._state, lanes, self.summary, self._surveyed)
 
     # After
 
-    async def _finish(
-        self, folder: Path, inputs: Inputs, epoch: Epoch, manifest: Manifest
-    ) -> Report:
+    async def _finish(self, folder: Path, inputs: Inputs, manifest: Manifest) -> Report:
         job = self._job
         if self._interrupted:
             self.summary.finish("interrupted")
@@ -323,7 +306,12 @@ class Runner:
                 f"{name} changed while the run was going on, so its rows and the answers cannot be "
                 f"put together; all answers are in {folder}. Run the same command again."
             )
-        written = await asyncio.to_thread(export, job, folder, inputs, manifest, self._say)
+        output = Path(job.output)
+        written = await asyncio.to_thread(
+            partial(export, output, folder, inputs, manifest, locked=True),
+            say=self._say,
+            go_on=self._go_on_writing,
+        )
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
         text = f"{written.rows:,} rows in {job.output}"
         if written.missing:
@@ -358,9 +346,22 @@ def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
 
 
 def _forget(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.name != "LOCK" and entry.is_file():
-            entry.unlink()
+    """Earlier results; what was copied for this run stays."""
+    for pattern in ("journal-*", "run.json", "status.json", "lines.idx"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _sweep(output: Path) -> None:
+    """Removes outputs that a kill left unfinished."""
+    for path in output.parent.glob(f".{glob.escape(output.name)}.tmp-*"):
+        pid = path.name.rpartition("-")[2]
+        try:
+            os.kill(int(pid), 0)
+        except (ValueError, ProcessLookupError):
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            continue  # Somebody else's process is alive under this number.
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from batcher.records import Outcome
 from batcher.report.progress import ModelSnapshot, Snapshot, State
 from batcher.report.summary import Summary
 
-__all__ = ["snapshot"]
+__all__ = ["heartbeat", "snapshot"]
 
 
 def snapshot(
@@ -49,6 +49,27 @@ def snapshot(
             )
         )
     return Snapshot(state, tuple(models))
+
+
+def heartbeat(now: Snapshot) -> dict[str, object]:
+    """The same for `status.json`; what is not known is null."""
+    models = {
+        m.model: {
+            "done": m.done,
+            "total": m.total,
+            "ok": m.ok,
+            "not_ok": {str(outcome): n for outcome, n in m.not_ok.items()},
+            "in_flight": m.in_flight,
+            "waiting": m.waiting,
+            "waiting_for": m.waiting_for,
+            "requests_per_second": round(m.requests_per_s, 3),
+            "tokens_per_second": m.tokens_per_s and round(m.tokens_per_s, 1),
+            "cost_usd": None if m.cost is None else float(m.cost),
+            "eta_seconds": m.eta_s and round(m.eta_s, 1),
+        }
+        for m in now.models
+    }
+    return {"state": now.state, "models": models}
 
 
 def _cause(lane: EngineLane) -> str:

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.job import Job
-from batcher.plan import Earlier, Plan
-from batcher.read.inputs import Inputs, expand
+from batcher.plan.earlier import Earlier
+from batcher.plan.requests import Plan, settings_of
+from batcher.read.files import expand
+from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt
 from batcher.write.index import ENTRY, OUTCOMES, Segment, entry_bytes
 from batcher.write.winners import Winners
@@ -19,7 +21,7 @@ URL = "https://x/v1/chat/completions"
 def a_plan(tmp_path, rows, winners=None, **job):
     path = write_jsonl(tmp_path / "in.jsonl", rows)
     asked = Job.of(output="out.jsonl", **{"models": ["a", "b"], **job})
-    return Plan(asked, URL, Inputs(expand([str(path)])), winners)
+    return Plan(asked, settings_of(asked, URL), Inputs(expand([str(path)])), winners)
 
 
 def entries(*of):
@@ -73,7 +75,7 @@ def test_a_key_is_the_bytes_sent_and_where(text, other, model, params):
         with TemporaryDirectory() as folder:
             path = write_jsonl(Path(folder) / "in.jsonl", [{"prompt": t} for t in texts])
             job = Job.of(output="o.jsonl", models=["a", "b"], params=params)
-            plan = Plan(job, url, Inputs(expand([str(path)])))
+            plan = Plan(job, settings_of(job, url), Inputs(expand([str(path)])))
             return [plan.request(t.prompt, model).key for batch in plan.batches() for t in batch]
 
     one, same, third = keys(URL, params, text, text, other)

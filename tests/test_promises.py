@@ -138,7 +138,7 @@ def test_changed_settings_ask_before_they_spend(tmp_path, rows):
         batcher(*words, "temperature=0", cwd=tmp_path, url=gateway.url)
         asked = batcher(*words, "temperature=1", cwd=tmp_path, url=gateway.url)
         assert asked.returncode == 2
-        assert "--param changed" in asked.stderr.decode()
+        assert "--param temperature changed" in asked.stderr.decode()
         assert "300 answers" in asked.stderr.decode()
         assert billed(gateway) == 300
         kept = batcher(*words, "temperature=1", "--changed", "keep", cwd=tmp_path, url=gateway.url)

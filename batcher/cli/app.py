@@ -11,9 +11,12 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
+from batcher.cli.clean import clean
 from batcher.cli.explain import explain
+from batcher.cli.export import export
 from batcher.cli.run import check, run
 from batcher.cli.simulate import simulate
+from batcher.cli.status import status
 from batcher.errors import BatcherError
 
 __all__ = ["app", "main"]
@@ -27,14 +30,17 @@ app = App(
 )
 app.command(run)
 app.command(check)
+app.command(status)
+app.command(export)
 app.command(explain)
+app.command(clean)
 app.command(simulate)
 
 
 def main() -> int:
     """Runs the command that the arguments name; returns the exit status."""
     try:
-        status = app(exit_on_error=False, print_error=False, result_action="return_value")
+        ended = app(exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         print(f"batcher: {_sentence(error)}", file=sys.stderr)
         return 2
@@ -47,7 +53,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return status if isinstance(status, int) else 0
+    return ended if isinstance(ended, int) else 0
 
 
 def _sentence(error: CycloptsError) -> str:

@@ -18,6 +18,7 @@ from batcher.job import Job
 
 __all__ = ["check", "run"]
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Input = Annotated[str, Parameter(allow_leading_hyphen=True)]  # For "-", stdin.
 
 
@@ -38,7 +39,7 @@ def run(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
     try:
         return _run(job)
     except BatcherError as error:
-        from batcher.runner import SettingsChanged
+        from batcher.plan.resume import SettingsChanged
 
         if isinstance(error, SettingsChanged) and sys.stdin.isatty() and sys.stderr.isatty():
             return _run(replace(job, changed=_ask(error)))
@@ -93,13 +94,18 @@ async def _conduct(job: Job) -> int:
         nonlocal signals
         signals += 1
         if signals == 1:
-            say("Stopping: waiting for what is in flight (again to stop now).")
-            runner.stop()
+            say(f"Stopping: {runner.stop()} (again to stop now).")
         else:
+            runner.abandon()
             task.cancel()
+            release()  # A third one ends the process, whatever it hangs on.
+
+    def release() -> None:
+        for number in _STOPS:
+            loop.remove_signal_handler(number)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _STOPS:
         loop.add_signal_handler(number, on_signal)
     message, status, goes_on = "", 130, True
     try:
@@ -116,8 +122,7 @@ async def _conduct(job: Job) -> int:
         if signals and isinstance(error, RunStopped):
             status = 130
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.remove_signal_handler(number)
+        release()
     summary = runner.summary
     if not job.quiet and not job.dry_run and summary.rows:
         stderr.print(table(summary, stderr.width))

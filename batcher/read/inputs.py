@@ -6,11 +6,9 @@ ones too, so a blank line moves no other row and `sed -n` finds what an error na
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,108 +16,14 @@ import pyarrow as pa
 
 from batcher.errors import JobError
 from batcher.read import csv, jsonl, parquet
+from batcher.read.files import InputFile, Pin
 from batcher.records import Row
 
-__all__ = ["SUFFIXES", "InputFile", "Inputs", "expand"]
+__all__ = ["Inputs"]
 
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".parquet": "parquet",
-    ".csv": "csv",
-}
 _BLOCK_ROWS = 2000
 _BLOCK_BYTES = 16 << 20
 _raw_columns: Any = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One input file, pinned by size and time.
-
-    Attributes:
-        path: As it is opened.
-        name: As it is shown to people.
-        kind: jsonl, parquet or csv.
-        size: Bytes.
-        mtime_ns: Time of the last change; 0 for a copy of stdin or of an iterable, where the time
-            says nothing.
-        digest: For such a copy, a hash of its content; else "".
-    """
-
-    path: str
-    name: str
-    kind: str
-    size: int
-    mtime_ns: int
-    digest: str = ""
-
-    @property
-    def pin(self) -> dict[str, object]:
-        """What must be equal for the rows to be the same rows."""
-        name = self.name if self.digest else os.path.abspath(self.path)
-        return {"path": name, "size": self.size, "mtime_ns": self.mtime_ns, "digest": self.digest}
-
-
-def expand(paths: Sequence[str]) -> list[InputFile]:
-    """Files named by the arguments: files, globs in sorted order, folders by their known suffixes.
-
-    Raises:
-        JobError: Something named is not there, cannot be read, or is of no known format.
-    """
-    found: list[str] = []
-    for path in paths:
-        if os.path.isdir(path):
-            inside = sorted(
-                str(entry)
-                for entry in Path(path).rglob("*")
-                if entry.is_file() and _kind(entry.name) and not _hidden(entry, path)
-            )
-            if not inside:
-                raise JobError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
-            found += inside
-        elif os.path.exists(path):
-            found.append(path)
-        elif glob.has_magic(path):
-            matched = sorted(
-                match for match in glob.glob(path, recursive=True) if os.path.isfile(match)
-            )
-            if not matched:
-                raise JobError(f"{path}: no file matches.")
-            found += matched
-        else:
-            raise JobError(f"{path}: there is no such file.")
-    return [_pinned(path) for path in found]
-
-
-def _hidden(entry: Path, root: str) -> bool:
-    """Whether a file is no input: hidden, or inside the run folder of an earlier output."""
-    parts = entry.relative_to(root).parts
-    return any(part.startswith((".", "_")) or part.endswith(".run") for part in parts)
-
-
-def _pinned(path: str) -> InputFile:
-    kind = _kind(path)
-    if kind is None:
-        raise JobError(
-            f"{path}: its format is not known by its name; rename it to end in one of "
-            f"{', '.join(SUFFIXES)}."
-        )
-    try:
-        with open(path, "rb"):
-            stat = os.stat(path)
-    except OSError as error:
-        raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
-    return InputFile(path, path, kind, stat.st_size, stat.st_mtime_ns)
-
-
-def _kind(path: str) -> str | None:
-    return next((kind for suffix, kind in SUFFIXES.items() if path.endswith(suffix)), None)
-
-
-def _always(_position: int) -> bool:
-    return True
 
 
 @dataclass
@@ -129,57 +33,93 @@ class Inputs:
     Attributes:
         files: In order.
         limit: Only so many rows, None for all.
-        positions: Number of positions seen by the last whole reading; 0 before one.
+        marks: By path of a plain JSONL file, where every 4096th line begins; what the first
+            whole reading finds, so that later ones can begin in the middle.
     """
 
     files: list[InputFile]
     limit: int | None = None
-    positions: int = field(default=0, init=False)
+    marks: dict[str, array[int]] = field(default_factory=dict)
 
     @property
-    def pins(self) -> list[dict[str, object]]:
+    def pins(self) -> list[Pin]:
         """What `run.json` keeps to know the same input again."""
         return [file.pin for file in self.files]
 
     def rows(
-        self,
-        columns: frozenset[str] | None = None,
-        start: int = 0,
-        wanted: Callable[[int], bool] = _always,
+        self, columns: frozenset[str] | None = None, start: int = 0, settled: bytes = b""
     ) -> Iterator[Row]:
-        """Rows from position `start` on that are `wanted`; the others are not even decoded.
+        """Rows from position `start` on; those that are settled are not even decoded.
 
         Args:
             columns: Columns that are needed; None for all. Only Parquet makes use of it.
             start: First position.
-            wanted: Told a position, says whether that row is needed.
+            settled: By position, not zero where the row is not needed; past its end all are.
 
         Raises:
             JobError: A file vanished, or is not what its name says.
         """
-        first, left = 0, self.limit if self.limit is not None else -1
+
+        def wanted(position: int) -> int:
+            """The first position from here on that is needed."""
+            position = max(position, start)
+            if position >= len(settled):
+                return position
+            found = settled.find(b"\0", position)
+            return len(settled) if found < 0 else found
+
+        first, left = 0, _ALL if self.limit is None else self.limit
         for file in self.files:
-            reader = {"jsonl": _jsonl_rows, "csv": _csv_rows}.get(file.kind)
-            source = (
-                reader(file, first, wanted)
-                if reader
-                else _parquet_rows(file, first, wanted, columns, start)
-            )
-            position = first - 1
+            span = _Span(file, first, left, wanted)
             try:
-                for position, row in source:
-                    if left == 0:
-                        self.positions = position
-                        return
-                    if row is _BLANK:
-                        continue
-                    left -= 1
-                    if row is not None and position >= start:
-                        yield row
+                if file.kind == "parquet":
+                    positions, rows = yield from _parquet_rows(span, columns)
+                elif file.kind == "csv":
+                    positions, rows = yield from _csv_rows(span)
+                else:
+                    positions, rows = yield from self._jsonl_rows(span)
             except (OSError, pa.ArrowException) as error:
                 raise JobError(f"{file.name}: it cannot be read: {error}.") from None
-            first = position + 1
-        self.positions = first
+            first += positions
+            left -= rows
+            if left <= 0:
+                return
+
+    def _jsonl_rows(self, span: _Span) -> Generator[Row, None, tuple[int, int]]:
+        file = span.file
+        wanted = span.wanted(span.first)
+        number = offset = rows = 0
+        marks: array[int] | None = array("q")
+        known = self.marks.get(file.path)
+        if known and span.left == _ALL:
+            # How many of the lines before are blank is not known, so not with a limit.
+            at = min((wanted - span.first) // jsonl.MARK, len(known) - 1)
+            number, offset, marks = at * jsonl.MARK, known[at], None
+        try:
+            for line in jsonl.lines(file.path, offset, marks):
+                position = span.first + number
+                number += 1
+                if not line or line.isspace():
+                    continue
+                if rows == span.left:
+                    return number, rows
+                rows += 1
+                if position < wanted:
+                    continue
+                where = f"{file.name}:{number}"
+                try:
+                    yield Row(position, where, jsonl.decode(line))
+                except jsonl.Damaged as error:
+                    yield Row(position, where, None, f"{where}: {error}")
+                wanted = span.wanted(position + 1)
+        except jsonl.Damaged as error:
+            position, where = span.first + number, f"{file.name}:{number + 1}"
+            if position >= span.wanted(position) and rows < span.left:
+                yield Row(position, where, None, f"{where}: {error}")
+            return number + 1, rows + 1
+        if marks:
+            self.marks[file.path] = marks
+        return number, rows
 
     def dicts(self) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """Blocks of (positions, columns with JSON values) for JSONL output.
@@ -244,82 +184,74 @@ class Inputs:
 
     def changed(self) -> str | None:
         """Name of a file that is not the one that was pinned any more, if there is one."""
-        for file in self.files:
-            try:
-                stat = os.stat(file.path)
-            except OSError:
-                return file.name
-            if stat.st_size != file.size or (file.mtime_ns and stat.st_mtime_ns != file.mtime_ns):
-                return file.name
-        return None
+        return next((file.name for file in self.files if file.changed()), None)
 
 
+_ALL = 1 << 62
 _BLANK = Row(-1, "", None)
 _BODIES = frozenset({"messages", "body"})
 
 
-def _jsonl_rows(
-    file: InputFile, first: int, wanted: Callable[[int], bool]
-) -> Iterator[tuple[int, Row | None]]:
-    number = 0
-    try:
-        for number, line in enumerate(jsonl.lines(file.path), 1):
-            position = first + number - 1
-            if not line or line.isspace():
-                yield position, _BLANK
-            elif not wanted(position):
-                yield position, None
-            else:
-                where = f"{file.name}:{number}"
-                try:
-                    yield position, Row(position, where, jsonl.decode(line))
-                except jsonl.Damaged as error:
-                    yield position, Row(position, where, None, f"{where}: {error}")
-    except jsonl.Damaged as error:
-        where, position = f"{file.name}:{number + 1}", first + number
-        cut = Row(position, where, None, f"{where}: {error}")
-        yield position, cut if wanted(position) else None
+@dataclass(frozen=True)
+class _Span:
+    """One file's part of the rows.
+
+    Attributes:
+        first: Position of its first row.
+        left: How many rows are still allowed.
+        wanted: The first position from a given one on that is needed.
+    """
+
+    file: InputFile
+    first: int
+    left: int
+    wanted: Callable[[int], int]
 
 
-def _csv_rows(
-    file: InputFile, first: int, wanted: Callable[[int], bool]
-) -> Iterator[tuple[int, Row | None]]:
-    for position, (line, columns, error) in enumerate(csv.records(file.path), first):
-        if wanted(position):
-            where = f"{file.name}:{line}"
-            values: dict[str, object] | None = columns
-            yield position, Row(position, where, values, error and f"{where}: {error}")
-        else:
-            yield position, None
+def _csv_rows(span: _Span) -> Generator[Row, None, tuple[int, int]]:
+    rows = 0
+    wanted = span.wanted(span.first)
+    for line, columns, error in csv.records(span.file.path):
+        if rows == span.left:
+            break
+        position = span.first + rows
+        rows += 1
+        if position < wanted:
+            continue
+        where = f"{span.file.name}:{line}"
+        yield Row(position, where, columns, error and f"{where}: {error}")
+        wanted = span.wanted(position + 1)
+    return rows, rows
 
 
 def _parquet_rows(
-    file: InputFile,
-    first: int,
-    wanted: Callable[[int], bool],
-    columns: frozenset[str] | None,
-    start: int,
-) -> Iterator[tuple[int, Row | None]]:
+    span: _Span, columns: frozenset[str] | None
+) -> Generator[Row, None, tuple[int, int]]:
+    path = span.file.path
+    count = min(parquet.count(path), span.left)
     names: list[str] | None = None
     if columns is not None:
-        have = parquet.schema(file.path).names
+        have = parquet.schema(path).names
         # One column at least, or the batches would not know their length.
         names = [name for name in have if name in columns] or have[:1]
-    skip = min(max(0, start - first), parquet.count(file.path))
-    yield from ((first + row, None) for row in range(skip))
-    for at, batch in parquet.batches(file.path, names, skip):
-        position = first + at
-        if not any(wanted(position + offset) for offset in range(batch.num_rows)):
-            yield from ((position + offset, None) for offset in range(batch.num_rows))
+
+    def needed(at: int, rows: int) -> bool:
+        return span.wanted(span.first + at) < span.first + at + rows and at < count
+
+    for at, batch in parquet.batches(path, names, needed):
+        batch = batch.slice(0, max(0, count - at))
+        if not needed(at, batch.num_rows):
             continue
+        wanted = span.wanted(span.first + at)
         for offset, values in enumerate(batch.to_pylist()):
-            place = position + offset
-            if not wanted(place):
-                yield place, None
+            position = span.first + at + offset
+            if position < wanted:
                 continue
             for name in _BODIES & values.keys():
                 values[name] = parquet.without_nulls(values[name])
-            yield place, Row(place, f"{file.name} row {at + offset}", values)
+            yield Row(position, f"{span.file.name} row {at + offset}", values)
+            wanted = span.wanted(position + 1)
+    return count, count
 
 
 def _raw_rows(file: InputFile, first: int) -> Iterator[tuple[int, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-__all__ = ["Damaged", "decode", "lines"]
+__all__ = ["MARK", "Damaged", "decode", "lines"]
 
+MARK = 4096  # lines
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 # pyarrow reports a broken zstd stream as an OSError without a number.
@@ -25,23 +27,39 @@ class Damaged(ValueError):
     """The file ends in the middle of its compressed stream, or a line is not a JSON object."""
 
 
-def lines(path: str) -> Iterator[bytes]:
+def lines(path: str, offset: int = 0, marks: array[int] | None = None) -> Iterator[bytes]:
     r"""Every physical line, blank ones too, without its line end.
 
     Lines end at \n alone: U+2028 and its relatives are text.
+
+    Args:
+        path: The file.
+        offset: Where to begin, at the start of a line; only in a file that is not compressed.
+        marks: Gets the offset of every `MARK`th line, likewise.
 
     Raises:
         Damaged: The compressed stream is cut or broken; the lines before it were yielded.
     """
     packed = path.endswith((".gz", ".zst"))
-    for number, line in enumerate(_unpacked(path) if packed else _plain(path)):
+    first = offset == 0
+    for line in _unpacked(path) if packed else _plain(path, offset, marks):
         text = line.rstrip(b"\r\n")
-        yield text.removeprefix(_BOM) if number == 0 else text
+        if first:
+            text, first = text.removeprefix(_BOM), False
+        yield text
 
 
-def _plain(path: str) -> Iterator[bytes]:
+def _plain(path: str, offset: int, marks: array[int] | None) -> Iterator[bytes]:
     with open(path, "rb", buffering=_BLOCK) as file:
-        yield from file
+        file.seek(offset)
+        if marks is None:
+            yield from file
+            return
+        for number, line in enumerate(file):
+            if not number % MARK:
+                marks.append(offset)
+            offset += len(line)
+            yield line
 
 
 def _unpacked(path: str) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,39 +27,31 @@ def count(path: str) -> int:
 
 
 def batches(
-    path: str, columns: Sequence[str] | None = None, start: int = 0
+    path: str,
+    columns: Sequence[str] | None = None,
+    needed: Callable[[int, int], bool] = lambda _first, _rows: True,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Record batches as (row of the first record in this file, batch), from row `start` on.
+    """Record batches as (row of the first record in this file, batch).
 
     Args:
         path: The file.
         columns: Only these columns, read in the file's order; None for all.
-        start: Row to begin at; whole row groups before it are not read.
+        needed: Told a row group's first row and its length; one that is not needed is not read.
     """
     with pq.ParquetFile(path, **_LEAN) as file:
         footer = file.metadata
-        rows, groups = 0, []
-        first = None
-        size = 0
+        names = None if columns is None else [n for n in file.schema_arrow.names if n in columns]
+        at = 0
         for group in range(footer.num_row_groups):
             held = footer.row_group(group)
-            if rows + held.num_rows > start:
-                first = rows if first is None else first
-                groups.append(group)
-                size += held.total_byte_size
-            rows += held.num_rows
-        if not groups or first is None:
-            return
-        names = None if columns is None else [n for n in file.schema_arrow.names if n in columns]
-        mean = max(1, size // max(1, rows - first))
-        batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // mean))
-        at = first
-        for batch in file.iter_batches(batch_rows, row_groups=groups, columns=names):
-            end = at + batch.num_rows
-            if end > start:
-                skip = max(0, start - at)
-                yield at + skip, batch.slice(skip)
-            at = end
+            if not needed(at, held.num_rows):
+                at += held.num_rows
+                continue
+            mean = max(1, held.total_byte_size // max(1, held.num_rows))
+            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // mean))
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=names):
+                yield at, batch
+                at += batch.num_rows
 
 
 def without_nulls(value: Any) -> Any:

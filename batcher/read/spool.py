@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,27 +15,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batcher.errors import JobError
-from batcher.read.inputs import InputFile
+from batcher.read.files import InputFile, Pin
 
 __all__ = ["rows", "stdin"]
 
+_LOOK_SECONDS = 0.2
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
-def stdin(folder: Path) -> InputFile:
-    """JSONL from standard input, whole, as `stdin.jsonl` in the run folder."""
+def stdin(folder: Path, go_on: Callable[[], None] = lambda: None) -> InputFile:
+    """JSONL from standard input, whole, as `stdin.jsonl` in the run folder.
+
+    Args:
+        folder: The run folder.
+        go_on: Called now and then; what it raises ends the reading.
+    """
     if sys.stdin is None or sys.stdin.isatty():
         raise JobError("Input is - but stdin is a terminal; pipe JSONL into it.")
 
     def write(file: IO[bytes]) -> None:
-        while block := sys.stdin.buffer.read(1 << 20):
-            file.write(block)
+        source = sys.stdin.fileno()
+        while True:
+            go_on()
+            # A read cannot be interrupted from another thread, a wait can be short.
+            if select.select([source], [], [], _LOOK_SECONDS)[0]:
+                if not (block := os.read(source, 1 << 20)):
+                    return
+                file.write(block)
 
     return _copied(folder, "stdin.jsonl", "stdin", "jsonl", write)
 
 
-def rows(folder: Path, given: Any) -> InputFile:
+def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> InputFile:
     """Rows from Python: dicts as JSONL, tables (Arrow stream interface) as Parquet.
+
+    `go_on` is called with every row; what it raises ends the reading.
 
     Raises:
         JobError: It is neither, or a row is not a dict.
@@ -46,6 +61,7 @@ def rows(folder: Path, given: Any) -> InputFile:
             try:
                 with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
                     for batch in reader:
+                        go_on()
                         writer.write_batch(batch, row_group_size=10_000)
             except pa.ArrowException as error:
                 raise JobError(f"rows: the table cannot be kept as Parquet: {error}.") from None
@@ -58,6 +74,7 @@ def rows(folder: Path, given: Any) -> InputFile:
 
     def write(file: IO[bytes]) -> None:
         for number, row in enumerate(given, 1):
+            go_on()
             if not isinstance(row, dict):
                 raise JobError(f"rows: item {number} is a {type(row).__name__}, not a dict.")
             try:
@@ -79,4 +96,5 @@ def _copied(folder: Path, file_name: str, name: str, kind: str, write: Any) -> I
     with open(temporary, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     os.replace(temporary, path)
-    return InputFile(str(path), name, kind, path.stat().st_size, 0, digest)
+    pin = Pin(path=file_name, size=path.stat().st_size, digest=digest)
+    return InputFile(str(path), name, kind, pin)

@@ -78,6 +78,12 @@ class Stderr(Console):
         """Writes nothing from now on."""
         self.quiet = True
 
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:  # The terminal was closed (EIO); the run goes on or ends in order.
+            self.quiet = True
+
 
 class Progress:
     """Shows a run while it goes on.

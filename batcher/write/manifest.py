@@ -9,39 +9,65 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from batcher.errors import JobError
 
-__all__ = ["Epoch", "Manifest"]
+__all__ = ["Asked", "Epoch", "Manifest", "now"]
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What shapes the output of the last run, for those who make it without the job at hand.
+
+    Attributes:
+        models: As asked with -m; none when rows name their own.
+        limit: Only so many rows.
+    """
+
+    models: tuple[str, ...] = ()
+    route: str = "each"
+    limit: int | None = None
+    keep_raw: bool = False
 
 
 class Epoch(msgspec.Struct, kw_only=True):
     """One stretch of runs.
 
     Attributes:
-        inputs: The pins of the input files.
+        inputs: The pins of the input files (`read.files.Pin`).
         settings: All that shapes a request besides its row and model.
         first_segment: Number of the first journal segment that belongs to it.
         rows: How many rows the input holds; None until it was counted.
         keeps: Whether the answers of the epoch before hold by position (`--changed keep`).
+        accepts: Earlier settings, answers to whose requests are as good (`--changed keep`).
     """
 
-    inputs: list[dict[str, object]]
-    settings: dict[str, object]
+    inputs: list[dict[str, Any]]
+    settings: dict[str, Any]
     first_segment: int
     started: str
     rows: int | None = None
     keeps: bool = False
+    accepts: list[dict[str, Any]] = msgspec.field(default_factory=list)
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """All epochs of one output, the present one last."""
+    """All epochs of one output, the present one last; `asked` is of the last run."""
 
     version: int = 1
     output: str
+    asked: Asked = Asked()
     epochs: list[Epoch] = msgspec.field(default_factory=list)
+
+    @property
+    def trusted_from(self) -> int:
+        """Number of the first segment whose answers hold by position."""
+        at = len(self.epochs) - 1
+        while at > 0 and self.epochs[at].keeps:
+            at -= 1
+        return self.epochs[at].first_segment if self.epochs else 1
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:

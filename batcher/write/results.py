@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
@@ -53,14 +53,27 @@ class Picks:
         folder: The run folder.
         winners: Where the lines are.
         route: `each` gives a row one line a slot; the others one line in all, the best.
+        go_on: Called for every block of rows; what it raises ends the writing.
+
+    Attributes:
+        damaged: Numbers of segments that do not hold what their index says.
     """
 
-    def __init__(self, folder: Path, winners: Winners, route: str, slots: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        winners: Winners,
+        route: str,
+        slots: int,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> None:
         self._folder = folder
         self._winners = winners
         self._one = route != "each"
         self._slots = range(slots)
+        self._go_on = go_on
         self._files: dict[int, int] = {}
+        self.damaged: set[int] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +90,7 @@ class Picks:
 
     def lines(self, positions: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
         """(place in `positions`, line without newline, or None when there is none) in order."""
+        self._go_on()
         for place, row in enumerate(positions):
             if self._one:
                 yield place, self._best(row)
@@ -110,7 +124,10 @@ class Picks:
             path = self._folder / f"journal-{segment:06}.jsonl"
             file = self._files[segment] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         line = os.pread(file, length, offset)
-        return line if index.checked(line) else None
+        if index.checked(line):
+            return line
+        self.damaged.add(segment)
+        return None
 
 
 def write_jsonl(

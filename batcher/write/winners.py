@@ -16,13 +16,23 @@ import numpy.typing as npt
 from batcher.records import Outcome
 from batcher.write.index import OUTCOMES
 
-__all__ = ["Winners"]
+__all__ = ["ANSWERED", "Winners", "slots_of"]
 
 _IN_MEMORY = 64 << 20
 _RANK = np.array(
     [2 if outcome is Outcome.OK else 1 if outcome.answered else 0 for outcome in OUTCOMES], np.int8
 )
+ANSWERED = _RANK > 0
+"""By an outcome's number, whether a model answered."""
+_HELD = np.concatenate(([-1], _RANK)).astype(np.int8)
+"""Rank by state: nothing, then the outcomes."""
 _FIELDS = (("segment", "<u4"), ("offset", "<i8"), ("length", "<u4"), ("state", "u1"))
+
+
+def slots_of(models: list[str], asked: tuple[str, ...]) -> npt.NDArray[np.int32]:
+    """Slot of each of a segment's models; -1 for one that is not asked for any more."""
+    slots = {model: slot for slot, model in enumerate(asked)}
+    return np.array([slots.get(model, -1) if asked else 0 for model in models], np.int32)
 
 
 class Winners:
@@ -32,18 +42,22 @@ class Winners:
         slots: How many slots each row has.
         folder: Where a temporary file may be made.
         rows: How many rows there may be; a wrong number costs memory and nothing else.
+        places: Whether to know where the lines stand, which a finish needs and a start does not.
 
     Attributes:
         extras: What any line has that few lines have (`index.ENTRY`).
     """
 
-    def __init__(self, slots: int, folder: Path, rows: int = 0) -> None:
+    def __init__(self, slots: int, folder: Path, rows: int = 0, *, places: bool = True) -> None:
         self._slots = slots
         self._expected = rows
         self._folder = folder
         self._rows = 0
         self.extras = 0
-        self._arrays: dict[str, Any] = {name: np.zeros((slots, 0), kind) for name, kind in _FIELDS}
+        self._fields = [field for field in _FIELDS if places or field[0] == "state"]
+        self._arrays: dict[str, Any] = {
+            name: np.zeros((slots, 0), kind) for name, kind in self._fields
+        }
 
     def add(self, entries: npt.NDArray[np.void], slot_of_model: npt.NDArray[np.int32]) -> None:
         """Takes a segment's entries, in the order of segments.
@@ -52,9 +66,7 @@ class Winners:
             entries: As `index.load` gives them.
             slot_of_model: The slot of each of the segment's models; -1 leaves it out.
         """
-        if not len(entries):
-            return
-        slots = slot_of_model[entries["model"]]
+        slots = slot_of_model[entries["model"]] if len(entries) else np.empty(0, np.int32)
         if (slots < 0).any():
             entries, slots = entries[slots >= 0], slots[slots >= 0]
         if not len(entries):
@@ -63,20 +75,20 @@ class Winners:
         rows = entries["row"]
         self._grow(int(rows.max()) + 1)
         rank = _RANK[entries["outcome"]]
-        # Of several lines for one place in this segment, the last of the best.
-        order = np.lexsort((np.arange(len(rows)), rank, rows, slots))
-        last = np.append(
-            (np.diff(rows[order]) != 0) | (np.diff(slots[order]) != 0), np.array([True])
-        )
-        chosen = order[last]
-        rows, slots, rank = rows[chosen], slots[chosen], rank[chosen]
-        states = self._arrays["state"][slots, rows]
-        held = np.where(states == 0, -1, _RANK[np.maximum(states, 1) - 1])
-        better = rank >= held
-        rows, slots, chosen = rows[better], slots[better], chosen[better]
-        for name in ("segment", "offset", "length"):
-            self._arrays[name][slots, rows] = entries[name][chosen]
-        self._arrays["state"][slots, rows] = entries["outcome"][chosen] + 1
+        if _repeats(rows, slots, self._slots):
+            # Of several lines for one place in this segment, the last of the best.
+            order = np.lexsort((np.arange(len(rows)), rank, rows, slots))
+            last = np.append(
+                (np.diff(rows[order]) != 0) | (np.diff(slots[order]) != 0), np.array([True])
+            )
+            chosen = order[last]
+            entries, rows, slots, rank = entries[chosen], rows[chosen], slots[chosen], rank[chosen]
+        better = rank >= _HELD[self._arrays["state"][slots, rows]]
+        if not better.all():
+            entries, rows, slots = entries[better], rows[better], slots[better]
+        for name, _kind in self._fields:
+            found = entries["outcome"] + 1 if name == "state" else entries[name]
+            self._arrays[name][slots, rows] = found
 
     def outcomes(self, slot: int) -> npt.NDArray[np.uint8]:
         """By row: 0 for nothing, else 1 + the outcome's number."""
@@ -100,7 +112,7 @@ class Winners:
         held = self._arrays["state"].shape[1]
         if rows > held:
             room = max(rows, self._expected if not held else held + held // 2)
-            for name, kind in _FIELDS:
+            for name, kind in self._fields:
                 new = self._empty(name, kind, room)
                 new[:, : self._rows] = self._arrays[name][:, : self._rows]
                 self._arrays[name] = new
@@ -113,3 +125,12 @@ class Winners:
             return np.zeros(shape, kind)
         with tempfile.TemporaryFile(dir=self._folder) as file:
             return np.memmap(file, kind, "w+", shape=shape)
+
+
+def _repeats(rows: npt.NDArray[np.int64], slots: npt.NDArray[np.int32], width: int) -> bool:
+    """Whether a (row, slot) comes more than once; counting is far faster than sorting."""
+    first = int(rows.min())
+    span = int(rows.max()) - first + 1
+    if span > 16 * len(rows) + 1024:
+        return True  # Too far apart to count; sorting is right in any case.
+    return int(np.bincount((rows - first) * width + slots).max()) > 1

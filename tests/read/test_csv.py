@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from batcher.errors import JobError
 from batcher.read import csv
-from batcher.read.inputs import Inputs, expand
+from batcher.read.files import expand
+from batcher.read.inputs import Inputs
 
 
 def records(path, content):

@@ -1,6 +1,6 @@
 """Rows that exist only once, kept so that a run can be resumed."""
 
-import io
+import os
 import stat
 from types import SimpleNamespace
 
@@ -92,9 +92,12 @@ def test_nobody_else_may_read_the_copy(tmp_path):
 def test_standard_input_is_kept_byte_by_byte(tmp_path, monkeypatch):
     """A damaged line must stay the damaged line it was."""
     content = b'{"n":1}\r\n\n{"n":\xff}\nno end'
-    piped = SimpleNamespace(buffer=io.BytesIO(content), isatty=lambda: False)
-    monkeypatch.setattr("sys.stdin", piped)
-    file = spool.stdin(tmp_path)
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    os.close(writing)
+    with open(reading) as piped:
+        monkeypatch.setattr("sys.stdin", piped)
+        file = spool.stdin(tmp_path)
     assert (tmp_path / "stdin.jsonl").read_bytes() == content
     assert [row.where for row in Inputs([file]).rows()] == ["stdin:1", "stdin:3", "stdin:4"]
 

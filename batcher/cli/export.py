@@ -1,0 +1,52 @@
+"""`batcher export`: an output from what is answered so far. Touches: the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from batcher.errors import JobError
+
+__all__ = ["export"]
+
+
+def export(output: str, to: str | None = None, /) -> int:
+    """Write what is answered so far, at any time, also beside a running process.
+
+    Rows that have no result yet are left out. Exit status: 0 every row is there and ok, 3 some are
+    missing or not ok.
+
+    Args:
+        output: Output of a run, finished or not.
+        to: File to write, .jsonl or .parquet. Default: the output itself.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    import msgspec
+
+    from batcher import finish
+    from batcher.cli.folder import found
+    from batcher.read.files import InputFile, Pin
+    from batcher.read.inputs import Inputs
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    path = Path(to or output)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise JobError(f"{path}: its suffix tells no format; end it in .jsonl or .parquet.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise JobError(f"{path}: it is a folder, or there is no folder {path.parent}.")
+    folder, manifest = found(output)
+    epoch = manifest.epochs[-1]
+    pins = msgspec.convert(epoch.inputs, list[Pin])
+    inputs = Inputs([InputFile.of_pin(pin, folder) for pin in pins], manifest.asked.limit)
+    if (name := inputs.changed()) is not None:
+        raise JobError(
+            f"{name} is gone or changed since the run, so its rows and the answers cannot be put "
+            "together; run the job again, which finds the answers that still fit."
+        )
+    written = finish.export(path, folder, inputs, manifest, say, locked=False)
+    missing = f", {written.missing:,} are not answered yet" if written.missing else ""
+    say(f"{written.rows:,} rows in {path}{missing}.")
+    return 0 if written.all_ok and not written.missing else 3

@@ -1,0 +1,43 @@
+"""What the commands about a run folder share: finding it, and asking whether it is at work.
+
+Touches: files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from batcher.errors import JobError
+from batcher.write.manifest import Manifest
+
+__all__ = ["at_work", "found"]
+
+
+def found(output: str) -> tuple[Path, Manifest]:
+    """The run folder of an output, and its manifest.
+
+    Raises:
+        JobError: There is none.
+    """
+    folder = Path(f"{output}.run")
+    manifest = Manifest.load(folder) if folder.is_dir() else None
+    if manifest is None:
+        raise JobError(f"{output}: there is no run of it ({folder}); name the --output of a run.")
+    return folder, manifest
+
+
+def at_work(folder: Path) -> str | None:
+    """Who holds the run folder now; None when nobody does."""
+    try:
+        file = os.open(folder / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(file, 200).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(file)
+    return None

@@ -1,0 +1,58 @@
+"""`batcher status`: how a run stands. Touches: files (reads), the terminal."""
+
+from __future__ import annotations
+
+from batcher.records import Outcome
+
+__all__ = ["status"]
+
+
+def status(output: str, /) -> int:
+    """Tell how a run stands, from its journal and its last heartbeat; also beside a running process.
+
+    Args:
+        output: Output of a run, finished or not.
+    """
+    from batcher.cli.folder import at_work, found
+    from batcher.report.table import duration, others
+    from batcher.write import index
+    from batcher.write import status as heartbeat
+    from batcher.write.journal import segments
+    from batcher.write.winners import Winners, slots_of
+
+    folder, manifest = found(output)
+    holder, told = at_work(folder), heartbeat.load(folder) or {}
+    state = str(told.get("state", "unknown"))
+    if holder is not None:
+        print(f"{output}: {state} ({holder})")
+    else:
+        killed = state in ("running", "stopping")
+        print(f"{output}: {'ended from outside' if killed else state}, {told.get('updated', '')}")
+    models = manifest.asked.models
+    rows = manifest.epochs[-1].rows
+    rows = (
+        rows if manifest.asked.limit is None or rows is None else min(rows, manifest.asked.limit)
+    )
+    winners = Winners(len(models or ("",)), folder, rows or 0, places=False)
+    for number, path in segments(folder):
+        if number >= manifest.trusted_from:
+            segment = index.load(path, number, keep=False)
+            winners.add(segment.entries, slots_of(segment.models, models))
+    for slot, model in enumerate(models or ("the rows' own models",)):
+        states = winners.outcomes(slot)
+        counts = {
+            outcome: n
+            for number, outcome in enumerate(index.OUTCOMES, 1)
+            if (n := int((states == number).sum()))
+        }
+        facts = [f"{counts.get(Outcome.OK, 0):,} ok", others(counts)]
+        if rows is not None:
+            facts.append(f"{rows - sum(counts.values()):,} of {rows:,} pending")
+        now = told.get("models", {}).get(model, {}) if holder is not None else {}
+        if now:
+            facts.append(f"{now.get('in_flight', 0):,} in flight")
+            facts.append(f"{now.get('requests_per_second', 0):.1f} requests/s")
+            if (left := now.get("eta_seconds")) is not None:
+                facts.append(f"{duration(left)} left")
+        print(f"  {model}: {', '.join(filter(None, facts))}")
+    return 0

@@ -1,0 +1,1 @@
+"""Which requests are still to send: row × model, minus what is answered."""

@@ -1,0 +1,220 @@
+"""Which requests are still to send: row × model, minus what is answered. Touches: files (reads).
+
+A request is known by the bytes it sends: its key is a 128-bit hash of the address and the exact
+body. While input and settings are those of the runs before, its position says the same for a byte
+a row; when they are not, keys are compared, and an answer follows its row to a new position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from batcher.job import Job
+from batcher.plan.earlier import Earlier
+from batcher.read.inputs import Inputs
+from batcher.read.prompts import Prompter
+from batcher.records import Outcome, Prompt, Request, Row
+from batcher.write.index import OUTCOMES
+from batcher.write.journal import Kept
+from batcher.write.winners import Winners
+
+__all__ = ["Plan", "Settings", "Todo", "settings_of"]
+
+_BATCH_ROWS = 200
+_BATCH_BYTES = 4 << 20
+_CHAT = "/chat/completions"
+
+Settings = Mapping[str, Any]
+"""All that shapes a request besides its row and model, in the words of the flags."""
+
+
+def settings_of(job: Job, url: str) -> dict[str, object]:
+    """The settings of a job whose requests go to this address."""
+    prompt, system = job.templates
+    return {
+        "--base-url": url.removesuffix(_CHAT),
+        "--prompt": prompt,
+        "--system": system,
+        "--param": job.body_params,
+        "--model": "asked" if job.models else "the row's own",
+    }
+
+
+class Todo(NamedTuple):
+    """One row's prompt and the slots it is still to be sent to.
+
+    Attributes:
+        kept: Answers that were there before.
+        stale: How many of them are answers to the bytes that other settings sent.
+    """
+
+    prompt: Prompt
+    slots: tuple[int, ...]
+    kept: tuple[Kept, ...] = ()
+    stale: int = 0
+
+
+class _Shape:
+    """Rows to requests under one set of settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        base = str(settings["--base-url"])
+        self._salt = (base if base.endswith(":") else base + _CHAT).encode() + b"\n"
+        self.prompter = Prompter(
+            settings["--prompt"],
+            settings["--system"],
+            settings["--param"],
+            own_model=settings["--model"] != "asked",
+        )
+        self._heads: dict[str, bytes] = {}
+
+    def request(self, prompt: Prompt, model: str) -> Request:
+        """The exact request of a prompt for a model."""
+        head = self._heads.get(model)
+        if head is None:
+            head = self._heads[model] = b'{"model":' + msgspec.json.encode(model) + b","
+        body = head + prompt.fields
+        key = blake2b(self._salt + body, digest_size=16).hexdigest()
+        return Request(prompt.row, prompt.custom_id, model, 0, key, body, prompt.max_tokens)
+
+
+class Plan:
+    """The requests of a job.
+
+    Args:
+        job: What was asked.
+        settings: As `settings_of` gives them.
+        inputs: The rows.
+        winners: What is answered at which position, by slot; None for nothing.
+        earlier: Answers of earlier input or settings, found by key; None for none.
+        accepts: Other settings, answers to whose requests are as good.
+
+    Attributes:
+        slots: Model ID by slot; one slot "" when rows name their own model.
+        prompter: Makes prompts of rows.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        inputs: Inputs,
+        winners: Winners | None = None,
+        earlier: Earlier | None = None,
+        accepts: Sequence[Settings] = (),
+    ) -> None:
+        self.slots = job.models or ("",)
+        self._route = job.route
+        self._inputs = inputs
+        self._earlier = earlier
+        self._shape = _Shape(settings)
+        self._others = [_Shape(other) for other in accepts] if earlier is not None else []
+        self.prompter = self._shape.prompter
+        self.request = self._shape.request
+        self._columns: frozenset[str] | None = None  # All of them.
+        if job.output != "-":
+            needed = (shape.prompter.columns for shape in (self._shape, *self._others))
+            self._columns = frozenset().union(*needed)
+        self._resend = job.resendable
+        self._ends = [False, *(outcome not in self._resend for outcome in OUTCOMES)]
+        answered = [
+            np.empty(0, np.uint8) if winners is None else winners.outcomes(slot)
+            for slot in range(len(self.slots))
+        ]
+        self._answered = [states.tobytes() for states in answered]
+        self._settled = _settled(answered, np.array(self._ends), job.route).tobytes()
+
+    def settled(self, slot: int) -> dict[Outcome, int]:
+        """How many rows of a slot were ended by earlier runs, by outcome."""
+        counts = np.bincount(np.frombuffer(self._answered[slot], np.uint8), minlength=1)
+        return {
+            OUTCOMES[state - 1]: n
+            for state, n in enumerate(counts.tolist())
+            if n and self._ends[state]
+        }
+
+    def pending(self, row: int) -> tuple[int, ...]:
+        """Slots to which the row at this position is still to be sent."""
+        if row < len(self._settled) and self._settled[row]:
+            return ()
+        states = [done[row] if row < len(done) else 0 for done in self._answered]
+        return tuple(slot for slot, state in enumerate(states) if not self._ends[state])
+
+    def batches(self, start: int = 0, slot: int | None = None) -> Iterator[list[Todo]]:
+        """Rows that are still to be sent, from position `start` on, in small batches.
+
+        Args:
+            start: First position.
+            slot: Only what is for this slot.
+        """
+        batch: list[Todo] = []
+        size = 0
+        for row in self._inputs.rows(self._columns, start, self._settled):
+            slots = self.pending(row.position)
+            if slot is not None:
+                slots = (slot,) if slot in slots else ()
+            if not slots:
+                continue
+            todo = self._todo(row, slots)
+            batch.append(todo)
+            size += len(todo.prompt.fields)
+            if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _todo(self, row: Row, slots: tuple[int, ...]) -> Todo:
+        prompt = self.prompter.prompt(row)
+        if self._columns is None and row.columns is not None:
+            prompt = msgspec.structs.replace(prompt, columns=row.columns)
+        if self._earlier is None:
+            return Todo(prompt, slots)
+        left, kept, stale = [], [], 0
+        for slot in slots:
+            found = None
+            if prompt.error is None:
+                found = self._earlier.take(self.request(prompt, self._model(prompt, slot)))
+            if found is None and (found := self._accepted(row, slot)) is not None:
+                stale += 1
+            if found is not None:
+                kept.append(found)
+            if found is None or found.status in self._resend:
+                left.append(slot)
+        if (self._route == "split" and any(one.status not in self._resend for one in kept)) or (
+            self._route == "fallback" and any(one.status is Outcome.OK for one in kept)
+        ):
+            left = []
+        return Todo(prompt, tuple(left), tuple(kept), stale)
+
+    def _accepted(self, row: Row, slot: int) -> Kept | None:
+        """An answer to what other settings made of this row."""
+        for shape in self._others:
+            prompt = shape.prompter.prompt(row)
+            if prompt.error is None:
+                found = self._earlier and self._earlier.take(
+                    shape.request(prompt, self._model(prompt, slot))
+                )
+                if found:
+                    return found
+        return None
+
+    def _model(self, prompt: Prompt, slot: int) -> str:
+        return self.slots[slot] or prompt.model or ""
+
+
+def _settled(answered: Sequence[Any], ends: Any, route: str) -> Any:
+    """By position, whether no slot of the row is still to be sent."""
+    rows = max((len(states) for states in answered), default=0)
+    every, some, ok = np.ones(rows, np.bool_), np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
+    for states in answered:
+        states = np.pad(states, (0, rows - len(states)))
+        every &= ends[states]
+        some |= ends[states]
+        ok |= states == 1
+    return every if route == "each" else some if route == "split" else every | ok

@@ -1,0 +1,77 @@
+"""One reading of the whole input before the first request: how many rows, and what must stop a run.
+
+Touches: files (reads).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+
+import numpy as np
+
+from batcher.errors import JobError
+from batcher.plan.requests import Plan
+from batcher.read.inputs import Inputs
+
+__all__ = ["survey"]
+
+_SAMPLE = 100
+_LOOK = 1024
+
+
+def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
+    """Number of rows.
+
+    Args:
+        inputs: The rows.
+        plan: What would be made of them.
+        go_on: Called now and then; what it raises ends the reading.
+
+    Raises:
+        JobError: No rows, two rows with one `custom_id`, or none of the first rows can be sent.
+    """
+    rows, unusable, unfit, first_error = 0, 0, 0, None
+    names = array("q")
+    prompter = plan.prompter
+    for row in inputs.rows(prompter.columns):
+        if not rows % _LOOK:
+            go_on()
+        rows += 1
+        if row.columns is not None and (name := row.columns.get("custom_id")) is not None:
+            names.append(hash(str(name)))
+        if rows <= _SAMPLE:
+            prompt = prompter.prompt(row)
+            unusable += prompt.error is not None
+            unfit += prompter.ignores_template(row)
+            first_error = first_error or prompt.error
+    where = ", ".join(file.name for file in inputs.files)
+    if not rows:
+        raise JobError(f"{where}: there are no rows in it.")
+    if unusable == min(rows, _SAMPLE):
+        what = "the only row" if rows == 1 else f"all of the first {unusable} rows"
+        raise JobError(f"Nothing can be sent, {what} cannot be used; the first: {first_error}.")
+    if unfit == min(rows, _SAMPLE):
+        raise JobError(
+            f"--prompt names columns that none of the first {unfit} rows of {where} has; "
+            "see the names in it."
+        )
+    _unique(inputs, names)
+    return rows
+
+
+def _unique(inputs: Inputs, names: array[int]) -> None:
+    hashes = np.sort(np.frombuffer(names, np.int64)) if names else np.empty(0, np.int64)
+    twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not twice:
+        return
+    seen: dict[str, str] = {}
+    for row in inputs.rows(frozenset({"custom_id"})):
+        name = None if row.columns is None else row.columns.get("custom_id")
+        if name is None or hash(str(name)) not in twice:
+            continue
+        if (before := seen.setdefault(str(name), row.where)) != row.where:
+            raise JobError(
+                f"custom_id {str(name)!r} stands twice, at {before} and {row.where}; "
+                "give each row a name of its own, or none."
+            )
