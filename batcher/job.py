@@ -222,7 +222,7 @@ class Job:
                 f"--route {self.route} chooses between models; give two or more with -m."
             )
         for outcome in self.retry:
-            if outcome not in Outcome:
+            if outcome not in list(Outcome):
                 raise JobError(f"--retry {outcome}: there is no such outcome; see the README.")
             if outcome == Outcome.OK:
                 raise JobError(

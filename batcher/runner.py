@@ -148,6 +148,13 @@ class Runner:
         try:
             _sweep(output)
             return await self._locked(folder)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # The disk: a full one, or one that is gone.
+            where = error.filename or folder
+            raise OutputError(
+                f"{where}: {error.strerror or error}; see to it, and run the same command again."
+            ) from error
         finally:
             if new and {entry.name for entry in folder.iterdir()} <= {"LOCK"}:
                 shutil.rmtree(folder)  # Nothing was begun: leave nothing behind.

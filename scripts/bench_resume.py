@@ -6,6 +6,7 @@ the segments are holes of the right length with true sidecars, as a start does n
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -21,12 +23,14 @@ import msgspec
 import numpy as np
 
 from batcher.job import Job
-from batcher.plan import settings_of
-from batcher.read.inputs import expand
+from batcher.plan.requests import settings_of
+from batcher.read import marks
+from batcher.read.files import expand
+from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Result
 from batcher.write import index
 from batcher.write.journal import Journal
-from batcher.write.manifest import Epoch, Manifest, now
+from batcher.write.manifest import Asked, Epoch, Manifest, now
 
 LINE = 700
 SEGMENT_LINES = 48_000
@@ -46,7 +50,8 @@ class First(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(BrokenPipeError):  # The start was all that was measured.
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -66,9 +71,13 @@ def written(folder: Path, rows: int, models: list[str], *, whole: bool, suffix: 
     job = Job.of(inputs=["in.jsonl"], output=f"out.{suffix}", models=models, base_url=url)
     settings = msgspec.to_builtins(settings_of(job, f"{url}/chat/completions"))
     os.chdir(folder)
-    pins = [file.pin for file in expand(["in.jsonl"])]
+    pins = [msgspec.to_builtins(file.pin) for file in expand(["in.jsonl"])]
     epoch = Epoch(inputs=pins, settings=settings, first_segment=1, started=now(), rows=rows)
-    Manifest(output=f"out.{suffix}", epochs=[epoch]).save(run)
+    asked = Asked(models=tuple(models))
+    Manifest(output=f"out.{suffix}", epochs=[epoch], asked=asked).save(run)
+    inputs = Inputs(expand(["in.jsonl"]))
+    deque(inputs.rows(), 0)
+    marks.save(run, inputs.pins, inputs.marks)
     if whole:
         log = Journal(run)
         order = np.arange(rows - 1)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -111,27 +113,157 @@ def test_each_start_opens_a_segment_and_leaves_the_others_alone(tmp_path):
     assert segments(tmp_path)[0][1].read_bytes() == before
 
 
-def test_a_full_disk_is_said_and_what_was_written_before_stays(tmp_path, monkeypatch):
-    """First a short write without an error, then ENOSPC: as a real disk does."""
-    log = Journal(tmp_path)
-    log.put(result(0))
-    while not segments(tmp_path)[0][1].stat().st_size:
-        pass
-    write = os.write
+class Disk:
+    """Stands before `os.write` and `os.fdatasync`, and fails as real disks do."""
 
-    def full(file, block):
-        if len(block) <= 10:
+    def __init__(self, monkeypatch, room=1 << 40, failing_syncs=()):
+        self.room, self.failing = room, set(failing_syncs)
+        self.syncs = []
+        self._write, self._sync = os.write, os.fdatasync
+        monkeypatch.setattr(journal.os, "write", self.write)
+        monkeypatch.setattr(journal.os, "fdatasync", self.fdatasync)
+
+    def write(self, file, block):
+        if self.room <= 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(file, bytes(block)[:10])
+        done = self._write(file, bytes(block)[: self.room])  # First a short write, no error.
+        self.room -= done
+        return done
 
-    monkeypatch.setattr(journal.os, "write", full)
-    log.put(result(1))
-    with pytest.raises(OutputError, match="No space left"):
+    def fdatasync(self, file):
+        path = os.readlink(f"/proc/self/fd/{file}")
+        self.syncs.append(os.path.basename(path))
+        if len(self.syncs) in self.failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._sync(file)
+
+
+def all_rows(folder):
+    """Rows of every line that counts, in order, and how many lines do not."""
+    found = [index.load(path, number) for number, path in segments(folder)]
+    return [r for s in found for r in s.entries["row"].tolist()], sum(s.bad for s in found)
+
+
+def until(condition):
+    while not condition():
+        time.sleep(0.001)
+
+
+def test_a_full_disk_stops_the_sending_and_keeps_what_was_paid_for(tmp_path, monkeypatch):
+    """The reserve makes room for what is in flight; no line is torn."""
+    stopped = threading.Event()
+    log = Journal(tmp_path, stopped.set)
+    reserve = tmp_path / "reserve"
+    assert reserve.stat().st_blocks * 512 >= 64 << 20
+    disk = Disk(monkeypatch, room=100)
+    unlink = type(reserve).unlink
+
+    def freed(path, **more):
+        if path == reserve:
+            disk.room = 1 << 40
+        unlink(path, **more)
+
+    monkeypatch.setattr(type(reserve), "unlink", freed)
+    log.put(result(0))
+    assert stopped.wait(10)
+    for row in (1, 2, 3):  # Those in flight come in after the stop.
+        log.put(result(row, content="late"))
+    with pytest.raises(OutputError, match=r"No space left.*is written\. Make room.*again"):
         log.close()
     monkeypatch.undo()
-    segment = index.load(*reversed(segments(tmp_path)[0]))
-    assert segment.entries["row"].tolist() == [0]
-    assert segment.bad == 1
+    assert all_rows(tmp_path) == ([0, 1, 2, 3], 0)
+    assert not reserve.exists()
+
+
+def test_a_disk_that_stays_full_says_how_much_was_lost(tmp_path, monkeypatch):
+    """Somebody else took the room that was freed: what is not written is asked for again."""
+    log = Journal(tmp_path)
+    log.put(result(0))
+    until(lambda: log._size)
+    Disk(monkeypatch, room=10)
+    log.put(result(1))
+    until(lambda: log.trouble)
+    log.put(result(2))
+    with pytest.raises(OutputError, match="answers could not be written and will be asked for"):
+        log.close()
+    monkeypatch.undo()
+    rows, bad = all_rows(tmp_path)
+    assert (rows, bad) == ([0], 1)
+
+
+@pytest.mark.parametrize("failing", [{1}, {2}])
+def test_a_segment_whose_sync_failed_is_never_trusted_again(tmp_path, monkeypatch, failing):
+    """The kernel calls the next sync a success, although the pages are gone."""
+    stopped = threading.Event()
+    log = Journal(tmp_path, stopped.set)
+    disk = Disk(monkeypatch, failing_syncs=failing)
+    log.put(result(0))
+    until(lambda: disk.syncs)
+    log.put(result(1))
+    assert stopped.wait(10)
+    log.put(result(2))
+    with pytest.raises(OutputError, match=r"Input/output error.*is written\. See to the disk"):
+        log.close()
+    failed = max(failing)
+    assert disk.syncs[:failed] == ["journal-000001.jsonl"] * failed
+    assert set(disk.syncs[failed:]) == {"journal-000002.jsonl"}
+    assert not (tmp_path / "journal-000001.idx").exists()
+    second = index.load(tmp_path / "journal-000002.jsonl", 2).entries["row"].tolist()
+    assert sorted({*second, *range(failed - 1)}) == [0, 1, 2]
+
+
+def test_a_write_that_fails_is_made_again_in_a_new_segment(tmp_path, monkeypatch):
+    """What stands torn in the old one counts for nothing."""
+    log = Journal(tmp_path)
+    write, calls = os.write, []
+
+    def broken(file, block):
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(file, bytes(block)[:10] if len(calls) == 1 else block)
+
+    monkeypatch.setattr(journal.os, "write", broken)
+    log.put(result(0))
+    with pytest.raises(OutputError, match="Input/output error"):
+        log.close()
+    monkeypatch.undo()
+    assert all_rows(tmp_path) == ([0], 1)
+
+
+def test_a_disk_without_room_for_the_reserve_is_said_before_anything_is_sent(
+    tmp_path, monkeypatch
+):
+    """Better no run than one that loses its last answers."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal.os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"No space left.*make room"):
+        Journal(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_writer_never_dies_unseen(tmp_path, monkeypatch):
+    """A thread that ended would let the run pay for hours of answers that go nowhere."""
+    stopped = threading.Event()
+    log = Journal(tmp_path, stopped.set)
+    monkeypatch.setattr(journal.index, "line_of", lambda _: 1 / 0)
+    log.put(result(0))
+    assert stopped.wait(10)
+    log.put(result(1))
+    with pytest.raises(OutputError, match=r"ZeroDivisionError.*2 answers could not be written"):
+        log.close()
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_lose_an_answer(tmp_path):
+    """Some servers cut their answers in the middle of an emoji."""
+    kept(tmp_path, [result(0, content="a\ud83d", error="\ude00")])
+    with picks(tmp_path, 1) as chosen:
+        ((_, line),) = chosen.lines([0])
+    assert json.loads(line)["content"] == "a?"
 
 
 def test_a_second_process_is_kept_out(tmp_path):

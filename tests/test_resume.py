@@ -1,0 +1,289 @@
+"""A second start: what is sent again, what is not, and what is said before."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import batcher
+from batcher.errors import JobError, OutputError
+from batcher.simulate.server import running
+from batcher.simulate.settings import Simulation
+from tests.support import program
+from tests.support.program import read_jsonl, started, write_jsonl
+
+ROWS = [{"id": n, "prompt": f"Ticket {n}: my parcel is late"} for n in range(40)]
+
+
+@pytest.fixture
+def gateway():
+    with running(Simulation(speed=0)) as server:
+        yield server
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, gateway):
+    """Runs the job on `in.jsonl`; returns how many answers it bought."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+
+    def run(**options):
+        before = billed(gateway)
+        asked = {"models": ["sim-small"], "base_url": gateway.url, **options}
+        batcher.run("in.jsonl", "out.jsonl", **asked)
+        return billed(gateway) - before
+
+    return run
+
+
+def billed(gateway):
+    return sum(model.billed + model.billed_unseen for model in gateway.ledger.models.values())
+
+
+def lines():
+    """How many lines the journal has."""
+    return sum(path.read_bytes().count(b"\n") for path in Path("out.jsonl.run").glob("j*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "touch in.jsonl",
+        "cp -p in.jsonl copy && mv copy in.jsonl",
+        "chmod 600 in.jsonl",
+        """echo '{"id": 40, "prompt": "Ticket 40"}' >> in.jsonl""",
+    ],
+)
+def test_the_same_rows_cost_nothing_and_no_line(run, change):
+    """Tomorrow's rows behind today's: only they are sent, and the journal grows by them alone."""
+    assert run() == 40
+    subprocess.run(["sh", "-c", change], check=True)
+    added = "40" in change
+    assert run() == added
+    assert lines() == 40 + added
+    assert [row["id"] for row in read_jsonl(Path("out.jsonl"))] == list(range(40 + added))
+
+
+def test_a_row_edited_without_a_trace_is_sent_again(run):
+    """Equal size, equal time: only the bytes tell, and nothing stale may come out."""
+    run()
+    stat = os.stat("in.jsonl")
+    with open("in.jsonl", "r+b") as file:
+        content = file.read().replace(b"Ticket 7:", b"Ticket X:")
+        file.seek(0)
+        file.write(content)
+    os.utime("in.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert run() == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"rpm": 60000}, {"concurrency": 3}, {"max_retries": 1}, {"keep_raw": True},
+     {"attempt_timeout": 50.0}, {"api_key_env": "OTHER_KEY"}],
+    ids=str,
+)  # fmt: skip
+def test_what_shapes_no_request_sends_none(run, monkeypatch, option):
+    """Limits, retries, key and output are not what an answer answers."""
+    monkeypatch.setenv("OTHER_KEY", "x")
+    assert run() == 40
+    assert run(**option) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [({"params": {"temperature": 0.5}}, "--param temperature"), ({"system": "Be brief."}, "--system"),
+     ({"prompt": "{{ prompt }}!"}, "--prompt")],
+)  # fmt: skip
+def test_a_changed_setting_is_said_before_it_costs(run, option, named):
+    """Which one, and how many paid answers it concerns; then exactly those go again."""
+    run()
+    with pytest.raises(JobError, match=rf"{named} changed .* 40 answers paid for match no longer"):
+        run(**option)
+    assert run(**option, changed="resend") == 40
+    assert run(**option) == 0
+
+
+def test_kept_answers_stay_when_rows_are_added_or_move(run, tmp_path):
+    """Who said keep once is not asked again, and does not pay for them later either."""
+    run()
+    before = {row["id"]: row["content"] for row in read_jsonl(Path("out.jsonl"))}
+    assert run(system="Be brief.", changed="keep") == 0
+    write_jsonl(tmp_path / "in.jsonl", [{"id": 40, "prompt": "Ticket 40"}, *reversed(ROWS)])
+    assert run(system="Be brief.") == 1
+    after = {row["id"]: row["content"] for row in read_jsonl(Path("out.jsonl"))}
+    assert after == {**before, 40: after[40]}
+
+
+def test_keep_works_when_the_input_changed_as_well(run, tmp_path):
+    """Rows are found by what the old settings made of them."""
+    run()
+    write_jsonl(tmp_path / "in.jsonl", [*ROWS[5:], {"id": 40, "prompt": "Ticket 40"}])
+    assert run(params={"top_p": 1}, changed="keep") == 1
+    assert len(read_jsonl(Path("out.jsonl"))) == 36
+
+
+def test_a_model_in_place_of_another_must_be_meant(run):
+    """Else its paid answers would vanish from the output, unsaid."""
+    run()
+    with pytest.raises(
+        JobError, match=r"--model changed .*40 of sim-small.* -m sim-small -m sim-"
+    ):
+        run(models=["sim-medium"])
+    assert run(models=["sim-small", "sim-medium"]) == 40
+    assert run(models=["sim-medium"]) == 0
+    assert {row["model"] for row in read_jsonl(Path("out.jsonl"))} == {"sim-medium"}
+
+
+def test_overwrite_forgets_nothing_when_the_job_cannot_be_done(run):
+    """A typo beside --overwrite must not cost the answers."""
+    run()
+    with pytest.raises(JobError):
+        batcher.run("inn.jsonl", "out.jsonl", models=["sim-small"], overwrite=True, simulate=True)
+    assert run() == 0
+    assert run(overwrite=True) == 40
+
+
+def test_an_answer_that_moved_is_asked_again_where_retry_names_it(tmp_path, monkeypatch):
+    """And until a better one comes, it stands in the output."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:4])
+    with running(Simulation(speed=0, faults={"truncated": 1.0})) as gateway:
+        words = {"models": ["sim-small"], "base_url": gateway.url}
+        batcher.run("in.jsonl", "out.jsonl", **words)
+        write_jsonl(tmp_path / "in.jsonl", ROWS[3::-1])
+        batcher.run("in.jsonl", "out.jsonl", **words)
+        assert billed(gateway) == 4
+        write_jsonl(tmp_path / "in.jsonl", ROWS[:4])
+        batcher.run("in.jsonl", "out.jsonl", retry=["truncated"], **words)
+        assert billed(gateway) == 8
+    assert [row["status"] for row in read_jsonl(Path("out.jsonl"))] == ["truncated"] * 4
+
+
+def test_an_answer_damaged_on_the_disk_is_bought_again(run):
+    """The sidecar promises a line that the segment does not hold any more."""
+    run()
+    path = "out.jsonl.run/journal-000001.jsonl"
+    with open(path, "r+b") as file:
+        content = file.read()
+        file.seek(content.index(b'"row":7'))
+        file.write(b"\0\0\0")
+    with pytest.raises(OutputError, match="1 are missing; run the same command again"):
+        run()
+    assert run() == 1
+    assert len(read_jsonl(Path("out.jsonl"))) == 40
+
+
+def test_export_shows_what_is_answered_beside_a_running_process(tmp_path):
+    """Hours before the end, and without touching the run."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    with running(Simulation(speed=1)) as gateway:
+        words = ("run", "in.jsonl", "-o", "out.parquet", "-m", "sim-large", "--concurrency")
+        process = started(*words, "3", cwd=tmp_path, url=gateway.url)
+        while billed(gateway) < 4:
+            time.sleep(0.01)
+        told = program.batcher("status", "out.parquet", cwd=tmp_path)
+        made = program.batcher("export", "out.parquet", "part.jsonl", cwd=tmp_path)
+        refused = program.batcher("clean", "out.parquet", cwd=tmp_path)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert program.batcher(*words, "40", cwd=tmp_path, url=gateway.url).returncode == 0
+    assert made.returncode == 3, made.stderr
+    part = read_jsonl(tmp_path / "part.jsonl")
+    assert 0 < len(part) < 40
+    assert b"are not answered yet" in made.stderr
+    assert refused.returncode == 2
+    assert b"another batcher is at work" in refused.stderr
+    assert told.returncode == 0
+    assert b"out.parquet: running (pid" in told.stdout
+    assert b"of 40 pending" in told.stdout
+    whole = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    by_row = {row["row"]: row["content"] for row in whole}
+    assert len(by_row) == 40
+    assert all(by_row[row["row"]] == row["content"] for row in part)
+
+
+def test_status_and_clean_after_the_end(run, tmp_path):
+    """The journal is removed only when the output holds what it holds."""
+    run()
+    told = program.batcher("status", "out.jsonl", cwd=tmp_path)
+    assert b"out.jsonl: done" in told.stdout
+    assert b"sim-small: 40 ok, 0 of 40 pending" in told.stdout
+    os.rename("out.jsonl", "away.jsonl")
+    refused = program.batcher("clean", "out.jsonl", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert b"answers that are not in out.jsonl" in refused.stderr
+    os.rename("away.jsonl", "out.jsonl")
+    assert program.batcher("clean", "out.jsonl", cwd=tmp_path).returncode == 0
+    assert not os.path.exists("out.jsonl.run")
+    for command in ("status", "export", "clean", "explain"):
+        words = ("out.jsonl", "0") if command == "explain" else ("out.jsonl",)
+        ended = program.batcher(command, *words, cwd=tmp_path)
+        assert ended.returncode == 2
+        assert b"name the --output of a run" in ended.stderr
+
+
+def test_a_kill_is_said_by_the_next_start(tmp_path):
+    """Who pays the bill wants to know what may stand on it twice."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    with running(Simulation(speed=5)) as gateway:
+        words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-large", "--concurrency", "4")
+        process = started(*words, cwd=tmp_path, url=gateway.url)
+        while billed(gateway) < 5:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert b"ended from outside" in program.batcher("status", "out.jsonl", cwd=tmp_path).stdout
+        ended = program.batcher(*words, cwd=tmp_path, url=gateway.url)
+    assert b"The run before was ended from outside" in ended.stderr
+    assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_before_the_first_request_ends_at_once(tmp_path, stop):
+    """Here while stdin is read, which has no end."""
+    with subprocess.Popen(
+        program.command("run", "-", "-o", "out.jsonl", "-m", "sim-small", "--simulate"),
+        cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=program.environment(),
+    ) as process:  # fmt: skip
+        process.stdin.write(b'{"prompt": "a"}\n')
+        process.stdin.flush()
+        while not list(tmp_path.glob("out.jsonl.run/stdin.jsonl.tmp")):
+            time.sleep(0.01)
+        process.send_signal(stop)
+        assert process.wait(20) == 130
+        assert b"nothing was sent" in process.stderr.read()
+
+
+def test_ctrl_c_while_the_output_is_written(run, tmp_path, monkeypatch):
+    """Once lets it be finished, twice leaves the old one whole; the journal has everything."""
+    run()
+    old = Path("out.jsonl").read_bytes()
+    write_jsonl(tmp_path / "in.jsonl", ROWS[1:])
+    from batcher import runner as of
+
+    runners = []
+    made, export = of.Runner.__init__, of.export
+
+    def noted(self, *args, **more):
+        runners.append(self)
+        made(self, *args, **more)
+
+    def slow(*args, go_on, **more):
+        runners[-1].stop()
+        runners[-1].abandon()
+        return export(*args, go_on=go_on, **more)
+
+    monkeypatch.setattr(of.Runner, "__init__", noted)
+    monkeypatch.setattr(of, "export", slow)
+    with pytest.raises(batcher.RunStopped, match="while the output was written"):
+        run()
+    assert Path("out.jsonl").read_bytes() == old
+    assert not [name for name in os.listdir() if ".tmp-" in name]
+    monkeypatch.undo()
+    os.chdir(tmp_path)
+    assert run() == 0
+    assert len(read_jsonl(Path("out.jsonl"))) == 39
