@@ -216,11 +216,9 @@ class Engine:
         for lane in lanes:
             of = self._summary.models[lane.model]
             of.limit_used, of.waited = lane.gate.share(), lane.gate.waited
-        if (
-            self.stopped is None
-            and lanes
-            and all(lane.streak and not lane.alive for lane in lanes)
-        ):
+        if self.stopped is None and lanes and all(map(_never_answered, lanes)):
+            for lane in lanes:
+                lane.dead = lane.fatal
             self.stopped = self._why_dead()
 
     # Lanes and workers
@@ -538,6 +536,12 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _never_answered(lane: EngineLane) -> bool:
+    """Whether all that ever came from a lane was one fatal outcome."""
+    fatal = lane.fatal is not None and lane.fatal.status in FATAL
+    return fatal and lane.streak > 0 and not lane.alive
 
 
 def _silent(lane: EngineLane, seconds: float) -> Result:

@@ -218,6 +218,15 @@ def test_what_will_not_pass_stops_the_run_before_it_costs(tmp_path, rows, fault,
         assert again.returncode == 0, again.stderr.decode()
 
 
+def test_a_few_rows_that_are_all_refused_are_a_finished_run(tmp_path, rows):
+    """One bad prompt is no reason to doubt the key, or to crash."""
+    with running(Simulation(speed=0, faults={"bad_request": 1.0})) as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "sim-small", "-n", "1", cwd=tmp_path,
+                        url=gateway.url)  # fmt: skip
+    assert ended.returncode == 3, ended.stderr.decode()
+    assert [row["status"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["bad_request"]
+
+
 def test_money_that_runs_out_on_the_way_leaves_the_rest_pending(tmp_path, rows):
     """What was answered is kept, and the same command goes on when there is money again."""
     with running(Simulation(models=(FAST,), faults={"quota": 0.003})) as gateway:
