@@ -6,6 +6,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import duckdb
+import pandas as pd
+import pyarrow.json as arrow_json
 import pyarrow.parquet as pq
 import pytest
 
@@ -287,3 +290,24 @@ def test_ctrl_c_while_the_output_is_written(run, tmp_path, monkeypatch):
     os.chdir(tmp_path)
     assert run() == 0
     assert len(read_jsonl(Path("out.jsonl"))) == 39
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_finished_output_opens_everywhere(tmp_path, gateway, monkeypatch, suffix):
+    """Where the analysis goes on: pyarrow, pandas, DuckDB."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"id": n, "prompt": f"é\u2028 {n}", "tags": ["a"] * n, "of": {"n": n}} for n in range(5)
+    ]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    output = f"out.{suffix}"
+    batcher.run("in.jsonl", output, models=["sim-small"], base_url=gateway.url)
+    table = pq.read_table(output) if suffix == "parquet" else arrow_json.read_json(output)
+    frame = pd.read_parquet(output) if suffix == "parquet" else pd.read_json(output, lines=True)
+    reader = "read_parquet" if suffix == "parquet" else "read_json"
+    found = duckdb.sql(f"select id, prompt, status, total_tokens from {reader}('{output}')")
+    expected = table.select(["id", "prompt", "status", "total_tokens"]).to_pylist()
+    assert [row["id"] for row in expected] == list(range(5))
+    assert found.fetchall() == [tuple(row.values()) for row in expected]
+    assert frame["prompt"].tolist() == [row["prompt"] for row in rows]
+    assert frame["total_tokens"].tolist() == [row["total_tokens"] for row in expected]
