@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ _SAME_FIRST = 50
 _SILENT_FIRST = 60.0
 _LOOK_SECONDS = 1.0
 _POLL_SECONDS = 0.02
+_AT_ONCE_SECONDS = 5.0
+_PENDING = frozenset({Outcome.QUOTA, Outcome.CONNECTION, Outcome.RATE_LIMITED})
+"""What may pass: rows of a model that ended so are not sent, and stay pending."""
 
 
 class _Queue:
@@ -364,11 +368,9 @@ class Engine:
             while True:
                 await asyncio.sleep(_LOOK_SECONDS)
                 for lane in list(self._lanes.values()):
-                    most = self._job.row_timeout
-                    if not lane.alive:
-                        most = min(most, _SILENT_FIRST)
-                    if lane.dead is None and lane.gate.silent_for() >= most:
-                        self._close_lane(lane, _silent(lane, most))
+                    silent = lane.gate.silent(self._job.row_timeout, alive=lane.alive)
+                    if lane.dead is None and silent and not _may_answer(lane):
+                        self._close_lane(lane, _silent(lane, silent))
                         lane.gate.close()
 
         task = asyncio.create_task(look())
@@ -389,6 +391,7 @@ class Engine:
             Outcome.AUTH: "check the API key and what it may use",
             Outcome.QUOTA: "the account's money or allowance is used up; top it up or wait",
             Outcome.NOT_FOUND: "check the model ID and --base-url",
+            Outcome.RATE_LIMITED: "the gateway refuses every request; ask for less, or wait",
             Outcome.CONNECTION: "check --base-url and the network, or wait",
             Outcome.BAD_REQUEST: "every request was refused with these words; check --param",
         }[first.status]
@@ -419,7 +422,7 @@ class Engine:
             await self._settled.wait()
         if self._stop.is_set():
             return False
-        if dead.status in (Outcome.QUOTA, Outcome.CONNECTION) and lane.next is None:
+        if dead.status in _PENDING and lane.next is None:
             if self.stopped is None:
                 self.stopped = RunStopped(f"{lane.model}: {dead.error}.")
             return True
@@ -544,15 +547,21 @@ def _never_answered(lane: EngineLane) -> bool:
     return fatal and lane.streak > 0 and not lane.alive
 
 
+def _may_answer(lane: EngineLane) -> bool:
+    """Whether something is in flight that was not refused at once."""
+    now = time.monotonic()
+    return any(now - since > _AT_ONCE_SECONDS for _name, since in lane.way.flying.values())
+
+
 def _silent(lane: EngineLane, seconds: float) -> Result:
-    """What became of a lane of which nothing was heard for so long."""
+    """What became of a lane of which nothing good was heard for so long."""
     last = f"; the last failure: {lane.last}" if lane.last else ""
     return Result(
         row=0,
         model=lane.model,
         sample=0,
         key="0" * 32,
-        status=Outcome.CONNECTION,
+        status=Outcome.RATE_LIMITED if lane.gate.refusing else Outcome.CONNECTION,
         custom_id="",
         error=f"no answer for {seconds:.0f} s{last}",
     )

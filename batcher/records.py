@@ -172,7 +172,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one request ended: one line of the journal, one row of the output.
 
     The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in
-    milliseconds, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single attempt.
+    milliseconds, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single attempt,
+    which waited `waited_ms` for `cause` before it was sent.
     """
 
     row: int
@@ -201,4 +202,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str | None = None
     created_at: int | None = None
     response: str | None = None
+    waited_ms: int = 0
+    cause: str = ""
     tries: list[Attempt] | None = None

@@ -41,7 +41,8 @@ def _only(result: Result) -> Attempt:
     return Attempt(
         started=result.created_at or 0,
         latency_ms=result.latency_ms or 0,
-        waited_ms=0,
+        waited_ms=result.waited_ms,
+        cause=result.cause,
         status=result.status,
         http_status=result.http_status,
         request_id=result.request_id,

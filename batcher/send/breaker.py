@@ -6,11 +6,12 @@ __all__ = ["Breaker"]
 
 
 class Breaker:
-    """Opens after eight failures in a row with no success between them.
+    """Opens after eight failures in a row, of requests sent after the last that was answered.
 
     Then one request at a time is let through, after 1, 2, 4, 8, 15, 15 … s, and the first that the
-    server answers closes it again. An outage of a minute so costs eight requests and seven probes,
-    whatever the load.
+    server answers closes it again. An outage of a minute so costs eight requests and seven probes
+    besides those in flight, whatever the load. What was sent before the failures began says nothing
+    about them, however late its answer comes.
     """
 
     _FAILURES = 8
@@ -19,6 +20,7 @@ class Breaker:
 
     def __init__(self) -> None:
         self._failures = 0
+        self._since = float("-inf")  # When the first of the failures in a row was sent.
         self._opened: float | None = None
         self._probe_after = 0.0
         self._probe_sent: float | None = None
@@ -29,9 +31,10 @@ class Breaker:
         """Whether only probes are let through."""
         return self._opened is not None
 
-    def open_for(self, now: float) -> float:
-        """Seconds since it opened; 0.0 while it is closed."""
-        return 0.0 if self._opened is None else now - self._opened
+    def probing(self, now: float) -> bool:
+        """Whether a probe is under way and may still be answered."""
+        sent = self._probe_sent
+        return self.open and sent is not None and now - sent < self._STUCK_SECONDS
 
     def wait(self, now: float) -> float:
         """Seconds until a request may go."""
@@ -48,6 +51,9 @@ class Breaker:
 
     def failed(self, sent_at: float, now: float) -> None:
         """A request that was sent then failed on the server's side."""
+        if not self._failures:
+            self._since = sent_at
+        self._since = min(self._since, sent_at)
         self._failures += 1
         if self._opened is None:
             if self._failures >= self._FAILURES:
@@ -58,8 +64,10 @@ class Breaker:
             self._pause = min(self._MOST_SECONDS, 2 * self._pause)
             self._probe_after = now + self._pause
 
-    def succeeded(self) -> None:
-        """The server answered: with an answer, or with a refusal that it thought about."""
+    def succeeded(self, sent_at: float) -> None:
+        """The server answered what was sent then: with an answer, or with a thought-out refusal."""
+        if sent_at < (self._since if self._opened is None else self._opened):
+            return
         self._failures = 0
         self._opened = self._probe_sent = None
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import resource
 import ssl
+from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import aiohttp
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict
 
 from batcher.errors import BadResponse, NoAnswer
 from batcher.job import Endpoint
@@ -22,6 +23,7 @@ __all__ = ["Client", "Reply"]
 
 _CONNECT_SECONDS = 30.0
 _MOST_BYTES = 64 << 20
+_MOST_HEADER_BYTES = 64 << 10
 
 
 class Reply(NamedTuple):
@@ -34,7 +36,7 @@ class Reply(NamedTuple):
     """
 
     status: int
-    headers: CIMultiDictProxy[str]
+    headers: Mapping[str, str]
     body: bytes
 
 
@@ -50,7 +52,7 @@ class Client:
         self._headers = {"Content-Type": "application/json", "User-Agent": "batcher"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key}"
-        self._key = (endpoint.key or "").encode()
+        self._key = endpoint.key or ""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -60,6 +62,8 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             trust_env=True,
+            max_line_size=_MOST_HEADER_BYTES,
+            max_field_size=_MOST_HEADER_BYTES,
         )
         return self
 
@@ -95,9 +99,7 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_SECONDS),
             ) as response:
                 body = await _bounded(response)
-                if self._key and self._key in body:  # Some gateways echo the key in their errors.
-                    body = body.replace(self._key, b"[key]")
-                return Reply(response.status, response.headers, body)
+                return self._without_key(response.status, response.headers, body)
         except TimeoutError as error:
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
             limit = _CONNECT_SECONDS if connecting else timeout
@@ -109,6 +111,17 @@ class Client:
             raise NoAnswer(f"the answer was cut: {_short(error)}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {_short(error)}") from None
+
+
+    def _without_key(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+        """The reply; some gateways echo the key in their errors, or in a header."""
+        if self._key:
+            if (key := self._key.encode()) in body:
+                body = body.replace(key, b"[key]")
+            if any(self._key in value for value in headers.values()):
+                clean = ((name, value.replace(self._key, "[key]")) for name, value in headers.items())
+                headers = CIMultiDict(clean)
+        return Reply(status, headers, body)
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -127,7 +140,7 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _short(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:300]
+    return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
 def _raise_open_files() -> None:

@@ -35,8 +35,11 @@ class Concurrency:
         self._trying: tuple[int, float] | None = None  # (limit, rate) to fall back to
         self._quiet = math.inf  # Mean seconds of an answer when there was no queue.
         self._best = 0.0
+        self._enough = math.inf  # Where doubling ends: half of what was too much.
+        self._steps = 16
         self._reset(None)
         self._cut = float("-inf")
+        self._answered_since_cut = True
 
     def _reset(self, now: float | None) -> None:
         self._answers, self._seconds, self._busy, self._since = 0, 0.0, 0, now
@@ -48,10 +51,11 @@ class Concurrency:
         if self._since is None:
             self._reset(now)
             return
+        self._answered_since_cut = True
         self._answers += 1
         self._seconds += latency
         self._busy += in_flight >= 0.9 * self.limit
-        steps = 2 if self._doubling or self._trying else 16
+        steps = 2 if self._doubling or self._trying else self._steps
         if self._answers < steps * max(self.limit, 16) or now <= self._since:
             return
         rate, mean = self._answers / (now - self._since), self._seconds / self._answers
@@ -66,7 +70,8 @@ class Concurrency:
         if self._doubling:
             if rate > self._GAIN * self._best:
                 self._best = rate
-                self.limit = min(self._most, 2 * self.limit)
+                self.limit = int(min(self._most, 2 * self.limit, self._enough))
+                self._doubling = self.limit < self._enough
             else:
                 self._doubling = False
                 self.limit = min(self.limit, max(knee, 2))
@@ -84,6 +89,13 @@ class Concurrency:
         if self._fixed or now - self._cut < self._CUT_SECONDS:
             return
         self._cut = now
-        self.limit = max(1, self.limit // 2)
-        self._best, self._doubling, self._trying = 0.0, True, None
+        if self._trying is not None:
+            self.limit, _rate = self._trying
+            self._steps = min(256, 2 * self._steps)
+        else:
+            self.limit = max(1, self.limit // 2)
+        if self._answered_since_cut:  # In an outage only the first cut says how much is enough.
+            self._enough = self.limit
+        self._answered_since_cut = False
+        self._best, self._doubling, self._trying = 0.0, self.limit < self._enough, None
         self._reset(now)

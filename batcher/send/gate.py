@@ -18,13 +18,15 @@ from batcher.send.breaker import Breaker
 from batcher.send.concurrency import Concurrency
 from batcher.send.headers import Said
 from batcher.send.limits import Allowance, Learned, Recent
+from batcher.send.retry import LONGEST_NAMED
 
 __all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Ticket"]
 
 _NEVER = float("inf")
 _UNLIMITED = 1 << 30
 _SHORT_PAUSE = 0.25
-_LONGEST_OVERLOAD = 120.0
+_READ_LASTS = 120.0
+_SILENT_FAILED, _SILENT_REFUSED = 60.0, 180.0
 _TICK = 1e-4  # A shorter wait may be no wait at all by the clock.
 
 
@@ -95,6 +97,7 @@ class _Measure:
         self._read: Allowance | None = None
         self.learned = Learned() if learns else None
         self._refusals, self._takes = Recent(), Recent()
+        self._refused_at = self._read_at = float("-inf")
         self.used = 0.0
         self._began: float | None = None
         self._last = now
@@ -152,7 +155,13 @@ class _Measure:
             if allowance is not None:
                 allowance.hold(until)
 
-    def read(self, per_minute: float, now: float) -> None:
+    def read(self, per_minute: float | None, now: float) -> None:
+        """What the headers of an answer say; None when they say nothing."""
+        if per_minute is None:
+            if now - self._read_at > _READ_LASTS:
+                self._read = None
+            return
+        self._read_at = now
         if self._read is None:
             self._read = Allowance(per_minute, now)
         elif self._read.per_minute != per_minute:
@@ -161,15 +170,20 @@ class _Measure:
     def refused(
         self, amount: float, sent_at: float, now: float, retry_after: float | None
     ) -> bool:
-        """Learns from a refusal; False when the known limit is trusted more than a few of them."""
+        """Learns from a refusal; False when it says nothing of the rate.
+
+        A known limit is trusted more than a few of them, and what was under way together when the
+        first came back is one.
+        """
         assert self.learned is not None
-        self._refusals.add(1, now)
+        if sent_at >= self._refused_at:
+            self._refused_at = now
+            self._refusals.add(1, now)
         few = self._refusals.sum(now) < max(5.0, 0.02 * self._takes.sum(now))
         if self.limit is not None and few and self.learned.rate is None:
             return False
         known = None if self.limit is None else self.limit / 60
-        self.learned.refused(amount, sent_at, now, retry_after, known)
-        return True
+        return self.learned.refused(amount, sent_at, now, retry_after, known)
 
 
 class _Level:
@@ -211,6 +225,7 @@ class KeyGate:
         self.limited = limits != Limits()
         concurrency = Concurrency(limits.concurrency or _UNLIMITED)
         self.level = _Level(limits, concurrency, clock(), learns=False)
+        self.breaker = Breaker()
         self._gates: list[Gate] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -223,6 +238,17 @@ class KeyGate:
         others = [g.served for g in self._gates if g.waiting and g is not gate]
         if others:
             gate.served = max(gate.served, min(others))
+
+    def share(self) -> float | None:
+        """Part of the limit of all models together that was used; None when there is none."""
+        shares = (self.level.requests.share(), self.level.tokens.share())
+        return max((share for share in shares if share is not None), default=None)
+
+    def others_look(self, gate: Gate) -> None:
+        """The outage ended or its probe failed: the next one is of another model."""
+        for other in self._gates:
+            if other is not gate:
+                other.look()
 
     def look(self) -> None:
         """Lets in whoever is allowed now, and sets the timer for the next."""
@@ -252,10 +278,11 @@ class Gate:
 
     Attributes:
         concurrency: How many may be in flight.
-        breaker: Open while everything fails.
+        breaker: Open while everything of this model fails; the key has one for all models.
         served: Tokens it was given; what decides whose turn it is.
         waited: Seconds that the head of the line stood waiting, by cause.
         refusals: Answers 429.
+        refusing: Whether the last that did not answer was one of them.
     """
 
     def __init__(
@@ -267,10 +294,13 @@ class Gate:
         self.served = 0.0
         self.waited: dict[str, float] = {}
         self.refusals = 0
+        self.refusing = False
         self._own = _Level(limits, self.concurrency, clock(), learns=True)
         self._key = key
         self._line: deque[tuple[asyncio.Future[Ticket], float, float | None]] = deque()
-        self._shut_until = 0.0
+        self._shut_until, self._shut_by = 0.0, "429"
+        self._unheard_since: float | None = None
+        self._longest_wait = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._cause, self._marked = "", clock()
@@ -299,9 +329,22 @@ class Gate:
         """Whether the server was found to charge `max_tokens` before it answers."""
         return bool(self._up_front)
 
-    def silent_for(self) -> float:
-        """Seconds since the breaker opened and nothing was answered."""
-        return self.breaker.open_for(self._clock())
+    def silent(self, most: float, *, alive: bool) -> float:
+        """Seconds for which nothing but failures or refusals came, once they are too many; else 0.
+
+        Args:
+            most: How long is too long for a model that has answered.
+            alive: Whether it has. Else it is given a minute when it fails, and three when it
+                refuses, or the wait that it named and a minute.
+        """
+        now = self._clock()
+        if self._unheard_since is None or self.breaker.probing(now):
+            return 0.0
+        if not alive:
+            named = self._longest_wait + _SILENT_FAILED
+            most = min(most, max(_SILENT_REFUSED, named) if self.refusals else _SILENT_FAILED)
+        seconds = now - self._unheard_since
+        return seconds if seconds >= most else 0.0
 
     def share(self) -> float | None:
         """Part of the known limit that was used: of requests or of tokens, whichever is more."""
@@ -367,8 +410,8 @@ class Gate:
         wait, cause = self._own.wait(self.asked, now)
         shut = self._shut_until - now
         if shut > wait:
-            wait, cause = shut, "429"
-        if (probe := self.breaker.wait(now)) > wait:
+            wait, cause = shut, self._shut_by
+        if (probe := max(self.breaker.wait(now), self._key.breaker.wait(now))) > wait:
             wait, cause = probe, "an outage"
         if wait <= 0.0:
             return True
@@ -388,6 +431,7 @@ class Gate:
         self._own.take(asked, now)
         self._key.level.take(asked, now)
         self.breaker.take(now)
+        self._key.breaker.take(now)
         self.served += asked
         if most is not None:
             self._most += most
@@ -414,24 +458,29 @@ class Gate:
         self._key.level.leave(ticket.tokens, used, now)
         if used is not None:
             self.served += used - ticket.tokens
+        outage = self._key.breaker.open
         self._learn(ticket, heard, now)
+        if outage:
+            self._key.others_look(self)
         if self._key.limited:
             self._key.look()
         elif self._line:
             self.look()
 
     def _learn(self, ticket: Ticket, heard: Heard, now: float) -> None:
-        for what in ("requests", "tokens"):
-            paces = [s.per_minute for s in heard.said if s.what == what]
-            known = [pace for pace in paces if pace is not None]
-            if known:
-                (self._own.requests if what == "requests" else self._own.tokens).read(
-                    min(known), now
-                )
         requests, tokens = self._own.requests, self._own.tokens
+        self._hear_limits(heard, now)
+        breakers = (self.breaker, self._key.breaker)
+        if heard.how in ("answered", "rejected"):
+            self._unheard_since = None
+        elif heard.how != "unsent":
+            self.refusing = heard.how == "refused"
+            if self._unheard_since is None:
+                self._unheard_since = now
         match heard.how:
             case "answered" | "rejected":
-                self.breaker.succeeded()
+                for breaker in breakers:
+                    breaker.succeeded(ticket.sent_at)
                 if ticket.most is not None and heard.used is not None:
                     self._booked += heard.used - ticket.tokens
                 for measure in (requests, tokens):
@@ -440,16 +489,29 @@ class Gate:
                 if heard.how == "answered":
                     self.concurrency.answered(self.in_flight + 1, heard.latency, now)
             case "refused":
-                self.breaker.succeeded()
+                for breaker in breakers:
+                    breaker.succeeded(ticket.sent_at)
+                self._longest_wait = max(self._longest_wait, heard.retry_after or 0.0)
                 self._refused(ticket, heard, now)
-            case "overloaded":
-                self.breaker.failed(ticket.sent_at, now)
-                self.concurrency.overloaded(now)
-                self._pause(min(heard.retry_after or 0.0, _LONGEST_OVERLOAD), now)
-            case "failed":
-                self.breaker.failed(ticket.sent_at, now)
+            case "overloaded" | "failed":
+                for breaker in breakers:
+                    breaker.failed(ticket.sent_at, now)
+                if heard.how == "overloaded":
+                    self.concurrency.overloaded(now)
+                    self._pause(min(heard.retry_after or 0.0, LONGEST_NAMED), now, "overload")
             case "unsent":
-                self.breaker.unsent(ticket.sent_at, now)
+                for breaker in breakers:
+                    breaker.unsent(ticket.sent_at, now)
+
+    def _hear_limits(self, heard: Heard, now: float) -> None:
+        for what, measure in (("requests", self._own.requests), ("tokens", self._own.tokens)):
+            said = [one for one in heard.said if one.what == what]
+            paces = [pace for one in said if (pace := one.per_minute) is not None and pace >= 1.0]
+            if paces or heard.how == "answered":
+                measure.read(min(paces, default=None), now)
+            for one in said:
+                if (pause := one.pause) is not None:
+                    measure.hold(now + pause)
 
     def _refused(self, ticket: Ticket, heard: Heard, now: float) -> None:
         requests, tokens = self._own.requests, self._own.tokens
@@ -465,7 +527,10 @@ class Gate:
             self._pause(heard.retry_after or _SHORT_PAUSE, now)
             return
         measure, amount = (tokens, ticket.tokens) if by_tokens else (requests, 1.0)
-        if not measure.refused(amount, ticket.sent_at, now, heard.retry_after):
+        about_the_rate = measure.refused(amount, ticket.sent_at, now, heard.retry_after)
+        if measure.learned is not None and measure.learned.noisy(now):
+            return  # The row waits its time; it says nothing of the others.
+        if not about_the_rate:
             self._pause(heard.retry_after or _SHORT_PAUSE, now)
         elif heard.retry_after is not None:
             self._pause(heard.retry_after, now)
@@ -491,9 +556,10 @@ class Gate:
         )
         return self._up_front
 
-    def _pause(self, seconds: float, now: float) -> None:
+    def _pause(self, seconds: float, now: float, by: str = "429") -> None:
         """Shuts this model's gate for so long; a shorter pause never shortens a longer one."""
-        self._shut_until = max(self._shut_until, now + seconds)
+        if now + seconds > self._shut_until:
+            self._shut_until, self._shut_by = now + seconds, by
         self._own.requests.hold(self._shut_until)
         self._own.tokens.hold(self._shut_until)
 

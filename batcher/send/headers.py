@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Said", "limits", "span"]
 
+_SHORT = 3.0
 _FIELDS = frozenset({"limit", "remaining", "reset"})
 _WHAT: dict[str, Literal["requests", "tokens"]] = {
     "requests": "requests", "request": "requests", "req": "requests",
@@ -51,6 +52,17 @@ class Said(NamedTuple):
     def per_minute(self) -> float | None:
         """The pace that it amounts to; None for windows longer than a minute."""
         return self.limit * 60 / self.window if self.window <= 60 else None
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds until more is allowed, when all is used up and the window turns before it is full.
+
+        Where a bucket refills, an empty one is whole after its whole window, and there is more long
+        before that: no pause then. Nor for a second or two, which even pacing brings.
+        """
+        if self.remaining is None or self.remaining >= 1.0 or self.window > 60:
+            return None
+        return self.reset if _SHORT <= (self.reset or 0.0) < 0.95 * self.window else None
 
 
 def limits(headers: Mapping[str, str], now: float) -> list[Said]:

@@ -116,6 +116,8 @@ class Learned:
 
     _PLATEAU = 20.0
     _COUNTS_BY_THE_MINUTE = 5.0
+    _SEEN_A_MINUTE = 50.0
+    _NOISE_SECONDS, _NOISE_MOST, _NOISE_SENT, _NOISE_LASTS = 10.0, 0.2, 30, 600.0
     _SAVED_SECONDS = 0.25
     _PROBE_FIRST, _PROBE_MOST, _PROBE_LATER = 0.25, 5.0, 60.0
 
@@ -132,11 +134,18 @@ class Learned:
         self._probe_sent: float | None = None
         self._minute_before = 0.0
         self._verdict = 0.25
+        self._known = False
+        self._before: tuple[float, float, float] | None = None  # (when, rate, share refused)
+        self._noise, self._noise_until = 0.0, float("-inf")
 
     @property
     def shut(self) -> bool:
         """Whether only probes are let through."""
         return self._shut_at is not None
+
+    def noisy(self, now: float) -> bool:
+        """Whether some are refused at whatever rate."""
+        return now < self._noise_until
 
     def now(self, now: float) -> float | None:
         """The rate at this moment, a second; None when there is no limit."""
@@ -188,8 +197,8 @@ class Learned:
         now: float,
         retry_after: float | None,
         known: float | None = None,
-    ) -> None:
-        """What was sent then was refused.
+    ) -> bool:
+        """What was sent then was refused; False when that says nothing of the rate.
 
         Args:
             amount: How much.
@@ -200,6 +209,8 @@ class Learned:
         """
         self._refused.add(amount, sent_at)
         self._verdict = max(0.25, 0.9 * self._verdict, min(10.0, 2 * (now - sent_at)))
+        if self._is_noise(now):
+            return False
         if self._shut_at is not None:
             if self._probe_sent is not None and sent_at >= self._probe_sent:
                 self._probe_sent = None
@@ -207,9 +218,9 @@ class Learned:
                 most = self._PROBE_MOST if closed < 70 else self._PROBE_LATER
                 pause = max(self._PROBE_FIRST, min(most, closed / 4))
                 self._probe_after = now + (pause if retry_after is None else retry_after)
-            return
+            return True
         if sent_at < self._cut_at:
-            return  # It was on its way before the last cut could help.
+            return True  # It was on its way before the last cut could help.
         self._shut_at, self._probe_sent = now, None
         self._minute_before = self._let_through(now, 60.0)
         rate = self.now(now)
@@ -220,11 +231,44 @@ class Learned:
                 self._let_through(now, seconds) / seconds, self._minute_before / 60, amount / 60
             )
             rate = rate if known is None else known
+        self._known = known is not None
         self._plateau = rate
         self.rate = rate * (0.95 if since > 10 else 0.85 if since > 2 else 0.7)
         self._cut_at = now
         pause = min(self._PROBE_FIRST, 1 / self.rate) if retry_after is None else retry_after
         self._probe_after = now + pause
+        return True
+
+    def _is_noise(self, now: float) -> bool:
+        """Whether refusals come as often at whatever rate, so that going slower is no help.
+
+        Gateways with many upstreams do that. At a limit L a rate R is refused 1 − L/R of the time,
+        so one of twenty refused at R would be none at 0.6 R; where there are as many, in ten
+        seconds of their own, the rate is not what they are about.
+        """
+        sent = self._sent.sum(now, self._NOISE_SECONDS)
+        share = self._refused.sum(now, self._NOISE_SECONDS) / max(1.0, sent)
+        if now < self._noise_until:
+            if sent < self._NOISE_SENT or share <= 1.5 * self._noise + 0.02:
+                return True
+            self._noise_until = float("-inf")
+            self._before = None
+            return False
+        if sent < self._NOISE_SENT or share > self._NOISE_MOST or self.rate is None:
+            return False
+        rate = sent / self._NOISE_SECONDS
+        if self._before is None or rate >= self._before[1] or now - self._before[0] > 120:
+            self._before = (now, rate, share)
+            return False
+        when, before, often = self._before
+        if now - when < 1.5 * self._NOISE_SECONDS or rate > 0.6 * before or share < 0.6 * often:
+            return False
+        self._noise, self._noise_until = max(share, often), now + self._NOISE_LASTS
+        self.rate = self._plateau = before
+        self._cut_at = now
+        self._shut_at = self._probe_sent = None
+        self._level, self._now = 0.0, now
+        return True
 
     def _let_through(self, now: float, seconds: float) -> float:
         return max(0.0, self._sent.sum(now, seconds) - self._refused.sum(now, seconds))
@@ -232,7 +276,9 @@ class Learned:
     def _open(self, now: float) -> None:
         assert self._shut_at is not None
         assert self.rate is not None
-        if now - self._shut_at >= self._COUNTS_BY_THE_MINUTE:
+        # In a run younger than a minute the last minute says nothing of a minute.
+        seen = self._began is not None and now - self._began >= self._SEEN_A_MINUTE
+        if now - self._shut_at >= self._COUNTS_BY_THE_MINUTE and seen and not self._known:
             by_the_minute = 0.99 * self._minute_before / 60
             if 0 < by_the_minute < self.rate:
                 self.rate, self._plateau = by_the_minute, by_the_minute / 0.95

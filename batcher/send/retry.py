@@ -2,8 +2,8 @@
 
 | error | again? | after |
 |---|---|---|
-| RateLimited | yes; does not count as a retry | at once, to the gate, which waits; from the third on a backoff |
-| ServerError, BadResponse, NoAnswer | up to `max_retries` times | a backoff, or what the server named if that is more |
+| RateLimited | yes; does not count as a retry | what the server named, then to the gate; from the third on a backoff |
+| ServerError, BadResponse, NoAnswer | up to `max_retries` times | a backoff, or what the server named if that is more, two minutes at most |
 | OutOfQuota, NotAllowed, NotFound, BadRequest | no | |
 
 All within the row's time.
@@ -15,7 +15,10 @@ import random
 
 from batcher.errors import BadResponse, NoAnswer, RateLimited, RequestError, ServerError
 
-__all__ = ["FATAL", "backoff", "decide"]
+__all__ = ["FATAL", "LONGEST_NAMED", "backoff", "decide"]
+
+LONGEST_NAMED = 120.0
+"""Seconds that an overloaded server is obeyed; openai-python has the same bound."""
 
 _FIRST, _MOST = 1.0, 60.0
 
@@ -35,11 +38,12 @@ def decide(
     match error:
         case RateLimited():
             # A request refused again and again while others pass must not hold them up.
-            return 0.0 if refusals <= 2 else backoff(refusals - 2, rng)
+            wait = 0.0 if refusals <= 2 else backoff(refusals - 2, rng)
+            return max(wait, error.retry_after or 0.0)
         case ServerError() | BadResponse() | NoAnswer():
             if failures > max_retries:
                 return None
-            return max(backoff(failures, rng), error.retry_after or 0.0)
+            return max(backoff(failures, rng), min(error.retry_after or 0.0, LONGEST_NAMED))
         case _:
             return None
 

@@ -7,6 +7,7 @@ and no place at the gate is held through a wait.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +32,8 @@ from batcher.send.headers import Said, limits
 
 __all__ = ["Again", "Lane", "Sender"]
 
+_LEAST_SECONDS = 0.1
+
 
 class Lane(NamedTuple):
     """What is known of one model.
@@ -49,11 +52,12 @@ class Lane(NamedTuple):
 
 
 class Again(NamedTuple):
-    """A request whose first attempt failed and which goes again."""
+    """A request whose first attempt failed and which goes again, until its time is up."""
 
     request: Request
     error: RequestError
     tries: list[Attempt]
+    until: float
 
 
 class Sender:
@@ -89,16 +93,17 @@ class Sender:
         """One attempt: the Result, or what it takes to go on."""
         tries: list[Attempt] = []
         try:
-            completion = await self._attempt(request, lane, tries)
+            completion = await self._attempt(request, lane, tries, None)
         except RequestError as error:
-            if self._decide(error, tries) is None:
+            until = time.monotonic() + self._row_timeout - tries[0].latency_ms / 1000
+            if self._decide(error, tries, until) is None:
                 return _failed(request, error, tries)
-            return Again(request, error, tries)
+            return Again(request, error, tries, until)
         return _answered(request, completion, tries)
 
     async def again(self, failed: Again, lane: Lane) -> Result:
         """The attempts after the first, until one is the last."""
-        request, error, tries = failed
+        request, error, tries, until = failed
         waiting: RequestError | None = error
 
         async def attempt() -> Completion:
@@ -106,13 +111,13 @@ class Sender:
             if waiting is not None:
                 error, waiting = waiting, None
                 raise error
-            return await self._attempt(request, lane, tries)
+            return await self._attempt(request, lane, tries, until)
 
         waits: list[float] = []
 
         def goes_again(state: tenacity.RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
-            wait = self._decide(error, tries) if isinstance(error, RequestError) else None
+            wait = self._decide(error, tries, until) if isinstance(error, RequestError) else None
             if wait is not None:
                 waits.append(wait)
             return wait is not None
@@ -127,20 +132,36 @@ class Sender:
             completion: Completion = await retrying(attempt)
         except RequestError as last:
             return _failed(request, last, tries)
+        except _NoTime:  # It stood in line until its time was up.
+            return _failed(request, error, tries)
         return _answered(request, completion, tries)
 
-    def _decide(self, error: RequestError, tries: list[Attempt]) -> float | None:
+    def _decide(self, error: RequestError, tries: list[Attempt], until: float) -> float | None:
         refusals = sum(1 for t in tries if t.status is Outcome.RATE_LIMITED)
         wait = retry.decide(error, len(tries) - refusals, refusals, self._max_retries, self._rng)
-        spent = time.time() - tries[0].started / 1000
-        return None if wait is None or spent + wait > self._row_timeout else wait
+        return None if wait is None or time.monotonic() + wait > until else wait
 
-    async def _attempt(self, request: Request, lane: Lane, tries: list[Attempt]) -> Completion:
-        """One passage through the gate and one HTTP exchange; appends to `tries`."""
+    async def _attempt(
+        self, request: Request, lane: Lane, tries: list[Attempt], until: float | None
+    ) -> Completion:
+        """One passage through the gate and one HTTP exchange; appends to `tries`.
+
+        `until` is when the row's time is up, None before its first exchange.
+        """
         gate, estimate, patience, flying = lane
         size = len(request.body)
         asked = time.time()
-        ticket = await gate.enter(*estimate.tokens(size, request.max_tokens))
+        amounts = estimate.tokens(size, request.max_tokens)
+        if until is None:
+            ticket = await gate.enter(*amounts)
+            left = self._row_timeout
+        else:
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    ticket = await gate.enter(*amounts)
+            except TimeoutError:
+                raise _NoTime from None
+            left = max(_LEAST_SECONDS, until - time.monotonic())
         started, clock = time.time(), time.monotonic()
         if tries:
             asked = (tries[-1].started + tries[-1].latency_ms) / 1000
@@ -148,7 +169,7 @@ class Sender:
         heard = Heard("unsent")
         ended: Completion | RequestError | None = None
         try:
-            reply = await self._client.post(request.body, patience.seconds)
+            reply = await self._client.post(request.body, min(patience.seconds, left))
             said = limits(reply.headers, started)
             try:
                 ended = wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
@@ -185,6 +206,10 @@ class Sender:
                 error_type=error.error_type,
             )
         return error
+
+
+class _NoTime(Exception):
+    """The row's time was up while it stood in line."""
 
 
 def _failure(error: RequestError, said: Sequence[Said]) -> Heard:
@@ -269,7 +294,7 @@ def _answered(request: Request, completion: Completion, tries: list[Attempt]) ->
         request_id=completion.request_id,
         created_at=last.started,
         response=completion.response,
-        tries=tries if len(tries) > 1 else None,
+        **_waits(tries),
     )
 
 
@@ -289,5 +314,14 @@ def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Resu
         error=str(error),
         request_id=error.request_id,
         created_at=last.started if last else None,
-        tries=tries if len(tries) > 1 else None,
+        **_waits(tries),
     )
+
+
+def _waits(tries: list[Attempt]) -> dict[str, Any]:
+    """A single attempt is its own record; of more, each one is kept."""
+    if len(tries) > 1:
+        return {"tries": tries}
+    if tries and tries[0].waited_ms:
+        return {"waited_ms": tries[0].waited_ms, "cause": tries[0].cause}
+    return {}

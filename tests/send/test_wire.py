@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.errors import RequestError
-from batcher.send import wire
+from batcher.send import failures, wire
 
 OK = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
 
@@ -49,6 +49,71 @@ def test_each_dialect_has_its_outcome(status, body, expected):
     assert outcome(status, body) == expected
 
 
+# Where a 429 speaks of money and means a minute, and the other way round.
+GROQ = (
+    "Rate limit reached for model `x` on tokens per {0} ({1}): Limit 12000, Used 11700, Requested "
+    "700. Please try again in 1.98s. Need more tokens? Upgrade at https://host/settings/billing"
+)
+GEMINI = "You exceeded your current quota, please check your plan and billing details."
+
+
+def gemini(quota: str | None, delay: str | None) -> object:
+    details: list[object] = []
+    if quota:
+        details.append({"@type": "QuotaFailure", "violations": [{"quotaId": quota}]})
+    if delay:
+        details.append({"@type": "RetryInfo", "retryDelay": delay})
+    return [{"error": {"code": 429, "message": GEMINI, "status": "RESOURCE_EXHAUSTED",
+                       "details": details}}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "expected"),
+    [
+        (429, {"error": {"message": GROQ.format("minute", "TPM"), "code": "rate_limit_exceeded"}},
+         {"retry-after": "2"}, "RateLimited"),
+        (429, {"error": {"message": GROQ.format("day", "TPD"), "code": "rate_limit_exceeded"}},
+         {"retry-after": "20"}, "OutOfQuota"),
+        (429, gemini("GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "38.2s"), {}, "RateLimited"),
+        (429, gemini("GenerateRequestsPerDayPerProjectPerModel-FreeTier", "38s"), {}, "OutOfQuota"),
+        (429, gemini(None, None), {}, "OutOfQuota"),
+        (429, gemini(None, "3s"), {}, "RateLimited"),
+        (429, {"error": {"message": "Rate limit reached on requests per min (RPM): Limit 3. Please "
+                         "try again in 20s. Add a payment method at https://host/account/billing"}},
+         {}, "RateLimited"),
+        (429, {"error": {"message": GEMINI, "type": "insufficient_quota"}}, {"retry-after": "1"},
+         "OutOfQuota"),
+        (402, {"error": {"message": "Too much in flight"}}, {"retry-after": "2"}, "RateLimited"),
+        (402, {"error": {"message": "Insufficient credits"}}, {}, "OutOfQuota"),
+        (403, {"error": {"message": "The team has used all available credits"}}, {}, "OutOfQuota"),
+        (429, {"error": {"message": "used all available credits or reached its monthly spending limit"}},
+         {}, "OutOfQuota"),
+        (200, b'{"choices":[{"message":{"content":"they hit a rate limit, too many requests', {},
+         "BadResponse"),
+        (200, b"<html>429 Too Many Requests: the request too large", {}, "BadResponse"),
+        (200, {"error": {"message": "Rate limit exceeded"}}, {}, "RateLimited"),
+    ],
+)  # fmt: skip
+def test_a_rate_is_told_from_money_and_a_minute_from_a_day(status, body, headers, expected):
+    """Stopping a night's run for a minute's limit costs the night; waiting for money, the same."""
+    assert outcome(status, body, headers).split(" ")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (201, OK, "ok"),
+        (200, b"\xef\xbb\xbf" + json.dumps(OK).encode(), "ok"),
+        (200, {"choices": [{"message": {"content": "\u200b\ufeff \u00a0"}}]}, "empty"),
+        (200, {"choices": [{"message": {"content": "\u200b안"}}]}, "ok"),
+        (204, b"", "BadResponse bad_response"),
+    ],
+)
+def test_what_is_nearly_an_answer(status, body, expected):
+    """Paid for all the same."""
+    assert outcome(status, body) == expected
+
+
 @pytest.mark.parametrize(
     ("headers", "message", "seconds"),
     [
@@ -58,12 +123,17 @@ def test_each_dialect_has_its_outcome(status, body, expected):
         ({}, "Please try again in 7m30.5s.", 450.5),
         ({}, "Please retry in 32.1s", 32.1),
         ({}, "retry after 6 seconds", 6.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, "", 0.0),
+        ({"retry-after": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"}, "", None),
+        ({"retry-after": "Wed, 21 Oct 2025 07:28:00 +999999999999999999999999999"}, "", None),
+        ({"retry-after": "1e400"}, "", None),
+        ({"retry-after": "-5"}, "", None),
         ({}, "no word of it", None),
     ],
 )
 def test_the_wait_is_found_wherever_it_stands(headers, message, seconds):
     """A header in seconds or milliseconds, or prose."""
-    assert wire.retry_after(headers, None, message) == seconds
+    assert failures.retry_after(headers, None, message) == seconds
 
 
 JSON = st.recursive(
