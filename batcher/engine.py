@@ -175,6 +175,7 @@ class Engine:
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
         self._feeds = 0
+        self._read_all = False  # By the feed that reads for all lanes.
         self._sender = Sender(
             self._client,
             max_retries=job.max_retries,
@@ -224,6 +225,8 @@ class Engine:
             for lane in lanes:
                 lane.dead = lane.fatal
             self.stopped = self._why_dead()
+        if isinstance(self.stopped, JobError) and any(lane.alive for lane in lanes):
+            self.stopped = RunStopped(str(self.stopped))  # An answer came in while it drained.
 
     # Lanes and workers
 
@@ -274,6 +277,7 @@ class Engine:
                     await self._bury(lane, prompt)
         finally:
             lane.workers -= 1
+            self._settled.set()
             self._upstream_done(lane)
 
     async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
@@ -299,6 +303,7 @@ class Engine:
 
     def _retried(self, lane: EngineLane, task: asyncio.Task[None]) -> None:
         lane.retrying.discard(task)
+        self._settled.set()
         self._upstream_done(lane)
 
     async def _sleep(self, seconds: float) -> None:
@@ -310,6 +315,10 @@ class Engine:
         raise Closed
 
     async def _done(self, lane: EngineLane, prompt: Prompt, result: Result) -> None:
+        if self._gives_back(lane, result):
+            self._judge(lane, result)
+            self._shared.put(prompt)
+            return
         await self._record(prompt, result)
         self._judge(lane, result)
         after = lane.next if result.status is not Outcome.OK else None
@@ -319,6 +328,15 @@ class Engine:
             after.queue.put(prompt)
             self._spawn(after)
         await self._journal_room()
+
+    def _gives_back(self, lane: EngineLane, result: Result) -> bool:
+        """Whether a row goes to another model, since this one never worked (`split`)."""
+        return (
+            self._job.route == "split"
+            and result.status in FATAL
+            and not lane.alive
+            and any(other.dead is None for other in self._lanes.values() if other is not lane)
+        )
 
     async def _journal_room(self) -> None:
         """Waits while the disk is slower than the answers."""
@@ -368,9 +386,9 @@ class Engine:
             while True:
                 await asyncio.sleep(_LOOK_SECONDS)
                 for lane in list(self._lanes.values()):
-                    silent = lane.gate.silent(self._job.row_timeout, alive=lane.alive)
-                    if lane.dead is None and silent and not _may_answer(lane):
-                        self._close_lane(lane, _silent(lane, silent))
+                    most = lane.gate.silent(self._job.row_timeout, alive=lane.alive)
+                    if lane.dead is None and most and not _may_answer(lane):
+                        self._close_lane(lane, _silent(lane, most))
                         lane.gate.close()
 
         task = asyncio.create_task(look())
@@ -415,9 +433,11 @@ class Engine:
                 if other.dead is None:
                     self._spawn(other)
             return False
-        while not self._stop.is_set() and not any(
-            other.alive for other in self._lanes.values() if other is not lane
-        ):
+        others = [other for other in self._lanes.values() if other is not lane]
+        while not self._stop.is_set() and not any(other.alive for other in others):
+            if self._read_all and not any(map(_at_work, others)):
+                self.stop(self._why_dead())
+                break
             self._settled.clear()
             await self._settled.wait()
         if self._stop.is_set():
@@ -479,7 +499,9 @@ class Engine:
                         await self._place(feed, todo)
         finally:
             self._feeds -= 1
+            self._read_all |= feed.main
             self._close_fed(feed)
+            self._settled.set()
 
     def _close_fed(self, feed: _Feed) -> None:
         for queue in feed.queues:
@@ -539,6 +561,11 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _at_work(lane: EngineLane) -> bool:
+    """Whether answers may still come from a lane: its workers end with its rows."""
+    return lane.dead is None and bool(lane.workers or lane.retrying)
 
 
 def _never_answered(lane: EngineLane) -> bool:

@@ -8,6 +8,7 @@ it its meaning.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -97,8 +98,8 @@ class Job:
     body wins. Repeatable."""
 
     base_url: Annotated[str | None, Parameter(group=_WHERE)] = None
-    """Address of the gateway, up to and with its "/v1". Default: AiHubMix when AIHUBMIX_API_KEY is
-    set, else OPENAI_BASE_URL."""
+    """Address of the gateway, up to and with its "/v1". Default: AiHubMix, unless its key is not set
+    and OPENAI_BASE_URL or OPENAI_API_KEY is: then that."""
 
     api_key_env: Annotated[str | None, Parameter(group=_WHERE)] = None
     """Name of the environment variable that holds the key; a key itself is never a flag."""
@@ -201,8 +202,7 @@ class Job:
                 asked.pop(name, None)
         if isinstance(asked.get("params"), Mapping):
             asked["params"] = tuple(
-                f"{name}={msgspec.json.encode(value).decode()}"
-                for name, value in asked["params"].items()
+                f"{name}={_as_json(name, value)}" for name, value in asked["params"].items()
             )
         if "output" in asked:
             asked["output"] = os.fspath(asked["output"])
@@ -244,6 +244,22 @@ class Job:
         _ = self.body_params, self.templates
         for model in (*self.models, ""):
             self.limits(model)
+        for flag, told in (
+            ("--rpm", self.rpm),
+            ("--tpm", self.tpm),
+            ("--concurrency", self.concurrency),
+        ):
+            for text in told:
+                name = text.rpartition("=")[0]
+                if name and self.models and name not in self.models:
+                    raise JobError(
+                        f"{flag} {text}: there is no -m {name}; the models are "
+                        f"{', '.join(self.models)}."
+                    )
+        if self.simulate and (self.base_url or self.api_key_env):
+            raise JobError(
+                "--simulate brings a gateway of its own; leave --base-url and --api-key-env out."
+            )
 
     @property
     def body_params(self) -> dict[str, object]:
@@ -263,6 +279,11 @@ class Job:
         if "model" in parsed or "messages" in parsed:
             raise JobError(
                 "--param sets body fields other than model and messages; use -m, --prompt."
+            )
+        if parsed.get("n", 1) != 1:
+            raise JobError(
+                "--param n: batcher keeps one answer of a request; it would pay for the others "
+                "and drop them. Leave n out."
             )
         if parsed.get("stream"):
             raise JobError("--param stream=true: batcher reads whole answers; leave it out.")
@@ -333,8 +354,10 @@ class Job:
             )
         key = environment.get(key_name, "").strip()
         if not key:
+            # Somebody may have given the key itself in the place of its name.
+            name = key_name if re.fullmatch(r"[A-Z][A-Z0-9_]*", key_name) else "that variable"
             raise JobError(
-                f"No API key for {host}: set {key_name} in the environment "
+                f"No API key for {host}: set {name} in the environment "
                 "(or name another variable with --api-key-env; or try --simulate, which needs none)."
             )
         if not key.isascii() or not key.isprintable():
@@ -348,6 +371,13 @@ class Job:
         return {
             f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default
         }
+
+
+def _as_json(name: str, value: object) -> str:
+    try:
+        return msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise JobError(f"params: {name!r} is nothing that JSON can hold ({error}).") from None
 
 
 def _default_base(key_name: str | None, environment: Mapping[str, str]) -> str:

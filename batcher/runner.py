@@ -156,7 +156,7 @@ class Runner:
                 f"{where}: {error.strerror or error}; see to it, and run the same command again."
             ) from error
         finally:
-            if new and {entry.name for entry in folder.iterdir()} <= {"LOCK"}:
+            if new and not (folder / "run.json").exists():
                 shutil.rmtree(folder)  # Nothing was begun: leave nothing behind.
             lock.release()
 
@@ -209,7 +209,7 @@ class Runner:
         elif "-" in job.inputs:
             raise JobError("stdin (-) goes alone; it cannot be mixed with files.")
         else:
-            files = expand(job.inputs)
+            files = expand(job.inputs, job.output)
         return Inputs(files, job.limit)
 
     def _prepare(self, folder: Path, inputs: Inputs, endpoint: Endpoint) -> tuple[Plan, Manifest]:
@@ -343,8 +343,10 @@ def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
         raise JobError(f"{output}: there is no folder {parent}; make it first.")
     if not os.access(parent, os.W_OK):
         raise JobError(f"{output}: the folder {parent} cannot be written.")
-    if folder.exists() and not folder.is_dir():
-        raise JobError(f"{folder}: it is in the way of the run folder; move it.")
+    if folder.exists():
+        ours = folder.is_dir() and ((folder / "LOCK").exists() or not any(folder.iterdir()))
+        if not ours:
+            raise JobError(f"{folder}: it is in the way of the run folder; move it.")
     if output.exists() and not (folder / "run.json").exists() and not overwrite:
         raise JobError(
             f"{output} is there already and batcher has no record of having written it; choose "

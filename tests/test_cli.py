@@ -49,7 +49,7 @@ BAD = {
     "param not JSON": (["one.jsonl", "-o", "out.jsonl", "--param", "x=y"], "is not JSON"),
     "missing column": (["cols.jsonl", "-o", "out.jsonl", "--prompt", "{{ b }}"], "'b'"),
     "template names nothing": (
-        ["one.jsonl", "-o", "out.jsonl", "--prompt", "{{ b }}"], "--prompt names columns"),
+        ["one.jsonl", "-o", "out.jsonl", "--prompt", "{{ b }}"], "--prompt names b, but"),
     "not a template": (["one.jsonl", "-o", "out.jsonl", "--prompt", "{{ b"], "not a template"),
     "no prompt": (["cols.jsonl", "-o", "out.jsonl"], "--prompt"),
     "custom_id twice": (["twice.jsonl", "-o", "out.jsonl"], "twice.jsonl:1 and twice.jsonl:3"),

@@ -9,7 +9,7 @@ import os
 import sys
 from importlib.metadata import version
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from batcher.cli.clean import clean
 from batcher.cli.explain import explain
@@ -59,5 +59,8 @@ def main() -> int:
 def _sentence(error: CycloptsError) -> str:
     if isinstance(error.__cause__, BatcherError):
         return str(error.__cause__)
+    command = " ".join(("batcher", *(error.command_chain or ())))
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{error.argument.name} is missing. See {command} --help."
     text = " ".join(str(error).split())
-    return f"{text} See batcher --help."
+    return f"{text} See {command} --help."

@@ -12,6 +12,7 @@ import numpy as np
 
 from batcher.errors import JobError
 from batcher.plan.requests import Plan
+from batcher.read import parquet
 from batcher.read.inputs import Inputs
 
 __all__ = ["survey"]
@@ -32,6 +33,7 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
         JobError: No rows, two rows with one `custom_id`, or none of the first rows can be sent.
     """
     rows, unusable, unfit, first_error = 0, 0, 0, None
+    first_columns: list[str] = []
     names = array("q")
     prompter = plan.prompter
     for row in inputs.rows(prompter.columns):
@@ -45,6 +47,7 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
             unusable += prompt.error is not None
             unfit += prompter.ignores_template(row)
             first_error = first_error or prompt.error
+            first_columns = first_columns or list(row.columns or ())
     where = ", ".join(file.name for file in inputs.files)
     if not rows:
         raise JobError(f"{where}: there are no rows in it.")
@@ -52,9 +55,13 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
         what = "the only row" if rows == 1 else f"all of the first {unusable} rows"
         raise JobError(f"Nothing can be sent, {what} cannot be used; the first: {first_error}.")
     if unfit == min(rows, _SAMPLE):
+        if inputs.files[0].kind == "parquet":  # Of which only the needed columns were read.
+            first_columns = parquet.schema(inputs.files[0].path).names
+        have = ", ".join(first_columns) or "none"
+        of = "the only row" if rows == 1 else f"none of the first {unfit} rows"
         raise JobError(
-            f"--prompt names columns that none of the first {unfit} rows of {where} has; "
-            "see the names in it."
+            f"--prompt names {', '.join(sorted(prompter.template_names))}, but {of} of {where} has "
+            f"{'not ' if rows == 1 else ''}all of these; the first row has: {have}."
         )
     _unique(inputs, names)
     return rows

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Self
 
 import msgspec
+import pyarrow as pa
 
 from batcher.errors import JobError
+from batcher.read import parquet
 
 __all__ = ["SUFFIXES", "InputFile", "Pin", "digest", "expand", "grown"]
 
@@ -84,13 +86,18 @@ class InputFile:
         return (stat.st_size, mtime) != (self.pin.size, self.pin.mtime_ns)
 
 
-def expand(paths: Sequence[str]) -> list[InputFile]:
+def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
     """Files named by the arguments: files, globs in sorted order, folders by their known suffixes.
+
+    Args:
+        paths: The arguments.
+        output: What will be written; it is no input where a folder or a glob holds it.
 
     Raises:
         JobError: Something named is not there, cannot be read, or is of no known format.
     """
     found: list[str] = []
+    written = os.path.realpath(output)
     for path in paths:
         if os.path.isdir(path):
             inside = sorted(
@@ -98,20 +105,25 @@ def expand(paths: Sequence[str]) -> list[InputFile]:
                 for entry in Path(path).rglob("*")
                 if entry.is_file() and _kind(entry.name) and not _hidden(entry, path)
             )
+            inside = [entry for entry in inside if os.path.realpath(entry) != written]
             if not inside:
                 raise JobError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
             found += inside
         elif os.path.exists(path):
+            if os.path.realpath(path) == written:
+                raise JobError(f"{path}: it is the input and the output; name another --output.")
             found.append(path)
         elif glob.has_magic(path):
             matched = sorted(
-                match for match in glob.glob(path, recursive=True) if os.path.isfile(match)
+                match
+                for match in glob.glob(path, recursive=True)
+                if os.path.isfile(match) and os.path.realpath(match) != written
             )
             if not matched:
                 raise JobError(f"{path}: no file matches.")
             found += matched
         else:
-            raise JobError(f"{path}: there is no such file.")
+            raise JobError(f"{path or repr(path)}: there is no such file.")
     return [_pinned(path) for path in found]
 
 
@@ -133,6 +145,12 @@ def _pinned(path: str) -> InputFile:
             stat = os.stat(path)
     except OSError as error:
         raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
+    if kind == "parquet":
+        try:
+            parquet.check(path)
+        except (OSError, pa.ArrowException) as error:
+            why = str(error).rstrip(".")
+            raise JobError(f"{path}: it cannot be read as Parquet: {why}.") from None
     pin = Pin(
         path=os.path.abspath(path),
         size=stat.st_size,

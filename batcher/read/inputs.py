@@ -100,6 +100,8 @@ class Inputs:
                 position = span.first + number
                 number += 1
                 if not line or line.isspace():
+                    if position >= wanted:
+                        wanted = span.wanted(position + 1)
                     continue
                 if rows == span.left:
                     return number, rows
@@ -129,7 +131,7 @@ class Inputs:
         """
         for positions, rows in self._blocks():
             if isinstance(rows, pa.RecordBatch):
-                yield positions, rows.to_pylist()
+                yield positions, parquet.dicts(rows)
             else:
                 yield (
                     positions,
@@ -243,7 +245,7 @@ def _parquet_rows(
         if not needed(at, batch.num_rows):
             continue
         wanted = span.wanted(span.first + at)
-        for offset, values in enumerate(batch.to_pylist()):
+        for offset, values in enumerate(parquet.dicts(batch)):
             position = span.first + at + offset
             if position < wanted:
                 continue

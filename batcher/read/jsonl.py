@@ -127,7 +127,8 @@ def _reason(line: bytes, error: Exception) -> str:
         json.loads(line)
     except (ValueError, RecursionError) as better:
         error = better
-    return f"not JSON ({error})"
+    hint = "; a file that is one JSON array is no JSONL" if line.strip() in (b"[", b"]") else ""
+    return f"not JSON ({error}{hint})"
 
 
 def _kind(value: object) -> str:

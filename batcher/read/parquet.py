@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["batches", "count", "schema", "without_nulls"]
+from batcher.errors import JobError
+
+__all__ = ["batches", "check", "count", "dicts", "schema", "without_nulls"]
 
 # With pyarrow's defaults a file of one large row group is held whole: 510 MB against 10 MB.
 _LEAN = {"pre_buffer": False, "buffer_size": 1 << 20}
@@ -52,6 +54,61 @@ def batches(
             for batch in file.iter_batches(batch_rows, row_groups=[group], columns=names):
                 yield at, batch
                 at += batch.num_rows
+
+
+def check(path: str) -> None:
+    """Whether the columns can be told apart by their names.
+
+    Raises:
+        JobError: Two have one name.
+    """
+    names = schema(path).names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise JobError(f"{path}: it has two columns named {twice!r}; rename one.")
+
+
+def dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows as Python values; a time that Python has none for is text, as ISO 8601 has it."""
+    columns = [
+        [_value(cell) for cell in column] if _nanoseconds(column.type) else _values(column)
+        for column in batch.columns
+    ]
+    names = batch.schema.names
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _nanoseconds(kind: pa.DataType) -> bool:
+    """Whether there are nanoseconds in it; Python itself counts microseconds."""
+    if pa.types.is_nested(kind):
+        return any(_nanoseconds(kind.field(n).type) for n in range(kind.num_fields))
+    temporal = pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind)
+    return bool(temporal) and kind.unit == "ns"
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # A year past 9999.
+        return [_value(cell) for cell in column]
+    return values
+
+
+def _value(cell: pa.Scalar) -> Any:
+    if not cell.is_valid:
+        return None
+    if isinstance(cell, pa.StructScalar):
+        return {name: _value(inside) for name, inside in cell.items()}
+    if isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        return [_value(inside) for inside in cell.values]
+    if not _nanoseconds(cell.type):
+        try:
+            return cell.as_py()
+        except (ValueError, OverflowError):
+            return cell.value  # The number that stands there: days, seconds or parts of them.
+    if pa.types.is_duration(cell.type):
+        return cell.value
+    return str(cell.cast(pa.string()).as_py()).replace(" ", "T", 1)
 
 
 def without_nulls(value: Any) -> Any:

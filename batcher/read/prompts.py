@@ -78,6 +78,11 @@ class Prompter:
             row.position, name, fields, model if isinstance(model, str) else None, max_tokens
         )
 
+    @property
+    def template_names(self) -> frozenset[str]:
+        """Columns that `--prompt` names."""
+        return frozenset() if self._prompt is None else self._prompt.names
+
     def ignores_template(self, row: Row) -> bool:
         """Whether `--prompt` is given but names columns that this row does not have."""
         return (
@@ -123,6 +128,10 @@ class Prompter:
         url = columns.get("url")
         if isinstance(url, str) and not url.endswith("/chat/completions"):
             raise _Unusable(f'"url" is {url!r}; batcher sends chat completions only')
+        if body.get("n", 1) not in (1, None):
+            raise _Unusable(
+                f'"n" is {body["n"]} in the body; batcher keeps one answer of a request'
+            )
         if body.get("stream"):
             raise _Unusable('"stream" is true in the body; leave it out')
         merged = {**self._params, **body}

@@ -12,15 +12,23 @@ from batcher.errors import JobError
 
 __all__ = ["MissingColumn", "Template"]
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-)
-# `range` with a huge end would fill the memory; templates have loops over columns instead.
-_ENVIRONMENT.globals.clear()
-
 
 class MissingColumn(ValueError):
     """A row lacks what the template asks for, or the template fails on it."""
+
+
+def _shown(value: object) -> object:
+    """What `{{ … }}` puts in; null would be the word None, and paid for."""
+    if value is None:
+        raise MissingColumn("template: a value it shows is null; see Jinja2's default(…, true)")
+    return value
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_shown
+)
+# `range` with a huge end would fill the memory; templates have loops over columns instead.
+_ENVIRONMENT.globals.clear()
 
 
 class Template:
@@ -60,6 +68,8 @@ class Template:
         """
         try:
             return self._render(columns)
+        except MissingColumn:
+            raise
         except jinja2.UndefinedError as error:
             have = ", ".join(columns) or "none"
             raise MissingColumn(f"template: {error.message} (the row has: {have})") from None

@@ -112,14 +112,15 @@ class Client:
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {_short(error)}") from None
 
-
     def _without_key(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """The reply; some gateways echo the key in their errors, or in a header."""
         if self._key:
             if (key := self._key.encode()) in body:
                 body = body.replace(key, b"[key]")
             if any(self._key in value for value in headers.values()):
-                clean = ((name, value.replace(self._key, "[key]")) for name, value in headers.items())
+                clean = (
+                    (name, value.replace(self._key, "[key]")) for name, value in headers.items()
+                )
                 headers = CIMultiDict(clean)
         return Reply(status, headers, body)
 

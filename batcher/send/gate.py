@@ -330,7 +330,7 @@ class Gate:
         return bool(self._up_front)
 
     def silent(self, most: float, *, alive: bool) -> float:
-        """Seconds for which nothing but failures or refusals came, once they are too many; else 0.
+        """How long nothing but failures or refusals may come, once that is over; before it, 0.
 
         Args:
             most: How long is too long for a model that has answered.
@@ -343,8 +343,7 @@ class Gate:
         if not alive:
             named = self._longest_wait + _SILENT_FAILED
             most = min(most, max(_SILENT_REFUSED, named) if self.refusals else _SILENT_FAILED)
-        seconds = now - self._unheard_since
-        return seconds if seconds >= most else 0.0
+        return most if now - self._unheard_since >= most else 0.0
 
     def share(self) -> float | None:
         """Part of the known limit that was used: of requests or of tokens, whichever is more."""

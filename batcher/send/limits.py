@@ -102,6 +102,14 @@ class Recent:
         return sum(amount for step, amount in self._steps if step >= since)
 
 
+class _Series:
+    """Cuts that follow each other soon: when and at what rate they began, what passed between."""
+
+    def __init__(self, began: float, rate: float) -> None:
+        self.began, self.rate = began, rate
+        self.cuts = self.passed = 0
+
+
 class Learned:
     """The rate that a server lets through, found from what it refused.
 
@@ -117,7 +125,8 @@ class Learned:
     _PLATEAU = 20.0
     _COUNTS_BY_THE_MINUTE = 5.0
     _SEEN_A_MINUTE = 50.0
-    _NOISE_SECONDS, _NOISE_MOST, _NOISE_SENT, _NOISE_LASTS = 10.0, 0.2, 30, 600.0
+    _SOON, _NOISE_CUTS, _NOISE_SECONDS, _NOISE_MOST = 8.0, 6, 25.0, 0.15
+    _NOISE_LASTS = 600.0
     _SAVED_SECONDS = 0.25
     _PROBE_FIRST, _PROBE_MOST, _PROBE_LATER = 0.25, 5.0, 60.0
 
@@ -135,7 +144,8 @@ class Learned:
         self._minute_before = 0.0
         self._verdict = 0.25
         self._known = False
-        self._before: tuple[float, float, float] | None = None  # (when, rate, share refused)
+        self._passed = 0  # Units of count, not of amount, since the last cut.
+        self._series = _Series(0.0, 0.0)
         self._noise, self._noise_until = 0.0, float("-inf")
 
     @property
@@ -174,6 +184,7 @@ class Learned:
         if self._began is None:
             self._began = now
         self._sent.add(amount, now)
+        self._passed += 1
         if self._shut_at is not None:
             self._probe_sent = now
         elif self._fill(now) is not None:
@@ -209,7 +220,7 @@ class Learned:
         """
         self._refused.add(amount, sent_at)
         self._verdict = max(0.25, 0.9 * self._verdict, min(10.0, 2 * (now - sent_at)))
-        if self._is_noise(now):
+        if now < self._noise_until and self._as_often(now):
             return False
         if self._shut_at is not None:
             if self._probe_sent is not None and sent_at >= self._probe_sent:
@@ -231,6 +242,8 @@ class Learned:
                 self._let_through(now, seconds) / seconds, self._minute_before / 60, amount / 60
             )
             rate = rate if known is None else known
+        if self._is_noise(rate, since, now):
+            return False
         self._known = known is not None
         self._plateau = rate
         self.rate = rate * (0.95 if since > 10 else 0.85 if since > 2 else 0.7)
@@ -239,36 +252,34 @@ class Learned:
         self._probe_after = now + pause
         return True
 
-    def _is_noise(self, now: float) -> bool:
-        """Whether refusals come as often at whatever rate, so that going slower is no help.
+    def _is_noise(self, rate: float, since: float, now: float) -> bool:
+        """Whether a few are refused at whatever rate, so that going slower is no help.
 
-        Gateways with many upstreams do that. At a limit L a rate R is refused 1 − L/R of the time,
-        so one of twenty refused at R would be none at 0.6 R; where there are as many, in ten
-        seconds of their own, the rate is not what they are about.
+        Gateways with many upstreams do that. A limit that refuses one of seven at a rate refuses
+        none at 0.85 of it; where cut after cut is soon followed by the next refusal, and most pass
+        in between, the rate is not what they are about. The rate from before the cuts is restored.
         """
-        sent = self._sent.sum(now, self._NOISE_SECONDS)
-        share = self._refused.sum(now, self._NOISE_SECONDS) / max(1.0, sent)
-        if now < self._noise_until:
-            if sent < self._NOISE_SENT or share <= 1.5 * self._noise + 0.02:
-                return True
-            self._noise_until = float("-inf")
-            self._before = None
+        series = self._series
+        if since > self._SOON or self._passed < 3:
+            self._series = _Series(now, rate)
+        else:
+            series.cuts += 1
+            series.passed += self._passed
+        self._passed = 0
+        share = series.cuts / max(1, series.passed)
+        long = series.cuts >= self._NOISE_CUTS and now - series.began >= self._NOISE_SECONDS
+        if not long or share > self._NOISE_MOST:
             return False
-        if sent < self._NOISE_SENT or share > self._NOISE_MOST or self.rate is None:
-            return False
-        rate = sent / self._NOISE_SECONDS
-        if self._before is None or rate >= self._before[1] or now - self._before[0] > 120:
-            self._before = (now, rate, share)
-            return False
-        when, before, often = self._before
-        if now - when < 1.5 * self._NOISE_SECONDS or rate > 0.6 * before or share < 0.6 * often:
-            return False
-        self._noise, self._noise_until = max(share, often), now + self._NOISE_LASTS
-        self.rate = self._plateau = before
+        self._noise, self._noise_until = share, now + self._NOISE_LASTS
+        self.rate, self._plateau = series.rate, series.rate / 0.7  # And on from there.
         self._cut_at = now
-        self._shut_at = self._probe_sent = None
-        self._level, self._now = 0.0, now
+        self._series = _Series(now, series.rate)
         return True
+
+    def _as_often(self, now: float) -> bool:
+        """Whether no more are refused than were found to be at whatever rate."""
+        sent = self._sent.sum(now, 10.0)
+        return self._refused.sum(now, 10.0) <= (1.5 * self._noise + 0.02) * max(sent, 30.0)
 
     def _let_through(self, now: float, seconds: float) -> float:
         return max(0.0, self._sent.sum(now, seconds) - self._refused.sum(now, seconds))

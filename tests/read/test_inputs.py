@@ -169,8 +169,13 @@ def test_a_folder_gives_its_data_files_in_order_and_none_of_our_own(tmp_path):
                  ".hidden.jsonl", "_tmp/e.jsonl", "out.jsonl.run/journal-000001.jsonl"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "sub/c.parquet")
     found = [os.path.relpath(file.path, tmp_path) for file in expand([str(tmp_path)])]
     assert found == ["a.jsonl.gz", "b.csv", "sub/c.parquet", "sub/d.jsonl.zst", "z.jsonl"]
+    inside = expand([str(tmp_path)], str(tmp_path / "sub" / ".." / "z.jsonl"))
+    assert "z.jsonl" not in {os.path.relpath(file.path, tmp_path) for file in inside}
+    with pytest.raises(JobError, match="it is the input and the output"):
+        expand([str(tmp_path / "z.jsonl")], str(tmp_path / "z.jsonl"))
     matched = expand([str(tmp_path / "z.jsonl"), str(tmp_path / "*.c*"), str(tmp_path / "[ab].*")])
     assert [file.kind for file in matched] == ["jsonl", "csv", "jsonl", "csv"]
 
@@ -224,6 +229,32 @@ def test_a_parquet_file_that_is_none_is_refused(tmp_path):
     path.write_text("<html>")
     with pytest.raises(JobError, match=r"a\.parquet: it cannot be read"):
         list(Inputs(expand([str(path)])).rows())
+
+
+def test_two_columns_of_one_name_are_said_before_anything_is_paid(tmp_path):
+    """No output could hold both."""
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(JobError, match="two columns named 'text'"):
+        expand([str(tmp_path / "a.parquet")])
+
+
+def test_times_that_python_has_none_for_are_text(tmp_path):
+    """pandas counts nanoseconds; and some dates are past the year 9999."""
+    moment = pa.array([1, None], pa.timestamp("ns"))
+    columns = {
+        "ns": moment, "zone": pa.array([1, None], pa.timestamp("ns", "UTC")),
+        "far": pa.array([253402300800000, None], pa.timestamp("ms")),
+        "clock": pa.array([1, None], pa.time64("ns")), "long": pa.array([1, None], pa.duration("ns")),
+        "list": pa.array([[1], None], pa.list_(pa.timestamp("ns"))),
+        "inside": pa.StructArray.from_arrays([moment], ["at"]),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    first, second = (row.columns for row in Inputs(expand([str(tmp_path / "a.parquet")])).rows())
+    at = "1970-01-01T00:00:00.000000001"
+    assert first == {"ns": at, "zone": f"{at}Z", "far": 253402300800000, "list": [at],
+                     "clock": "00:00:00.000000001", "long": 1, "inside": {"at": at}}  # fmt: skip
+    assert second == {**dict.fromkeys(columns), "inside": {"at": None}}
 
 
 def test_the_same_file_is_known_again_from_another_folder(tmp_path, monkeypatch):

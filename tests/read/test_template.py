@@ -76,3 +76,13 @@ def test_names_are_the_columns_and_no_loop_variables():
     assert template.names == {"a", "b"}
     assert template.fits({"a": 1, "b": None, "e": 2})
     assert not template.fits({"a": 1})
+
+
+@pytest.mark.parametrize("text", ["{{ a }}", "{{ a.b }}", "{% if 1 %}{{ a['b'] }}{% endif %}"])
+def test_null_is_nothing_to_show(text):
+    """The word None would be paid for, a row at a time."""
+    columns = {"a": None} if text == "{{ a }}" else {"a": {"b": None}}
+    with pytest.raises(MissingColumn, match="null"):
+        Template("--prompt", text).render(columns)
+    assert Template("--prompt", "{{ a | default('-', true) }}").render({"a": None}) == "-"
+    assert Template("--prompt", "{% if a %}x{% endif %}y").render({"a": None}) == "y"

@@ -1,6 +1,7 @@
 """The gate in virtual time: who goes when, and what is learned from what came back."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -191,3 +192,146 @@ def test_a_probe_that_hangs_is_not_waited_for_without_end():
         return await goes(gate)
 
     assert clock.run(work()) == pytest.approx(31.0, abs=1.0)
+
+
+async def flows(gate, seconds, refuses, latency=0.2, workers=8, wait=None):
+    """(sent, answered) in the last quarter of so many seconds of a server that refuses some."""
+    time = asyncio.get_running_loop().time
+    sent = answered = 0
+
+    async def worker():
+        nonlocal sent, answered
+        while time() < seconds:
+            ticket = await gate.enter(100.0)
+            counts = time() >= 0.75 * seconds
+            sent += counts
+            if refuses(time()):
+                await asyncio.sleep(0.02)
+                gate.leave(ticket, Heard("refused", 0.02, 0.0, wait, "requests"))
+            else:
+                await asyncio.sleep(latency)
+                answered += counts
+                gate.leave(ticket, Heard("answered", latency, 100.0))
+
+    tasks = [asyncio.create_task(worker()) for _ in range(workers)]
+    await asyncio.sleep(seconds)
+    gate.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return sent, answered
+
+
+@pytest.mark.parametrize("told", [None, 1200.0])
+@pytest.mark.parametrize("begins", [3.0, 20.0])
+def test_a_refusal_early_in_a_run_is_no_verdict_on_the_minute(told, begins):
+    """Half a second of 429s once slowed a run to a tenth for minutes."""
+
+    async def work():
+        gate = a_gate(Limits(rpm=told, concurrency=8))
+        return await flows(gate, 120.0, lambda now: begins <= now < begins + 0.5, wait=6.0)
+
+    _, answered = clock.run(work())
+    per_second = answered / 30.0
+    assert per_second >= (0.95 * 1200 / 60 if told else 0.6 * 40)
+
+
+@pytest.mark.parametrize("wait", [None, 0.3])
+def test_refusals_that_come_at_any_rate_do_not_end_in_a_crawl(wait):
+    """Gateways with many upstreams refuse one of twenty, however slowly one asks."""
+    rng = random.Random(1)
+
+    async def work():
+        gate = a_gate(Limits(concurrency=16))
+        return await flows(gate, 400.0, lambda _now: rng.random() < 0.05, workers=16, wait=wait)
+
+    sent, answered = clock.run(work())
+    assert answered / 100.0 >= 0.8 * 16 / 0.2
+    assert answered / sent >= 0.9
+
+
+def test_a_window_that_is_used_up_is_waited_out():
+    """Others share the key: what is left stands in the headers."""
+
+    async def work():
+        gate = a_gate()
+        told = limits(
+            {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "0",
+             "x-ratelimit-reset-requests": "20s"}, now=0.0,
+        )  # fmt: skip
+        await goes(gate, Heard("answered", 0.1, 100.0, said=told))
+        return await goes(gate)
+
+    assert clock.run(work()) == pytest.approx(20.0, abs=0.3)
+
+
+def test_a_limit_below_one_a_minute_is_no_limit():
+    """A header of 1e-9 would be a wait of ages."""
+
+    async def work():
+        gate = a_gate()
+        told = limits({"x-ratelimit-limit-requests": "0.5"}, now=0.0)
+        await goes(gate, Heard("answered", 0.1, 100.0, said=told))
+        return await goes(gate)
+
+    assert clock.run(work()) < 1.0
+
+
+def test_a_limit_that_is_told_no_more_is_forgotten():
+    """One proxy on the way said "1" once."""
+
+    async def work():
+        gate = a_gate()
+        told = limits({"x-ratelimit-limit-requests": "1"}, now=0.0)
+        await goes(gate, Heard("answered", 0.1, 100.0, said=told))
+        for _ in range(3):
+            await goes(gate)
+        return [await goes(gate) for _ in range(9)]
+
+    at = clock.run(work())
+    assert at[-1] - at[0] < 1.0
+
+
+def test_one_outage_of_a_whole_gateway_is_probed_once_and_not_by_every_model():
+    """Eight failures and seven probes, however many models there are."""
+
+    async def work():
+        time = asyncio.get_running_loop().time
+        key = KeyGate(Limits(), time)
+        gates = [Gate(Limits(concurrency=10), key, time) for _ in range(3)]
+        sent = [0, 0, 0]
+
+        async def worker(n):
+            while time() < 60.0:
+                ticket = await gates[n].enter(1.0)
+                sent[n] += 1
+                await asyncio.sleep(0.05)
+                gates[n].leave(ticket, Heard("failed"))
+                await asyncio.sleep(1.0)
+
+        tasks = [asyncio.create_task(worker(n)) for n in range(3) for _ in range(20)]
+        await asyncio.sleep(60.0)
+        for gate in gates:
+            gate.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return sent
+
+    sent = clock.run(work())
+    assert sum(sent) <= 30 + 15  # Those in flight when it began; then eight and seven.
+    assert all(n >= 11 for n in sent)  # Each model takes its turn.
+
+
+def test_a_model_that_only_refuses_is_given_up_in_time():
+    """Or a night would pass with one probe a minute."""
+
+    async def work():
+        gate = a_gate()
+        silent = []
+        for at in (1.0, 100.0, 185.0, 300.0):
+            await asyncio.sleep(at - asyncio.get_running_loop().time())
+            ticket = await gate.enter(1.0)
+            gate.leave(ticket, Heard("refused", 0.0, 0.0, None))
+            silent.append((gate.silent(3600.0, alive=False), gate.silent(3600.0, alive=True)))
+        gate.leave(await gate.enter(1.0), Heard("answered", 0.1, 1.0))
+        silent.append((gate.silent(10.0, alive=True), gate.silent(10.0, alive=False)))
+        return silent
+
+    assert clock.run(work()) == [(0.0, 0.0), (0.0, 0.0), (180.0, 0.0), (180.0, 0.0), (0.0, 0.0)]
