@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -63,10 +64,9 @@ def begun(words, cwd, url, before="", **pipes):
         script = f"{before}\nfrom batcher.__main__ import main\nmain()"
         run = [sys.executable, "-c", script, *run[3:]]
     env = environment(OPENAI_BASE_URL=url, OPENAI_API_KEY="none")
-    pipes = {"stdin": subprocess.DEVNULL, **pipes}
-    process = subprocess.Popen(
-        run, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **pipes
-    )
+    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
+    pipes = {"stdin": nowhere, "stdout": pipe, "stderr": pipe, **pipes}
+    process = subprocess.Popen(run, cwd=cwd, env=env, **pipes)
     _begun.append(process)
     return process
 
@@ -299,3 +299,23 @@ def test_no_room_for_the_memory_of_a_large_job(tmp_path, disk):
             words, tmp_path, books, disk / "out.jsonl.run", before=little
         )
         assert not problem
+
+
+def test_a_log_on_a_full_disk_stops_nothing_and_a_signal_is_still_heard(tmp_path):
+    """`2> log` fills up with the disk; words that cannot be written are no reason to lose rows."""
+    words = job(tmp_path, 300, tmp_path / "out.jsonl")
+    with opened(Simulation(speed=3)) as books, open("/dev/full", "wb") as full:
+        process = begun(words, tmp_path, books.url, stderr=full)
+        until_billed(books, 40, process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        books.quiet()
+        billed, lost = len(books.bills), books.lost(tmp_path / "out.jsonl.run")
+        tell("a full log", billed=billed, of=600, lost=lost, status=process.returncode)
+        assert lost == 0
+        assert billed < 600, "it went on sending"
+        assert process.returncode == 130
+        process = begun(words, tmp_path, books.url, stderr=full)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert (len(books.bills), books.doubled()) == (600, 0)

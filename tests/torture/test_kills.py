@@ -10,6 +10,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
+from batcher.simulate import server
 from batcher.simulate.answers import answer
 from batcher.simulate.settings import MODELS, Simulation
 from tests.support.program import environment, read_jsonl, started, write_jsonl
@@ -215,6 +216,31 @@ def test_a_kill_costs_no_more_when_the_disk_is_slow(tmp_path):
         lost = books.lost(tmp_path / "out.jsonl.run")
         tell("kills on a slow disk", kills=books.kills, lost=lost, bound=books.bound)
         assert lost <= books.bound
+
+
+def test_a_kill_costs_no_more_when_answers_have_rare_fields(tmp_path, monkeypatch):
+    """Tool calls and logprobs are found again like any other answer."""
+    plain = server._json
+
+    def with_logprobs(data, *more, **headers):
+        for choice in data.get("choices", ()):
+            choice["logprobs"] = {"content": [{"token": "a", "logprob": -0.5}]}
+        return plain(data, *more, **headers)
+
+    monkeypatch.setattr(server, "_json", with_logprobs)
+    rows = write_jsonl(tmp_path / "in.jsonl", [{"text": f"{n}"} for n in range(80)])
+    command = words(rows, "jsonl", ("sim-small",))
+    with opened(Simulation(speed=3)) as books:
+        process = started(*command, cwd=tmp_path, url=books.url)
+        assert until(lambda: len(books.bills) >= 40, process)
+        books.kill(process)
+        lost = books.lost(tmp_path / "out.jsonl.run")
+        process = started(*command, cwd=tmp_path, url=books.url)
+        process.communicate()
+        assert process.returncode == 0
+        twice = books.doubled()
+        tell("a kill with logprobs", lost=lost, bought_twice=twice, bound=books.bound)
+        assert max(lost, twice) <= books.bound
 
 
 def test_a_journal_read_after_a_kill_is_what_the_process_wrote(tmp_path):
