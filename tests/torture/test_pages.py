@@ -32,8 +32,11 @@ def put(folder, rng, rows, rare=None):
     return folder / "journal-000001.jsonl"
 
 
-def entries(path, *, keep=True):
-    return index.load(path, 1, keep=keep).entries.tolist()
+def entries(path):
+    """What is found, with the name of each model for its number: that depends on what is left."""
+    found = index.load(path, 1)
+    at = list(found.entries.dtype.names).index("model")
+    return [(*e[:at], found.models[e[at]], *e[at + 1 :]) for e in found.entries.tolist()]
 
 
 def damaged(rng, whole, synced):
