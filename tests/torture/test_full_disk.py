@@ -1,5 +1,6 @@
 """A full disk: what was billed is written all the same, it is said, and making room is enough."""
 
+import errno
 import os
 import re
 import signal
@@ -10,8 +11,11 @@ from dataclasses import replace
 
 import pytest
 
+from batcher.errors import OutputError
+from batcher.records import Outcome, Result
 from batcher.simulate import server
 from batcher.simulate.settings import MODELS, Simulation
+from batcher.write import index, journal
 from tests.support.program import command, environment, read_jsonl, write_jsonl
 from tests.torture import LONG, dice, tell, times
 from tests.torture.books import opened
@@ -159,25 +163,26 @@ def test_no_room_for_the_output_leaves_the_old_one(tmp_path, suffix):
     """All answers are there; only the file does not fit."""
     rng = dice("output")
     table = [
-        {"text": f"Ticket {n}", "blob": rng.randbytes(60_000 * (n > 4)).hex()} for n in range(1000)
+        {"text": f"Ticket {n}", "blob": rng.randbytes(70_000 * (n > 4)).hex()} for n in range(1000)
     ]
     rows = write_jsonl(tmp_path / "in.jsonl", table)
     with tmpfs(tmp_path / "disk", f"{ROOM}") as disk, opened(Simulation(speed=0)) as books:
-        output = disk / f"out.{suffix}"
+        output, folder = disk / f"out.{suffix}", disk / f"out.{suffix}.run"
         words = ("run", rows, "-o", output, "-m", "sim-small", "--prompt", "{{ text }}")
         status, stderr = ended(begun((*words, "-n", "5"), tmp_path, books.url))
         assert status == 0, stderr
         old = output.read_bytes()
-        # 120 MB of JSONL, 60 of Parquet: more than there is, with and without the reserve.
-        fill(disk, 10 << 20)
-        held = os.statvfs(disk).f_bavail
-        status, stderr = ended(begun(words, tmp_path, books.url))
+        # 140 MB of JSONL, 70 of Parquet: more than there is, with and without the reserve.
+        process = begun(words, tmp_path, books.url)
+        until_billed(books, 10, process)
+        ballast = fill(disk, 2 << 20)
+        status, stderr = ended(process)
+        tell(f"no room for {suffix}", billed=len(books.bills), lost=books.lost(folder))
         assert_says_so(status, stderr, output.name)
         assert output.read_bytes() == old
         assert not [p.name for p in disk.iterdir() if ".tmp-" in p.name]
-        assert books.lost(disk / f"out.{suffix}.run") == 0
-        tell(f"no room for {suffix}", pages_free_before=held, billed=len(books.bills))
-        (disk / "ballast").unlink()
+        assert (len(books.bills), books.lost(folder)) == (1000, 0)
+        ballast.unlink()
         subprocess.run(["mount", "-o", f"remount,size={4 * ROOM}", disk], check=True)
         status, stderr = ended(begun(words, tmp_path, books.url))
         assert status == 0, stderr
@@ -249,7 +254,7 @@ def test_any_number_of_free_inodes_at_the_start(tmp_path):
 
 def test_no_room_for_the_next_segment(tmp_path, long_answers):
     """The segment before it is full, and there is no file for what comes next."""
-    small = "from batcher.write import journal\njournal._SEAL_BYTES = 500_000"
+    small = "from batcher.write import journal\njournal._SEAL_BYTES = 1_000_000"
     rows = 100
     with (
         tmpfs(tmp_path / "disk", "200m", 60) as disk,
@@ -275,6 +280,38 @@ def test_no_room_for_the_next_segment(tmp_path, long_answers):
         for path in made:
             path.unlink()
         assert_finishes(words, tmp_path, books, rows, output)
+
+
+def test_a_journal_that_finds_no_room_closes_only_what_is_its_own(tmp_path, monkeypatch):
+    """The number of a file that it closed before may be that of a connection by now."""
+    theirs, failures = [], [errno.ENOSPC]
+    save, opening = index.save, os.open
+
+    def saved(*of):
+        theirs.append(opening("/dev/null", os.O_RDONLY))  # Takes the number that is free.
+        save(*of)
+
+    def refused(path, flags, *more, **named):
+        if str(path).endswith(".jsonl") and flags & os.O_CREAT and theirs and failures:
+            raise OSError(failures.pop(), "No space left on device")
+        return opening(path, flags, *more, **named)
+
+    monkeypatch.setattr(journal, "_SEAL_BYTES", 100)
+    monkeypatch.setattr(index, "save", saved)
+    log = journal.Journal(tmp_path)
+    monkeypatch.setattr(os, "open", refused)
+    log.put(Result(row=0, model="m", sample=0, key="0" * 32, status=Outcome.OK, custom_id="0"))
+    end = time.monotonic() + 30
+    while failures:
+        assert time.monotonic() < end, "no next segment was wanted"
+        time.sleep(0.01)
+    with pytest.raises(OutputError):
+        log.close()
+    monkeypatch.undo()
+    assert not failures
+    for file in theirs:
+        os.fstat(file)
+        os.close(file)
 
 
 def test_no_room_for_rows_from_stdin(tmp_path, disk):
