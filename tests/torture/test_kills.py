@@ -59,8 +59,8 @@ def parts(folder):
 @pytest.mark.parametrize(("suffix", "models"), [("jsonl", TWO), ("parquet", THREE)])
 def test_kills_cost_at_most_what_was_in_flight(tmp_path, suffix, models):
     """An answer that was billed is on disk, however often the process is killed."""
-    rng, kills, began = dice(f"kills {suffix}"), times(4, 60), time.monotonic()
-    texts = [f"Ticket {n}: my parcel {n * 7} is late" for n in range(times(40, 600))]
+    rng, kills, began = dice(f"kills {suffix}"), times(3, 60), time.monotonic()
+    texts = [f"Ticket {n}: my parcel {n * 7} is late" for n in range(times(24, 600))]
     rows = write_jsonl(tmp_path / "in.jsonl", [{"n": n, "text": t} for n, t in enumerate(texts)])
     command = words(rows, suffix, models)
     output, folder = tmp_path / f"out.{suffix}", tmp_path / f"out.{suffix}.run"
@@ -118,7 +118,7 @@ def test_kills_cost_at_most_what_was_in_flight(tmp_path, suffix, models):
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_kill_while_the_output_is_written_leaves_the_old_one_whole(tmp_path, suffix):
     """The output is the old file or the new one. Nothing is in flight, so nothing is lost."""
-    rng, kills, began = dice(f"finish {suffix}"), times(3, 40), time.monotonic()
+    rng, kills, began = dice(f"finish {suffix}"), times(2, 40), time.monotonic()
     table = [
         {"n": n, "text": f"Ticket {n}", "blob": rng.randbytes(8000).hex()} for n in range(400)
     ]

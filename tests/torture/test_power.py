@@ -45,7 +45,7 @@ os.write, os.fdatasync, os.fsync = counted, told(os.fdatasync), told(os.fsync)
 journal._SEAL_BYTES = seal
 log = journal.Journal(folder)
 row = first
-while log.failed is None:
+while log.trouble is None:
     for _ in range(20):
         log.put(line(row))
         row += 1
@@ -158,7 +158,7 @@ def test_a_power_cut_after_a_kill_and_a_start_accepts_nothing_that_is_gone(tmp_p
     rng, cuts = dice("power after a kill"), times(2, 10)
     lost = wrong = 0
     for _ in range(cuts):
-        disk, place = image(tmp_path / "disk", 64), tmp_path / "mounted"
+        disk, place = image(tmp_path / "disk", 256), tmp_path / "mounted"
         with ext4(disk, place, "data=writeback,nodelalloc"):
             folder = place / "out.run"
             folder.mkdir()

@@ -47,7 +47,7 @@ def assert_goes_on(process, stderr):
 def test_after_a_drain_all_that_was_billed_is_on_disk(tmp_path):
     """The first signal loses nothing at all, whichever it is and whenever it comes."""
     rng, signals, began = dice("signals"), times(4, 50), time.monotonic()
-    rows = times(50, 700)
+    rows = times(40, 700)
     words = job(tmp_path, rows)
     folder, sent, slowest = tmp_path / "out.jsonl.run", 0, 0.0
     with opened(Simulation(speed=3, faults=FAULTS)) as books:
@@ -116,7 +116,7 @@ def test_a_signal_in_the_middle_of_backoffs_ends_them_at_once(tmp_path):
 def test_the_second_signal_stops_at_once_and_costs_what_was_in_flight(tmp_path):
     """It must not wait for a gateway that hangs; what it gives up is said, and bounded."""
     rng, signals = dice("twice"), times(2, 15)
-    words, folder, slowest = job(tmp_path, times(60, 400)), tmp_path / "out.jsonl.run", 0.0
+    words, folder, slowest = job(tmp_path, times(40, 400)), tmp_path / "out.jsonl.run", 0.0
     bound = sent = 0
     with opened(Simulation(speed=1)) as books:
         for _ in range(signals):
@@ -203,7 +203,7 @@ def test_a_terminal_that_is_closed_drains_the_run(tmp_path, quiet):
 
 def test_the_command_that_is_printed_goes_on(tmp_path):
     """The last line is to be pasted into a shell, so a shell must make the same words of it."""
-    words = (*job(tmp_path, 200), "--system", "It's \"$HOME\" & 'quotes'\n{{ text }}")
+    words = (*job(tmp_path, 80), "--system", "It's \"$HOME\" & 'quotes'\n{{ text }}")
     with opened(Simulation(speed=3)) as books:
         process = started(*words, cwd=tmp_path, url=books.url)
         assert until(lambda: len(books.bills) >= 20, process)
@@ -221,4 +221,4 @@ def test_the_command_that_is_printed_goes_on(tmp_path):
             check=False,
         )
         assert ended.returncode == 0, ended.stderr.decode()
-        assert (len(books.bills), books.doubled()) == (400, 0)
+        assert (len(books.bills), books.doubled()) == (160, 0)
