@@ -7,9 +7,13 @@ import sys
 
 def main() -> None:
     """Runs the command line and exits with its status."""
-    from batcher.cli.app import main as run  # Light until a command is known.
+    try:
+        from batcher.cli.app import main as run  # Light until a command is known.
 
-    sys.exit(run())
+        status = run()
+    except KeyboardInterrupt:  # Before there was anything to stop.
+        status = 130
+    sys.exit(status)
 
 
 if __name__ == "__main__":

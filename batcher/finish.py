@@ -12,8 +12,8 @@ from batcher.read import parquet
 from batcher.read.columns import Columns, Misfit
 from batcher.read.inputs import Inputs
 from batcher.write import index, results
-from batcher.write.journal import segments
 from batcher.write.manifest import Manifest
+from batcher.write.segment import segments
 from batcher.write.winners import Winners, slots_of
 
 __all__ = ["Finished", "export"]

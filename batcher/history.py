@@ -10,7 +10,7 @@ import msgspec
 
 from batcher.records import Result
 from batcher.write import index
-from batcher.write.journal import segments
+from batcher.write.segment import segments
 
 __all__ = ["results_of"]
 

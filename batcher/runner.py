@@ -38,7 +38,8 @@ from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
 from batcher.watch import heartbeat, snapshot
 from batcher.write import status
-from batcher.write.journal import Journal, Lock
+from batcher.write.journal import Journal
+from batcher.write.lock import FULL, Lock
 from batcher.write.manifest import Manifest
 
 __all__ = ["Report", "Runner"]
@@ -152,8 +153,9 @@ class Runner:
             raise
         except OSError as error:  # The disk: a full one, or one that is gone.
             where = error.filename or folder
+            mend = "make room" if error.errno in FULL else "see to it"
             raise OutputError(
-                f"{where}: {error.strerror or error}; see to it, and run the same command again."
+                f"{where}: {error.strerror or error}; {mend}, and run the same command again."
             ) from error
         finally:
             if new and not (folder / "run.json").exists():

@@ -20,7 +20,8 @@ def clean(output: str, /) -> int:
         output: Output of a run.
     """
     from batcher.cli.folder import found
-    from batcher.write.journal import Lock, segments
+    from batcher.write.lock import Lock
+    from batcher.write.segment import segments
 
     folder, _manifest = found(output)
     path = Path(output)

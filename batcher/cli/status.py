@@ -17,7 +17,7 @@ def status(output: str, /) -> int:
     from batcher.report.table import duration, others
     from batcher.write import index
     from batcher.write import status as heartbeat
-    from batcher.write.journal import segments
+    from batcher.write.segment import segments
     from batcher.write.winners import Winners, slots_of
 
     folder, manifest = found(output)

@@ -9,7 +9,7 @@ import numpy as np
 
 from batcher.records import Request
 from batcher.write.index import ENTRY, OUTCOMES, Segment
-from batcher.write.journal import Kept
+from batcher.write.segment import Kept
 
 __all__ = ["Earlier"]
 

@@ -20,7 +20,7 @@ from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Outcome, Prompt, Request, Row
 from batcher.write.index import OUTCOMES
-from batcher.write.journal import Kept
+from batcher.write.segment import Kept
 from batcher.write.winners import Winners
 
 __all__ = ["Plan", "Settings", "Todo", "settings_of"]

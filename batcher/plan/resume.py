@@ -17,8 +17,8 @@ from batcher.plan.requests import Plan, Settings
 from batcher.read.files import Pin, grown
 from batcher.read.inputs import Inputs
 from batcher.write import index
-from batcher.write.journal import segments
 from batcher.write.manifest import Asked, Epoch, Manifest, now
+from batcher.write.segment import segments
 from batcher.write.winners import ANSWERED, Winners, slots_of
 
 __all__ = ["Resumed", "SettingsChanged", "resume"]

@@ -53,6 +53,7 @@ ENTRY = np.dtype(
 )
 Entries = npt.NDArray[np.void]
 _MAGIC = b"batcher-index-1\n"
+_MOST_ROWS = 1 << 36
 _CHECK = b',"z":"'
 _TAIL = len(_CHECK) + 8 + 2
 
@@ -66,8 +67,8 @@ class _Head(msgspec.Struct):
     key: str
     status: Outcome
     at: tuple[int, int, int] | None = None
-    tool_calls: msgspec.Raw | None = None
-    logprobs: msgspec.Raw | None = None
+    tool_calls: str | None = None
+    logprobs: str | None = None
     extras: int = 0
 
 
@@ -170,6 +171,9 @@ def load(journal: Path, number: int, *, keep: bool = True) -> Segment:
     if not keep:
         return segment
     try:
+        # A killed process may have left lines in memory only: a sidecar must not outlive them.
+        with journal.open("rb") as file:
+            os.fdatasync(file.fileno())
         save(path, segment, size)
     except OSError:
         path.unlink(missing_ok=True)  # No room for a sidecar is no reason to refuse the journal.
@@ -216,10 +220,21 @@ def _head(line: bytes) -> _Head | None:
     if not checked(line):
         return None
     try:
+        line.decode()  # What is skipped in decoding is not looked at.
         head = _decode_head(line)
-        ok = len(bytes.fromhex(head.key)) == 16 and head.row >= 0 and 0 <= head.sample < 1 << 16
-    except (msgspec.DecodeError, ValueError):
+        ok = len(head.key) == 32 and len(bytes.fromhex(head.key)) == 16
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
         return None
+    segment, offset, length = head.at or (0, 0, 0)
+    for value, most in (
+        (head.row, _MOST_ROWS),
+        (head.sample, 1 << 16),
+        (head.extras, 1 << 8),
+        (segment, 1 << 32),
+        (offset, 1 << 40),
+        (length, 1 << 32),
+    ):
+        ok = ok and 0 <= value < most
     if not ok:
         return None
     # A reference carries the extras of what it refers to; a line of its own shows them.

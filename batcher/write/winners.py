@@ -6,6 +6,7 @@ segments. 17 bytes a row and slot, moved to a file in the run folder when that i
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ class Winners:
         if name == "state" or np.dtype(kind).itemsize * self._slots * rows < _IN_MEMORY:
             return np.zeros(shape, kind)
         with tempfile.TemporaryFile(dir=self._folder) as file:
+            if hasattr(os, "posix_fallocate"):  # A full disk is an error here, a SIGBUS later.
+                os.posix_fallocate(file.fileno(), 0, np.dtype(kind).itemsize * rows * self._slots)
             return np.memmap(file, kind, "w+", shape=shape)
 
 

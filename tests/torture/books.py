@@ -17,7 +17,7 @@ from batcher.records import Result
 from batcher.simulate.server import Running, running
 from batcher.simulate.settings import Simulation
 from batcher.write import index
-from batcher.write.journal import segments
+from batcher.write.segment import segments
 
 __all__ = ["Bill", "Books", "answers", "key_of", "opened"]
 

@@ -14,7 +14,7 @@ import msgspec
 
 from batcher.records import Outcome, Result
 from batcher.write import index
-from batcher.write.journal import segments
+from batcher.write.segment import segments
 from tests.support.program import environment
 from tests.torture import dice, tell, times
 from tests.torture.disks import cut_power, ext4, image
@@ -28,20 +28,28 @@ folder, first, seal, pace = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]
 from batcher.records import Outcome
 from batcher.write import journal
 from tests.torture.test_power import line
-written = [0]
-write = os.write
+written, synced = {}, {}
+write, sync = os.write, os.fdatasync
+def path(file):
+    return os.readlink(f"/proc/self/fd/{file}")
 def counted(file, block):
     done = write(file, block)
     if file > 2:
-        written[0] += bytes(block[:done]).count(10)
+        name = path(file)
+        written[name] = written.get(name, 0) + bytes(block[:done]).count(10)
     return done
-def told(sync):
-    def synced(file):
-        until = written[0]
-        sync(file)
-        write(1, b"%d\\n" % (first + until))
-    return synced
-os.write, os.fdatasync, os.fsync = counted, told(os.fdatasync), told(os.fsync)
+def told(file):
+    name = path(file)
+    until = written.get(name, 0)
+    sync(file)
+    synced[name] = until
+    rows = first
+    for name in sorted(list(written)):  # A row counts when all before it do.
+        rows += synced.get(name, 0)
+        if synced.get(name, 0) < written[name]:
+            break
+    write(1, b"%d\\n" % rows)
+os.write, os.fdatasync = counted, told
 journal._SEAL_BYTES = seal
 log = journal.Journal(folder)
 row = first

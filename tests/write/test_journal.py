@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from batcher.errors import JobError, OutputError
 from batcher.records import Outcome, Result
-from batcher.write import index, journal, results
-from batcher.write.journal import Journal, Lock, segments
+from batcher.write import index, journal, results, segment
+from batcher.write.journal import Journal
+from batcher.write.lock import Lock
+from batcher.write.segment import segments
 from batcher.write.winners import Winners
 
 KEY = "ab" * 16
@@ -40,8 +42,8 @@ def result(row=0, **more):
 def picks(folder, rows):
     winners = Winners(1, folder, rows)
     for number, path in segments(folder):
-        segment = index.load(path, number)
-        winners.add(segment.entries, np.zeros(len(segment.models), np.int32))
+        found = index.load(path, number)
+        winners.add(found.entries, np.zeros(len(found.models), np.int32))
     return results.Picks(folder, winners, "each", 1)
 
 
@@ -120,8 +122,8 @@ class Disk:
         self.room, self.failing = room, set(failing_syncs)
         self.syncs = []
         self._write, self._sync = os.write, os.fdatasync
-        monkeypatch.setattr(journal.os, "write", self.write)
-        monkeypatch.setattr(journal.os, "fdatasync", self.fdatasync)
+        monkeypatch.setattr(segment.os, "write", self.write)
+        monkeypatch.setattr(segment.os, "fdatasync", self.fdatasync)
 
     def write(self, file, block):
         if self.room <= 0:
@@ -179,7 +181,7 @@ def test_a_disk_that_stays_full_says_how_much_was_lost(tmp_path, monkeypatch):
     """Somebody else took the room that was freed: what is not written is asked for again."""
     log = Journal(tmp_path)
     log.put(result(0))
-    until(lambda: log._size)
+    until(lambda: log._segment.size)
     Disk(monkeypatch, room=10)
     log.put(result(1))
     until(lambda: log.trouble)
@@ -223,7 +225,7 @@ def test_a_write_that_fails_is_made_again_in_a_new_segment(tmp_path, monkeypatch
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return write(file, bytes(block)[:10] if len(calls) == 1 else block)
 
-    monkeypatch.setattr(journal.os, "write", broken)
+    monkeypatch.setattr(segment.os, "write", broken)
     log.put(result(0))
     with pytest.raises(OutputError, match="Input/output error"):
         log.close()
@@ -250,7 +252,7 @@ def test_the_writer_never_dies_unseen(tmp_path, monkeypatch):
     """A thread that ended would let the run pay for hours of answers that go nowhere."""
     stopped = threading.Event()
     log = Journal(tmp_path, stopped.set)
-    monkeypatch.setattr(journal.index, "line_of", lambda _: 1 / 0)
+    monkeypatch.setattr(index, "line_of", lambda _: 1 / 0)
     log.put(result(0))
     assert stopped.wait(10)
     log.put(result(1))
@@ -269,7 +271,7 @@ def test_half_a_surrogate_pair_is_no_reason_to_lose_an_answer(tmp_path):
 def test_a_second_process_is_kept_out(tmp_path):
     """It would pay for everything once more."""
     lock = Lock(tmp_path / "run")
-    script = "import sys; from pathlib import Path; from batcher.write.journal import Lock; Lock(Path(sys.argv[1]))"
+    script = "import sys; from pathlib import Path; from batcher.write.lock import Lock; Lock(Path(sys.argv[1]))"
     words = [sys.executable, "-c", script, str(tmp_path / "run")]
     refused = subprocess.run(words, capture_output=True, check=False)
     assert refused.returncode != 0
