@@ -165,7 +165,7 @@ class Journal:
                 self._hand_over()
                 self._sealed()
                 return
-            if self._segment.size >= _SEAL_BYTES:
+            if self._segment.size >= _SEAL_BYTES and self.trouble is None:
                 self._hand_over()
                 self._segment = self._next()
             if not closing:
