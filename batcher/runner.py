@@ -143,6 +143,8 @@ class Runner:
                 return await self._locked(Path(temporary))
         output = Path(job.output)
         folder = output.with_name(output.name + ".run")
+        if os.path.realpath(output) in map(os.path.realpath, job.inputs):
+            raise JobError(f"{output}: it is the input and the output; name another --output.")
         _check_output(output, folder, overwrite=job.overwrite)
         new = not folder.exists()
         lock = Lock(folder)

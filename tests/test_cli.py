@@ -50,6 +50,11 @@ BAD = {
     "missing column": (["cols.jsonl", "-o", "out.jsonl", "--prompt", "{{ b }}"], "'b'"),
     "template names nothing": (
         ["one.jsonl", "-o", "out.jsonl", "--prompt", "{{ b }}"], "--prompt names b, but"),
+    "limit of another model": (
+        ["one.jsonl", "-o", "out.jsonl", "--rpm", "other=5"], "there is no -m other"),
+    "several choices": (["one.jsonl", "-o", "out.jsonl", "--param", "n=3"], "--param n"),
+    "input is output": (["one.jsonl", "-o", "./one.jsonl"], "the input and the output"),
+    "no output": (["one.jsonl"], "--output is missing. See batcher run --help"),
     "not a template": (["one.jsonl", "-o", "out.jsonl", "--prompt", "{{ b"], "not a template"),
     "no prompt": (["cols.jsonl", "-o", "out.jsonl"], "--prompt"),
     "custom_id twice": (["twice.jsonl", "-o", "out.jsonl"], "twice.jsonl:1 and twice.jsonl:3"),
@@ -62,7 +67,6 @@ BAD = {
     "limit": (["one.jsonl", "-o", "out.jsonl", "-n", "0"], "--limit 0"),
     "retry": (["one.jsonl", "-o", "out.jsonl", "--retry", "ok"], "--retry ok"),
     "no option": (["one.jsonl", "-o", "out.jsonl", "--bogus"], "--bogus"),
-    "no output": (["one.jsonl"], "--output"),
     "no input": (["-o", "out.jsonl"], "No input"),
     "not Parquet": (["fake.parquet", "-o", "out.jsonl"], "fake.parquet"),
     "fallback of one": (["one.jsonl", "-o", "out.jsonl", "--route", "fallback"], "two or more"),

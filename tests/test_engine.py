@@ -1,5 +1,6 @@
 """The engine's moving parts, seen from the gateway."""
 
+import asyncio
 import contextlib
 import dataclasses
 import re
@@ -9,9 +10,11 @@ import time
 from decimal import Decimal
 
 import pytest
+from aiohttp import web
 
 from batcher.simulate.server import running
 from batcher.simulate.settings import SimulatedModel, Simulation
+from tests.support import echo
 from tests.support.program import batcher, read_jsonl, started, write_jsonl
 
 PRICE = Decimal(1)
@@ -352,3 +355,52 @@ def test_an_outage_of_one_model_leaves_its_rows_pending_and_the_others_alone(tmp
         gateway.gateway.dead = set()
         assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
         assert {m.billed for m in gateway.ledger.models.values()} == {300}
+
+
+def by_model(**ways):
+    """A gateway whose models answer each in a way of its own: a status, or "ok"."""
+
+    async def answer(request):
+        body = await request.json()
+        way = ways[body["model"]]
+        if way == "ok":
+            said = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+            return web.json_response({"choices": [said]})
+        if way == "hangs":
+            await asyncio.sleep(60)
+        text = f"{way}: {body['messages'][0]['content']}"
+        return web.json_response({"error": {"message": text}}, status=way)
+
+    return echo.running(answer)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_run_ends_when_no_model_can_answer_any_more(tmp_path, own):
+    """One refuses every row, the other has a wrong key: nobody is left to wait for."""
+    rows = [{"prompt": f"{n}", "model": model} for n in range(5) for model in ("bad", "keyless")]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    models = [] if own else ["-m", "bad", "-m", "keyless"]
+    with by_model(bad=400, keyless=401) as gateway:
+        ended = batcher("run", "in.jsonl", "-o", "out.jsonl", *models, "--max-retries", "0",
+                        cwd=tmp_path, url=gateway.url)  # fmt: skip
+    assert ended.returncode == 2
+    assert b"check the API key" in ended.stderr
+
+
+def test_split_gives_the_rows_of_a_model_that_never_worked_to_the_others(tmp_path, rows):
+    """Whichever is free is not whichever fails fastest."""
+    with by_model(missing=404, works="ok") as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "missing", "-m", "works", "-n", "60",
+                        "--route", "split", cwd=tmp_path, url=gateway.url)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert {r["model"] for r in read_jsonl(tmp_path / "out.jsonl")} == {"works"}
+
+
+def test_a_rows_time_ends_an_attempt_in_flight(tmp_path, rows):
+    """Ten minutes for the exchange are not ten minutes for the row."""
+    with by_model(slow="hangs") as gateway:
+        began = time.monotonic()
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "slow", "-n", "1", "--row-timeout",
+                        "2", cwd=tmp_path, url=gateway.url)  # fmt: skip
+        assert time.monotonic() - began < 20
+    assert ended.returncode in (3, 4), ended.stderr.decode()

@@ -6,9 +6,11 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import web
 
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
+from tests.support import echo
 from tests.support.program import SECRET, batcher, read_jsonl, started, write_jsonl
 
 MODELS = ("-m", "sim-small", "-m", "sim-medium", "-m", "sim-large")
@@ -217,3 +219,22 @@ def test_the_key_is_nowhere(tmp_path, rows):
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or SECRET.encode() not in path.read_bytes()
     assert (tmp_path / "out.jsonl.run").stat().st_mode & 0o077 == 0
+
+
+def test_the_key_is_not_taken_back_from_a_header(tmp_path, rows):
+    """A gateway that echoes it as its request id would have it in the journal and the output."""
+
+    async def answer(request):
+        said = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+        echoed = {"x-request-id": request.headers["Authorization"]}
+        return web.json_response({"choices": [said]}, headers=echoed)
+
+    with echo.running(answer) as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "m", "-n", "3", cwd=tmp_path,
+                        url=gateway.url)  # fmt: skip
+        told = batcher("explain", "out.jsonl", "0", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert SECRET.encode() not in ended.stderr + ended.stdout + told.stdout
+    assert b"Bearer [key]" in told.stdout
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()

@@ -121,6 +121,21 @@ def test_kept_answers_stay_when_rows_are_added_or_move(run, tmp_path):
     assert after == {**before, 40: after[40]}
 
 
+def test_what_was_kept_can_be_sent_after_all(run):
+    """Keep is no decision for ever."""
+    run()
+    assert run(system="Be brief.", changed="keep") == 0
+    assert run(system="Be brief.", changed="resend") == 40
+    assert run(system="Be brief.") == 0
+
+
+def test_fewer_rows_are_no_changed_setting(run):
+    """Answers that were only not asked for are not lost."""
+    run(limit=20)
+    assert run(system="Be brief.", changed="keep", limit=20) == 0
+    assert run(limit=10) == 0
+
+
 def test_keep_works_when_the_input_changed_as_well(run, tmp_path):
     """Rows are found by what the old settings made of them."""
     run()

@@ -77,6 +77,8 @@ def resume(
             if pin.size == before.size:
                 pins[n] = msgspec.structs.replace(pin, digest=before.digest)
     same = last is not None and last.settings == settings
+    if last is not None and last.accepts and job.changed == "resend":
+        same = False  # What was kept once is to be sent after all.
     if last is not None and same and grew is not None:
         epoch = last
         epoch.inputs = msgspec.to_builtins(pins)
@@ -154,6 +156,9 @@ def _changes(before: Settings, after: Settings) -> str:
 def _decided(job: Job, changes: str, lost: int, say: Callable[[str], None]) -> bool:
     """Whether the old answers are kept."""
     answers = "1 answer paid for matches" if lost == 1 else f"{lost:,} answers paid for match"
+    if not changes:
+        say(f"{lost:,} kept answers are let go; those rows are sent again.")
+        return False
     what = f"{changes} changed since the last run: {answers} no longer"
     if job.changed is None:
         raise SettingsChanged(

@@ -110,8 +110,6 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
                 raise JobError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
             found += inside
         elif os.path.exists(path):
-            if os.path.realpath(path) == written:
-                raise JobError(f"{path}: it is the input and the output; name another --output.")
             found.append(path)
         elif glob.has_magic(path):
             matched = sorted(
