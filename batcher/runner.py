@@ -143,9 +143,7 @@ class Runner:
                 return await self._locked(Path(temporary))
         output = Path(job.output)
         folder = output.with_name(output.name + ".run")
-        if os.path.realpath(output) in map(os.path.realpath, job.inputs):
-            raise JobError(f"{output}: it is the input and the output; name another --output.")
-        _check_output(output, folder, overwrite=job.overwrite)
+        _check_output(output, folder, job)
         new = not folder.exists()
         lock = Lock(folder)
         try:
@@ -336,8 +334,10 @@ def _all_ok(outcomes: dict[Outcome, int]) -> bool:
     return not any(n for outcome, n in outcomes.items() if outcome is not Outcome.OK)
 
 
-def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
+def _check_output(output: Path, folder: Path, job: Job) -> None:
     """Whether the output can be written, and is ours if it is there."""
+    if os.path.realpath(output) in map(os.path.realpath, job.inputs):
+        raise JobError(f"{output}: it is the input and the output; name another --output.")
     parent = output.parent
     if output.is_dir():
         raise JobError(
@@ -351,7 +351,7 @@ def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
         ours = folder.is_dir() and ((folder / "LOCK").exists() or not any(folder.iterdir()))
         if not ours:
             raise JobError(f"{folder}: it is in the way of the run folder; move it.")
-    if output.exists() and not (folder / "run.json").exists() and not overwrite:
+    if output.exists() and not (folder / "run.json").exists() and not job.overwrite:
         raise JobError(
             f"{output} is there already and batcher has no record of having written it; choose "
             "another --output, move it away, or replace it with --overwrite."
