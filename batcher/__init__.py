@@ -5,7 +5,7 @@
     send/      REQUEST TO RESULT    limits, attempts, retries, outcomes
     write/     RESULTS TO FILE      the journal, and the output made from it
     report/    RESULTS TO TOTALS    the live view and the table at the end
-    engine     one run's moving parts; runner: a job from first check to last word
+    engine     one run's moving parts, over lanes; runner: a job from first check to last word
     finish     journal and input put together to one output
     api        batcher.run and batcher.stream; cli/: the commands
     simulate/  the embedded gateway

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -19,22 +17,29 @@ from itertools import pairwise
 
 from batcher.errors import JobError, RunStopped
 from batcher.job import Endpoint, Job
+from batcher.lanes import (
+    EngineLane,
+    Feed,
+    Queue,
+    at_work,
+    may_answer,
+    never_answered,
+    silent_result,
+)
 from batcher.plan.requests import Plan, Todo
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
 from batcher.send.client import Client
-from batcher.send.estimate import Estimate, Patience
+from batcher.send.estimate import Patience
 from batcher.send.gate import Closed, Gate, KeyGate
 from batcher.send.retry import FATAL
-from batcher.send.sender import Again, Lane, Sender
+from batcher.send.sender import Again, Sender
 from batcher.write.journal import Journal
 
-__all__ = ["Emit", "Engine", "EngineLane"]
+__all__ = ["Emit", "Engine"]
 
 Emit = Callable[[Prompt, Result], Awaitable[None]]
 
-_QUEUE_ROWS = 400
-_QUEUE_BYTES = 32 << 20
 _CANARY_SECONDS = 10.0
 _FATAL_FIRST = 3
 _FATAL_LATER = 10
@@ -42,99 +47,8 @@ _SAME_FIRST = 50
 _SILENT_FIRST = 60.0
 _LOOK_SECONDS = 1.0
 _POLL_SECONDS = 0.02
-_AT_ONCE_SECONDS = 5.0
 _PENDING = frozenset({Outcome.QUOTA, Outcome.CONNECTION, Outcome.RATE_LIMITED})
 """What may pass: rows of a model that ended so are not sent, and stay pending."""
-
-
-class _Queue:
-    """Prompts for one lane, or for all lanes of a split; bounded in rows and bytes."""
-
-    def __init__(self) -> None:
-        self._prompts: deque[Prompt] = deque()
-        self._bytes = 0
-        self._takers: deque[asyncio.Future[None]] = deque()
-        self.feed: _Feed | None = None
-        self.closed = False
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    @property
-    def full(self) -> bool:
-        return len(self._prompts) >= _QUEUE_ROWS or self._bytes >= _QUEUE_BYTES
-
-    def put(self, prompt: Prompt) -> None:
-        self._prompts.append(prompt)
-        self._bytes += len(prompt.fields)
-        self._wake()
-
-    async def take(self) -> Prompt | None:
-        """The next prompt; None when there will be none."""
-        while not self._prompts:
-            if self.closed:
-                return None
-            taker = asyncio.get_running_loop().create_future()
-            self._takers.append(taker)
-            await taker
-        prompt = self._prompts.popleft()
-        self._bytes -= len(prompt.fields)
-        if self.feed is not None:
-            self.feed.room.set()
-        return prompt
-
-    def close(self) -> None:
-        self.closed = True
-        while self._takers:
-            self._wake()
-
-    def clear(self) -> None:
-        self._prompts.clear()
-        self._bytes = 0
-
-    def _wake(self) -> None:
-        while self._takers:
-            taker = self._takers.popleft()
-            if not taker.done():
-                taker.set_result(None)
-                return
-
-
-class EngineLane:
-    """One model's way through the run.
-
-    Attributes:
-        slot: Which of the plan's slots its results belong to.
-        dead: The fatal result that closed the lane, or None.
-        last: How a first attempt failed last.
-    """
-
-    def __init__(
-        self, model: str, slot: int, gate: Gate, queue: _Queue, patience: Patience
-    ) -> None:
-        self.model = model
-        self.slot = slot
-        self.gate = gate
-        self.queue = queue
-        self.way = Lane(gate, Estimate(), patience, {})
-        self.workers = 0
-        self.awake = False
-        self.alive = False
-        self.dead: Result | None = None
-        self.fatal: Result | None = None
-        self.streak = 0
-        self.last = ""
-        self.retrying: set[asyncio.Task[None]] = set()
-        self.next: EngineLane | None = None
-
-
-class _Feed:
-    """One pass over the input for some lanes."""
-
-    def __init__(self, queues: list[_Queue], *, main: bool) -> None:
-        self.queues = queues
-        self.main = main
-        self.room = asyncio.Event()
 
 
 class Engine:
@@ -170,7 +84,7 @@ class Engine:
         self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
         self._lanes: dict[str, EngineLane] = {}
-        self._shared = _Queue()
+        self._shared = Queue()
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
@@ -221,7 +135,7 @@ class Engine:
         for lane in lanes:
             of = self._summary.models[lane.model]
             of.limit_used, of.waited = lane.gate.share(), lane.gate.waited
-        if self.stopped is None and lanes and all(map(_never_answered, lanes)):
+        if self.stopped is None and lanes and all(map(never_answered, lanes)):
             for lane in lanes:
                 lane.dead = lane.fatal
             self.stopped = self._why_dead()
@@ -234,7 +148,7 @@ class Engine:
         lane = self._lanes.get(model)
         if lane is None:
             gate = Gate(self._job.limits(model), self._key_gate)
-            queue = self._shared if self._job.route == "split" else _Queue()
+            queue = self._shared if self._job.route == "split" else Queue()
             lane = self._lanes[model] = EngineLane(
                 model, slot, gate, queue, Patience(self._job.patience)
             )
@@ -317,7 +231,7 @@ class Engine:
     async def _done(self, lane: EngineLane, prompt: Prompt, result: Result) -> None:
         if self._gives_back(lane, result):
             self._judge(lane, result)
-            self._shared.put(prompt)
+            self._give_back(prompt)
             return
         await self._record(prompt, result)
         self._judge(lane, result)
@@ -337,6 +251,13 @@ class Engine:
             and not lane.alive
             and any(other.dead is None for other in self._lanes.values() if other is not lane)
         )
+
+    def _give_back(self, prompt: Prompt) -> None:
+        """Puts a row back for whichever model works; its workers may have ended already."""
+        self._shared.put(prompt)
+        for other in self._lanes.values():
+            if other.dead is None:
+                self._spawn(other)
 
     async def _journal_room(self) -> None:
         """Waits while the disk is slower than the answers."""
@@ -387,8 +308,8 @@ class Engine:
                 await asyncio.sleep(_LOOK_SECONDS)
                 for lane in list(self._lanes.values()):
                     most = lane.gate.silent(self._job.row_timeout, alive=lane.alive)
-                    if lane.dead is None and most and not _may_answer(lane):
-                        self._close_lane(lane, _silent(lane, most))
+                    if lane.dead is None and most and not may_answer(lane):
+                        self._close_lane(lane, silent_result(lane, most))
                         lane.gate.close()
 
         task = asyncio.create_task(look())
@@ -428,14 +349,11 @@ class Engine:
         dead = lane.dead
         assert dead is not None
         if self._job.route == "split":
-            self._shared.put(prompt)
-            for other in self._lanes.values():
-                if other.dead is None:
-                    self._spawn(other)
+            self._give_back(prompt)
             return False
         others = [other for other in self._lanes.values() if other is not lane]
         while not self._stop.is_set() and not any(other.alive for other in others):
-            if self._read_all and not any(map(_at_work, others)):
+            if self._read_all and not any(map(at_work, others)):
                 self.stop(self._why_dead())
                 break
             self._settled.clear()
@@ -481,14 +399,14 @@ class Engine:
 
     # Feeds
 
-    def _feed(self, queues: list[_Queue], start: int, slot: int | None) -> None:
-        feed = _Feed(queues, main=self._feeds == 0)
+    def _feed(self, queues: list[Queue], start: int, slot: int | None) -> None:
+        feed = Feed(queues, main=self._feeds == 0)
         for queue in queues:
             queue.feed = feed
         self._feeds += 1
         self._group.create_task(self._read(feed, start, slot))
 
-    async def _read(self, feed: _Feed, start: int, slot: int | None) -> None:
+    async def _read(self, feed: Feed, start: int, slot: int | None) -> None:
         batches = self._plan.batches(start, slot)
         try:
             async with aclosing(_in_thread(batches, self._stop)) as ahead:
@@ -503,7 +421,7 @@ class Engine:
             self._close_fed(feed)
             self._settled.set()
 
-    def _close_fed(self, feed: _Feed) -> None:
+    def _close_fed(self, feed: Feed) -> None:
         for queue in feed.queues:
             if queue.feed is feed and self._job.route != "fallback":
                 queue.close()
@@ -512,7 +430,7 @@ class Engine:
             first.queue.close()
             self._upstream_done(first)
 
-    async def _place(self, feed: _Feed, todo: Todo) -> None:
+    async def _place(self, feed: Feed, todo: Todo) -> None:
         """Hands one row to its lanes, waiting where there is no room."""
         prompt = todo.prompt
         slots = todo.slots if self._job.route == "each" else todo.slots[:1]
@@ -543,7 +461,7 @@ class Engine:
             if queue.feed is feed:
                 queue.put(prompt)
 
-    def _fed_by(self, feed: _Feed, model: str) -> bool:
+    def _fed_by(self, feed: Feed, model: str) -> bool:
         """Whether this feed speaks for the model: not one that it left for a feed of its own."""
         lane = self._lanes.get(model)
         return feed.main if lane is None else lane.queue.feed in (None, feed)
@@ -561,37 +479,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _at_work(lane: EngineLane) -> bool:
-    """Whether answers may still come from a lane: its workers end with its rows."""
-    return lane.dead is None and bool(lane.workers or lane.retrying)
-
-
-def _never_answered(lane: EngineLane) -> bool:
-    """Whether all that ever came from a lane was one fatal outcome."""
-    fatal = lane.fatal is not None and lane.fatal.status in FATAL
-    return fatal and lane.streak > 0 and not lane.alive
-
-
-def _may_answer(lane: EngineLane) -> bool:
-    """Whether something is in flight that was not refused at once."""
-    now = time.monotonic()
-    return any(now - since > _AT_ONCE_SECONDS for _name, since in lane.way.flying.values())
-
-
-def _silent(lane: EngineLane, seconds: float) -> Result:
-    """What became of a lane of which nothing good was heard for so long."""
-    last = f"; the last failure: {lane.last}" if lane.last else ""
-    return Result(
-        row=0,
-        model=lane.model,
-        sample=0,
-        key="0" * 32,
-        status=Outcome.RATE_LIMITED if lane.gate.refusing else Outcome.CONNECTION,
-        custom_id="",
-        error=f"no answer for {seconds:.0f} s{last}",
-    )
 
 
 def _unreadable(prompt: Prompt, model: str) -> Result:

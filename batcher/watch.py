@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from batcher.engine import EngineLane
+from batcher.lanes import EngineLane
 from batcher.records import Outcome
 from batcher.report.progress import ModelSnapshot, Snapshot, State
 from batcher.report.summary import Summary

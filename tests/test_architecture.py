@@ -16,6 +16,7 @@ FLOORS = (
     ("job",),
     STAGES,
     ("plan",),
+    ("lanes",),
     ("engine",),
     ("watch", "finish", "history"),
     ("runner",),

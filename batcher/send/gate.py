@@ -17,15 +17,13 @@ from batcher.job import Limits
 from batcher.send.breaker import Breaker
 from batcher.send.concurrency import Concurrency
 from batcher.send.headers import Said
-from batcher.send.limits import Allowance, Learned, Recent
+from batcher.send.level import NEVER, Level
 from batcher.send.retry import LONGEST_NAMED
 
 __all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Ticket"]
 
-_NEVER = float("inf")
 _UNLIMITED = 1 << 30
 _SHORT_PAUSE = 0.25
-_READ_LASTS = 120.0
 _SILENT_FAILED, _SILENT_REFUSED = 60.0, 180.0
 _TICK = 1e-4  # A shorter wait may be no wait at all by the clock.
 
@@ -85,138 +83,6 @@ class Closed(Exception):
     """The run stops; what stood in line was not sent."""
 
 
-class _Measure:
-    """One kind of unit of one level: what was told, what headers say, what refusals teach.
-
-    Attributes:
-        used: Units that were let through and not refused.
-    """
-
-    def __init__(self, told: float | None, now: float, *, learns: bool) -> None:
-        self._told = Allowance(told, now) if told else None
-        self._read: Allowance | None = None
-        self.learned = Learned() if learns else None
-        self._refusals, self._takes = Recent(), Recent()
-        self._refused_at = self._read_at = float("-inf")
-        self.used = 0.0
-        self._began: float | None = None
-        self._last = now
-
-    @property
-    def limit(self) -> float | None:
-        """Units a minute as told or read; None when neither."""
-        known = [a.per_minute for a in (self._told, self._read) if a is not None]
-        return min(known) if known else None
-
-    def share(self) -> float | None:
-        """Part of the known limit that was used, from the first request to the last.
-
-        None when no limit is known, or in the first half minute, which says nothing yet.
-        """
-        limit = self.limit
-        if limit is None or self._began is None or self._last - self._began < 30.0:
-            return None
-        return self.used / (limit / 60 * (self._last - self._began))
-
-    def wait(self, amount: float, now: float) -> float:
-        longest = 0.0
-        if self._told is not None:
-            longest = self._told.wait(amount, now)
-        if self._read is not None:
-            longest = max(longest, self._read.wait(amount, now))
-        if self.learned is not None:
-            longest = max(longest, self.learned.wait(amount, now))
-        return longest
-
-    def take(self, amount: float, now: float) -> None:
-        if self._began is None:
-            self._began = now
-        self._last = now
-        self.used += amount
-        if self._told is not None:
-            self._told.take(amount, now)
-        if self._read is not None:
-            self._read.take(amount, now)
-        if self.learned is not None:
-            self._takes.add(1, now)
-            self.learned.take(amount, now)
-
-    def settle(self, reserved: float, used: float, now: float) -> None:
-        self.used += used - reserved
-        if self._told is not None:
-            self._told.settle(reserved, used, now)
-        if self._read is not None:
-            self._read.settle(reserved, used, now)
-        if self.learned is not None:
-            self.learned.settle(reserved, used, now)
-
-    def hold(self, until: float) -> None:
-        for allowance in (self._told, self._read):
-            if allowance is not None:
-                allowance.hold(until)
-
-    def read(self, per_minute: float | None, now: float) -> None:
-        """What the headers of an answer say; None when they say nothing."""
-        if per_minute is None:
-            if now - self._read_at > _READ_LASTS:
-                self._read = None
-            return
-        self._read_at = now
-        if self._read is None:
-            self._read = Allowance(per_minute, now)
-        elif self._read.per_minute != per_minute:
-            self._read.set(per_minute)
-
-    def refused(
-        self, amount: float, sent_at: float, now: float, retry_after: float | None
-    ) -> bool:
-        """Learns from a refusal; False when it says nothing of the rate.
-
-        A known limit is trusted more than a few of them, and what was under way together when the
-        first came back is one.
-        """
-        assert self.learned is not None
-        if sent_at >= self._refused_at:
-            self._refused_at = now
-            self._refusals.add(1, now)
-        few = self._refusals.sum(now) < max(5.0, 0.02 * self._takes.sum(now))
-        if self.limit is not None and few and self.learned.rate is None:
-            return False
-        known = None if self.limit is None else self.limit / 60
-        return self.learned.refused(amount, sent_at, now, retry_after, known)
-
-
-class _Level:
-    """All limits of a model, or of the key."""
-
-    def __init__(
-        self, limits: Limits, concurrency: Concurrency, now: float, *, learns: bool
-    ) -> None:
-        self.requests = _Measure(limits.rpm, now, learns=learns)
-        self.tokens = _Measure(limits.tpm, now, learns=learns)
-        self.concurrency = concurrency
-        self.in_flight = 0
-
-    def wait(self, tokens: float, now: float) -> tuple[float, str]:
-        """(seconds until allowed, what is waited for); infinite when all places are taken."""
-        if self.in_flight >= self.concurrency.limit:
-            return _NEVER, "a free place"
-        longest, cause = self.requests.wait(1, now), "requests"
-        if (wait := self.tokens.wait(tokens, now)) > longest:
-            longest, cause = wait, "tokens"
-        return longest, cause
-
-    def take(self, tokens: float, now: float) -> None:
-        self.in_flight += 1
-        self.requests.take(1, now)
-        self.tokens.take(tokens, now)
-
-    def leave(self, reserved: float, used: float | None, now: float) -> None:
-        self.in_flight -= 1
-        if used is not None:
-            self.tokens.settle(reserved, used, now)
-
-
 class KeyGate:
     """What all models of one key share, given to them by turns: who had fewest tokens is next."""
 
@@ -224,7 +90,7 @@ class KeyGate:
         self._clock = clock
         self.limited = limits != Limits()
         concurrency = Concurrency(limits.concurrency or _UNLIMITED)
-        self.level = _Level(limits, concurrency, clock(), learns=False)
+        self.level = Level(limits, concurrency, clock(), learns=False)
         self.breaker = Breaker()
         self._gates: list[Gate] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -265,7 +131,7 @@ class KeyGate:
             if wait > 0.0:
                 for gate in ready:
                     gate.mark(now, cause)
-                if wait < _NEVER:
+                if wait < NEVER:
                     self._timer = asyncio.get_running_loop().call_later(
                         max(wait, _TICK), self.look
                     )
@@ -295,7 +161,7 @@ class Gate:
         self.waited: dict[str, float] = {}
         self.refusals = 0
         self.refusing = False
-        self._own = _Level(limits, self.concurrency, clock(), learns=True)
+        self._own = Level(limits, self.concurrency, clock(), learns=True)
         self._key = key
         self._line: deque[tuple[asyncio.Future[Ticket], float, float | None]] = deque()
         self._shut_until, self._shut_by = 0.0, "429"
@@ -418,7 +284,7 @@ class Gate:
         if cause in ("requests", "tokens") and any(one and one.shut for one in learned):
             cause = "429"
         self.mark(now, cause)
-        if wait < _NEVER:
+        if wait < NEVER:
             self._timer = asyncio.get_running_loop().call_later(max(wait, _TICK), self.look)
         return False
 
