@@ -135,6 +135,7 @@ class Engine:
         for lane in lanes:
             of = self._summary.models[lane.model]
             of.limit_used, of.waited = lane.gate.share(), lane.gate.waited
+        self._summary.total_limit_used = self._key_gate.share()
         if self.stopped is None and lanes and all(map(never_answered, lanes)):
             for lane in lanes:
                 lane.dead = lane.fatal

@@ -194,6 +194,9 @@ class Summary:
     Args:
         clock: A monotonic clock, in seconds; the run starts now.
         models: Models to show in this order, even before their first row.
+
+    Attributes:
+        total_limit_used: Part of the limit of all models together that was used; None without one.
     """
 
     def __init__(self, clock: Callable[[], float], models: Iterable[str] = ()) -> None:
@@ -201,6 +204,7 @@ class Summary:
         self._started = clock()
         self._seconds: float | None = None
         self.status = "running"
+        self.total_limit_used: float | None = None
         self.models: defaultdict[str, ModelSummary] = defaultdict(ModelSummary)
         for model in models:
             self.models[model] = ModelSummary()
@@ -242,5 +246,6 @@ class Summary:
             "status": self.status,
             "rows": self.rows,
             "seconds": round(seconds, 3),
+            "total_limit_used": self.total_limit_used and round(self.total_limit_used, 4),
             "models": {model: of.asdict(seconds) for model, of in self.models.items()},
         }

@@ -84,6 +84,8 @@ def table(summary: Summary, width: int = 80) -> Table:
             told = re.sub(r"(?<=\d) (?=[a-z])", "\N{NO-BREAK SPACE}", told)
             told = f"{shown(model, width // 2)}: {told}"
             notes += textwrap.wrap(told, width, subsequent_indent="  ", break_on_hyphens=False)
+    if summary.total_limit_used is not None:
+        notes.append(f"all models: {100 * summary.total_limit_used:.0f}% of their common limit")
     if notes:
         drawn.caption = Text("\n".join(notes).replace("\N{NO-BREAK SPACE}", " "))
         # A caption is wrapped to the width of its table, which may be narrower than the terminal.

@@ -100,3 +100,11 @@ def test_a_name_from_outside_is_printable_and_fits(text, width):
     short = shown(text, width)
     assert short.isprintable()
     assert cell_len(short) <= width
+
+
+def test_the_limit_of_all_models_together_has_a_line():
+    """It belongs to no model's line."""
+    summary = a_summary()
+    assert "common limit" not in rendered(summary, 80)
+    summary.total_limit_used = 0.984
+    assert "all models: 98% of their common limit" in rendered(summary, 80)
