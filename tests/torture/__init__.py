@@ -10,9 +10,13 @@ import os
 import random
 import sys
 
-__all__ = ["LONG", "dice", "tell", "times"]
+import pytest
+
+__all__ = ["LONG", "dice", "long_only", "tell", "times"]
 
 LONG = os.environ.get("BATCHER_TORTURE") == "long"
+long_only = pytest.mark.skipif(not LONG, reason="BATCHER_TORTURE=long only, for its time")
+"""Of tests whose sibling runs in the short form as well."""
 
 
 def times(short: int, long: int) -> int:

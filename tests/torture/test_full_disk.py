@@ -17,7 +17,7 @@ from batcher.simulate import server
 from batcher.simulate.settings import MODELS, Simulation
 from batcher.write import index, journal
 from tests.support.program import command, environment, read_jsonl, write_jsonl
-from tests.torture import LONG, dice, tell, times
+from tests.torture import LONG, dice, long_only, tell, times
 from tests.torture.books import opened
 from tests.torture.disks import fill, tmpfs
 
@@ -111,7 +111,11 @@ def until_billed(books, answers, process):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("faults", [{}, {"http_500": 0.1, "html": 0.05}], ids=["calm", "faults"])
+@pytest.mark.parametrize(
+    "faults",
+    [pytest.param({}, marks=long_only), {"http_500": 0.1, "html": 0.05}],
+    ids=["calm", "faults"],
+)
 def test_what_was_billed_when_the_disk_fills_up_is_written(tmp_path, disk, long_answers, faults):
     """The money is spent by then: the reserve holds what is in flight."""
     rows = times(300, 700)
@@ -158,7 +162,7 @@ def test_a_start_on_a_disk_that_is_still_full_spends_nothing_for_nothing(
         assert status == 0, stderr
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", pytest.param("parquet", marks=long_only)])
 def test_no_room_for_the_output_leaves_the_old_one(tmp_path, suffix):
     """All answers are there; only the file does not fit."""
     rng = dice("output")
@@ -229,6 +233,7 @@ def test_any_number_of_free_pages_at_the_start(tmp_path):
     assert not failed
 
 
+@long_only
 def test_any_number_of_free_inodes_at_the_start(tmp_path):
     """A disk may be full of files with half of its bytes free; then no new file can be made."""
     failed = {}

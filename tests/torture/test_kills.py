@@ -14,7 +14,7 @@ from batcher.simulate import server
 from batcher.simulate.answers import answer
 from batcher.simulate.settings import MODELS, Simulation
 from tests.support.program import environment, read_jsonl, started, write_jsonl
-from tests.torture import dice, tell, times
+from tests.torture import dice, long_only, tell, times
 from tests.torture.books import answers, key_of, opened
 
 CONCURRENCY = 8
@@ -56,7 +56,9 @@ def parts(folder):
     return [entry.name for entry in os.scandir(folder) if ".tmp-" in entry.name]
 
 
-@pytest.mark.parametrize(("suffix", "models"), [("jsonl", TWO), ("parquet", THREE)])
+@pytest.mark.parametrize(
+    ("suffix", "models"), [("jsonl", TWO), pytest.param("parquet", THREE, marks=long_only)]
+)
 def test_kills_cost_at_most_what_was_in_flight(tmp_path, suffix, models):
     """An answer that was billed is on disk, however often the process is killed."""
     rng, kills, began = dice(f"kills {suffix}"), times(3, 60), time.monotonic()
@@ -115,7 +117,7 @@ def test_kills_cost_at_most_what_was_in_flight(tmp_path, suffix, models):
         assert sum(r[f"{kind}_tokens"] for r in out) == told - again
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", [pytest.param("jsonl", marks=long_only), "parquet"])
 def test_a_kill_while_the_output_is_written_leaves_the_old_one_whole(tmp_path, suffix):
     """The output is the old file or the new one. Nothing is in flight, so nothing is lost."""
     rng, kills, began = dice(f"finish {suffix}"), times(2, 40), time.monotonic()
