@@ -353,7 +353,11 @@ class Engine:
             self._give_back(prompt)
             return False
         others = [other for other in self._lanes.values() if other is not lane]
-        while not self._stop.is_set() and not any(other.alive for other in others):
+        while (
+            lane.next is None  # In a fallback the next one gets its rows from here alone.
+            and not self._stop.is_set()
+            and not any(other.alive for other in others)
+        ):
             if self._read_all and not any(map(at_work, others)):
                 self.stop(self._why_dead())
                 break

@@ -207,8 +207,9 @@ class Gate:
         if self._unheard_since is None or self.breaker.probing(now):
             return 0.0
         if not alive:
-            named = self._longest_wait + _SILENT_FAILED
-            most = min(most, max(_SILENT_REFUSED, named) if self.refusals else _SILENT_FAILED)
+            named = self._longest_wait + _SILENT_FAILED if self._longest_wait else 0.0
+            base = _SILENT_REFUSED if self.refusals else _SILENT_FAILED
+            most = min(most, max(base, named))
         return most if now - self._unheard_since >= most else 0.0
 
     def share(self) -> float | None:
@@ -342,6 +343,7 @@ class Gate:
             self.refusing = heard.how == "refused"
             if self._unheard_since is None:
                 self._unheard_since = now
+        self._longest_wait = max(self._longest_wait, min(heard.retry_after or 0.0, LONGEST_NAMED))
         match heard.how:
             case "answered" | "rejected":
                 for breaker in breakers:
@@ -356,7 +358,6 @@ class Gate:
             case "refused":
                 for breaker in breakers:
                     breaker.succeeded(ticket.sent_at)
-                self._longest_wait = max(self._longest_wait, heard.retry_after or 0.0)
                 self._refused(ticket, heard, now)
             case "overloaded" | "failed":
                 for breaker in breakers:

@@ -211,6 +211,7 @@ def ends_well_or_says_so(words, cwd, books, folder, **more):
     return problem
 
 
+@long_only
 def test_any_number_of_free_pages_at_the_start(tmp_path):
     """The lock, run.json, the reserve, a segment, its sidecar, the output: each may not fit."""
     failed = {}

@@ -190,6 +190,7 @@ def test_a_killed_finish_leaves_no_part_of_a_file_for_good(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.run"]
 
 
+@long_only
 def test_a_kill_costs_no_more_when_the_disk_is_slow(tmp_path):
     """A disk that takes half a second to sync is no reason to lose half a second of answers."""
     slow = (

@@ -11,7 +11,7 @@ import pytest
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support.program import batcher, read_jsonl, write_jsonl
-from tests.torture import tell, times
+from tests.torture import long_only, tell, times
 
 MODELS = ("sim-small", "sim-medium", "sim-large")
 # Five of a hundred requests fail, each in its way.
@@ -19,7 +19,7 @@ FAULTS = {"http_500": 0.02, "cut_json": 0.01, "disconnect": 0.01, "html": 0.01}
 ROWS = times(300, 10_000)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", [pytest.param("jsonl", marks=long_only), "parquet"])
 def test_rows_times_models_come_out_and_the_ledgers_agree(tmp_path, suffix):
     """Nothing missing, nothing twice, nothing paid for that is not on the disk."""
     rows = [{"id": n, "prompt": f"Ticket {n}: my parcel is late"} for n in range(ROWS)]
