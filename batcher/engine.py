@@ -320,7 +320,8 @@ class Engine:
             task.cancel()
 
     def _close_lane(self, lane: EngineLane, result: Result) -> None:
-        lane.dead = result
+        if lane.dead is None:  # Rows buried later quote it; it must not come to quote them.
+            lane.dead = result
         self._settled.set()
         if all(other.dead for other in self._lanes.values()):
             self.stop(self._why_dead())

@@ -367,7 +367,7 @@ def by_model(**ways):
             said = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
             return web.json_response({"choices": [said]})
         if way == "hangs":
-            await asyncio.sleep(60)
+            await asyncio.sleep(10)
         text = f"{way}: {body['messages'][0]['content']}"
         return web.json_response({"error": {"message": text}}, status=way)
 
@@ -404,3 +404,13 @@ def test_a_rows_time_ends_an_attempt_in_flight(tmp_path, rows):
                         "2", cwd=tmp_path, url=gateway.url)  # fmt: skip
         assert time.monotonic() - began < 20
     assert ended.returncode in (3, 4), ended.stderr.decode()
+
+
+def test_rows_of_a_dead_model_all_have_the_same_short_reason(tmp_path, rows):
+    """Each once quoted the one before it: hundreds of megabytes for a few thousand rows."""
+    with by_model(keyless=401, works="ok") as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "keyless", "-m", "works", "-n", "200",
+                        cwd=tmp_path, url=gateway.url)  # fmt: skip
+    assert ended.returncode == 3, ended.stderr.decode()
+    errors = {r["error"] for r in read_jsonl(tmp_path / "out.jsonl") if r["model"] == "keyless"}
+    assert max(map(len, errors)) < 200

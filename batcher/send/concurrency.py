@@ -26,6 +26,7 @@ class Concurrency:
 
     _GAIN = 1.1
     _CUT_SECONDS = 5.0
+    _FEW, _OFTEN = 3, 0.05
 
     def __init__(self, told: int | None, most: int = 1000) -> None:
         self.limit = told if told is not None else min(16, most)
@@ -40,6 +41,7 @@ class Concurrency:
         self._reset(None)
         self._cut = float("-inf")
         self._answered_since_cut = True
+        self._overloads = self._heard = 0
 
     def _reset(self, now: float | None) -> None:
         self._answers, self._seconds, self._busy, self._since = 0, 0.0, 0, now
@@ -52,6 +54,9 @@ class Concurrency:
             self._reset(now)
             return
         self._answered_since_cut = True
+        self._heard += 1
+        if self._heard >= 8 * max(self.limit, 16):  # What was long ago says nothing of now.
+            self._heard, self._overloads = self._heard // 2, self._overloads // 2
         self._answers += 1
         self._seconds += latency
         self._busy += in_flight >= 0.9 * self.limit
@@ -88,6 +93,11 @@ class Concurrency:
         """The server said that it is overloaded, or did not answer; at most one cut in 5 s."""
         if self._fixed or now - self._cut < self._CUT_SECONDS:
             return
+        self._overloads += 1
+        # One of many is no overload: some gateways fail a few at whatever width.
+        if self._overloads < max(self._FEW, self._OFTEN * (self._heard + self._overloads)):
+            return
+        self._overloads = self._heard = 0
         self._cut = now
         if self._trying is not None:
             self.limit, _rate = self._trying

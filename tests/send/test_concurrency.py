@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from batcher.job import Limits
 from batcher.send.gate import Gate, Heard, KeyGate
 from tests.support import clock
@@ -92,7 +94,7 @@ def test_a_server_of_so_many_places_refuses_little():
 
 
 def test_after_an_outage_it_comes_back_to_what_was_enough():
-    """Halved again and again for a minute, it must not crawl from one."""
+    """Cut during a minute of 503s, it must not crawl from there."""
 
     async def serve(time):
         if 60.0 <= time() < 120.0:
@@ -103,5 +105,23 @@ def test_after_an_outage_it_comes_back_to_what_was_enough():
 
     _, _, limits = against(serve, workers=64)
     assert limits[58] >= 64
-    assert min(limits[60:120]) < 8
+    assert min(limits[60:120]) <= 32  # Cut; the breaker holds the rest back.
     assert max(limits[120:160]) >= 32
+
+
+@pytest.mark.parametrize("every", [100, 50])
+def test_a_few_overloads_at_whatever_width_are_no_reason_to_crawl(every):
+    """One 503 of fifty once held a run at two in flight."""
+    served = 0
+
+    async def serve(_time):
+        nonlocal served
+        served += 1
+        if served % every == 3:
+            await asyncio.sleep(0.01)
+            return "overloaded"
+        await asyncio.sleep(1.0)
+        return "answered"
+
+    _, _, limits = against(serve, seconds=60.0)
+    assert limits[-1] >= 128
