@@ -366,12 +366,6 @@ class Job:
             )
         return Endpoint(url, url, key)
 
-    def asdict(self) -> dict[str, object]:
-        """Every field that is not at its default, for `run.json`."""
-        return {
-            f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default
-        }
-
 
 def _as_json(name: str, value: object) -> str:
     try:

@@ -35,8 +35,10 @@ def export(output: str, to: str | None = None, /) -> int:
     path = Path(to or output)
     if path.suffix not in (".jsonl", ".parquet"):
         raise JobError(f"{path}: its suffix tells no format; end it in .jsonl or .parquet.")
-    if path.is_dir() or not path.parent.is_dir():
-        raise JobError(f"{path}: it is a folder, or there is no folder {path.parent}.")
+    if path.is_dir():
+        raise JobError(f"{path}: it is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise JobError(f"{path}: there is no folder {path.parent}; make it first.")
     folder, manifest = found(output)
     epoch = manifest.epochs[-1]
     pins = msgspec.convert(epoch.inputs, list[Pin])

@@ -51,7 +51,6 @@ class Journal:
     Args:
         folder: The run folder, locked by the caller.
         alarm: Called once, from another thread, when the disk fails: stop sending.
-        reserve: Bytes to keep free for what is in flight when the disk is full.
 
     Attributes:
         trouble: How the disk failed first, if it did.
@@ -61,12 +60,7 @@ class Journal:
         OutputError: There is no room for the reserve, or the folder cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        alarm: Callable[[], None] = lambda: None,
-        reserve: int = _RESERVE_BYTES,
-    ) -> None:
+    def __init__(self, folder: Path, alarm: Callable[[], None] = lambda: None) -> None:
         self._folder = folder
         self._alarm = alarm
         self._queue: deque[Result | Kept] = deque()
@@ -78,13 +72,13 @@ class Journal:
         self._reserve = folder / "reserve"
         self._number = max((number for number, _ in segments(folder)), default=0)
         try:
-            _reserve(self._reserve, reserve)
+            _reserve(self._reserve)
             self._segment = self._next()
         except OSError as error:
             self._reserve.unlink(missing_ok=True)
             raise OutputError(
                 f"{folder}: results cannot be written here: {error.strerror}. batcher keeps "
-                f"{reserve >> 20} MB free there for what is in flight when a disk fills up; make "
+                f"{_RESERVE_BYTES >> 20} MB free there for what is in flight when a disk fills up; make "
                 "room, and run the same command again."
             ) from None
         # What both threads touch: the segment's list of what is not synced, and these.
@@ -253,16 +247,14 @@ class Journal:
         while True:
             with self._state:
                 self._state.wait_for(lambda: self._over or self._to_sync() is not None)
-                segment, sealing = self._to_sync(), self._full is not None
-                if segment is None:
+                if self._to_sync() is None:
                     return
-                if not sealing:  # More may come in the meantime.
+                if self._full is None:  # More may come in the meantime.
                     rest = last + _SYNC_SECONDS - time.monotonic()
                     self._state.wait_for(lambda: self._over or self._full is not None, rest)
-                    continue_with = self._to_sync()
-                    if continue_with is None:
-                        continue
-                    segment, sealing = continue_with, self._full is not None
+                segment, sealing = self._to_sync(), self._full is not None
+                if segment is None:
+                    continue
             try:
                 synced = segment.sync()
                 if sealing:
@@ -299,13 +291,13 @@ def _told(folder: Path, trouble: Exception, lost: int) -> str:
     return f"{what}{mend}, and run the same command again."
 
 
-def _reserve(path: Path, size: int) -> None:
-    """A file of real blocks, not of holes."""
+def _reserve(path: Path) -> None:
+    """Room for what is in flight when the disk is full: a file of real blocks, not of holes."""
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
         else:
-            file.writelines(bytes(1 << 20) for _ in range(size >> 20))
+            file.writelines(bytes(1 << 20) for _ in range(_RESERVE_BYTES >> 20))
 
 
 def _size(result: Result | Kept) -> int:

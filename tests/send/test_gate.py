@@ -166,19 +166,19 @@ def test_the_line_says_what_it_waits_for_and_for_how_long():
     assert waited["429"] == pytest.approx(5.0, abs=0.2)
 
 
-def test_an_overload_means_fewer_at_once_and_a_429_does_not():
-    """503, 529 and timeouts tell of load; a 429 tells of a rate."""
+def test_overloads_mean_fewer_at_once_and_429s_do_not():
+    """503, 529 and timeouts tell of load, once there are three; a 429 tells of a rate."""
 
-    async def work(how):
+    async def work(how, times):
         gate = a_gate()
         before = gate.concurrency.limit
-        await goes(gate, Heard(how))
+        for _ in range(times):
+            await goes(gate, Heard(how))
         return before, gate.concurrency.limit
 
-    before, after = clock.run(work("overloaded"))
-    assert after == before // 2
-    before, after = clock.run(work("refused"))
-    assert after == before
+    for how, times, part in (("overloaded", 2, 1), ("overloaded", 3, 2), ("refused", 3, 1)):
+        before, after = clock.run(work(how, times))
+        assert after == before // part, (how, times)
 
 
 def test_a_probe_that_hangs_is_not_waited_for_without_end():
