@@ -13,8 +13,9 @@ class Concurrency:
     Told a number, it is that number. Told nothing, it begins at 16 and doubles as long as that
     brings a tenth more answers a second. Where it does not, the server queues: by Little's law as
     many are worth sending as it answers a second times the time one takes without a queue, and a
-    tenth more. From there it tries a quarter more from time to time. An overload (503, 529, no
-    answer in time) halves it.
+    tenth more. From there it tries a quarter more from time to time. Overloads (503, 529, no answer
+    in time), once they are three and a twentieth of the answers, halve it, and from there it grows
+    by quarters only; those that follow a try take back the try, and the next one comes later.
 
     Args:
         told: The fixed number, or None to find it.
