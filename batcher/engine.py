@@ -8,6 +8,7 @@ slow model never holds up the others and nothing piles up in memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,13 @@ from itertools import pairwise
 from batcher.errors import JobError, RunStopped
 from batcher.job import Endpoint, Job
 from batcher.lanes import (
+    PENDING,
     EngineLane,
     Feed,
     Queue,
-    at_work,
     may_answer,
-    never_answered,
     silent_result,
+    why_dead,
 )
 from batcher.plan.requests import Plan, Todo
 from batcher.records import Outcome, Prompt, Result
@@ -41,14 +42,9 @@ __all__ = ["Emit", "Engine"]
 Emit = Callable[[Prompt, Result], Awaitable[None]]
 
 _CANARY_SECONDS = 10.0
-_FATAL_FIRST = 3
-_FATAL_LATER = 10
-_SAME_FIRST = 50
-_SILENT_FIRST = 60.0
+_DECIDE_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 _POLL_SECONDS = 0.02
-_PENDING = frozenset({Outcome.QUOTA, Outcome.CONNECTION, Outcome.RATE_LIMITED})
-"""What may pass: rows of a model that ended so are not sent, and stay pending."""
 
 
 class Engine:
@@ -64,6 +60,7 @@ class Engine:
 
     Attributes:
         stopped: Why the run ends early, once it does.
+        all_ok: Whether every row that ended so far was answered `ok`.
     """
 
     def __init__(
@@ -84,10 +81,13 @@ class Engine:
         self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
         self._lanes: dict[str, EngineLane] = {}
+        self._split = job.route == "split"
         self._shared = Queue()
+        self._tried: dict[int, set[str]] = {}  # Models that refused a row of a split, by row.
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
+        self.all_ok = True
         self._feeds = 0
         self._read_all = False  # By the feed that reads for all lanes.
         self._sender = Sender(
@@ -136,10 +136,10 @@ class Engine:
             of = self._summary.models[lane.model]
             of.limit_used, of.waited = lane.gate.share(), lane.gate.waited
         self._summary.total_limit_used = self._key_gate.share()
-        if self.stopped is None and lanes and all(map(never_answered, lanes)):
-            for lane in lanes:
-                lane.dead = lane.fatal
-            self.stopped = self._why_dead()
+        if self.stopped is None and lanes and all(lane.hopeless for lane in lanes):
+            self.stopped = JobError(why_dead(lanes))
+        if self.stopped is None and (dropped := [lane for lane in lanes if lane.dropped]):
+            self.stopped = RunStopped(why_dead(dropped))
         if isinstance(self.stopped, JobError) and any(lane.alive for lane in lanes):
             self.stopped = RunStopped(str(self.stopped))  # An answer came in while it drained.
 
@@ -149,7 +149,7 @@ class Engine:
         lane = self._lanes.get(model)
         if lane is None:
             gate = Gate(self._job.limits(model), self._key_gate)
-            queue = self._shared if self._job.route == "split" else Queue()
+            queue = self._shared if self._split else Queue()
             lane = self._lanes[model] = EngineLane(
                 model, slot, gate, queue, Patience(self._job.patience)
             )
@@ -177,7 +177,7 @@ class Engine:
             while lane.workers <= max(1, lane.gate.concurrency.limit):
                 while lane.next is not None and lane.next.queue.full and not self._stop.is_set():  # noqa: ASYNC110 (rare)
                     await asyncio.sleep(_POLL_SECONDS)
-                prompt = await lane.queue.take()
+                prompt = await (self._take(lane) if self._split else lane.queue.take())
                 if prompt is None:
                     break
                 if lane.dead is not None:
@@ -194,6 +194,30 @@ class Engine:
             lane.workers -= 1
             self._settled.set()
             self._upstream_done(lane)
+
+    async def _take(self, lane: EngineLane) -> Prompt | None:
+        """The next row of a split, once it could go at once: in line it would be no other's."""
+        async with lane.turn:
+            while lane.dead is None and not (lane.queue.closed and not lane.queue):
+                if self._free(lane, lane.queue.first):
+                    prompt = await lane.queue.take()
+                    if prompt is None or (self._free(lane, prompt) and self._may(lane, prompt)):
+                        return prompt
+                    lane.queue.put(prompt)
+                await asyncio.sleep(_POLL_SECONDS)
+        return None
+
+    def _free(self, lane: EngineLane, prompt: Prompt | None) -> bool:
+        size, most = (0, None) if prompt is None else (len(prompt.fields), prompt.max_tokens)
+        return self._stop.is_set() or lane.gate.free(*lane.way.estimate.tokens(size, most))
+
+    def _may(self, lane: EngineLane, prompt: Prompt) -> bool:
+        """Whether a row of a split may go to a model: not to one that refused it, if there is another."""
+        tried = self._tried.get(prompt.row)
+        return not tried or lane.model not in tried or not self._untried(tried)
+
+    def _untried(self, tried: set[str]) -> bool:
+        return any(of.dead is None and of.model not in tried for of in self._lanes.values())
 
     async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
@@ -230,28 +254,28 @@ class Engine:
         raise Closed
 
     async def _done(self, lane: EngineLane, prompt: Prompt, result: Result) -> None:
-        if self._gives_back(lane, result):
-            self._judge(lane, result)
-            self._give_back(prompt)
-            return
-        await self._record(prompt, result)
-        self._judge(lane, result)
+        again = self._split and self._for_another(lane, prompt, result)
         after = lane.next if result.status is not Outcome.OK else None
         while after is not None and after.slot not in self._plan.pending(prompt.row):
             after = after.next
+        await self._record(prompt, result, last=not again and after is None)
+        self._judge(lane, result)
+        if again:
+            self._give_back(prompt)
         if after is not None:
             after.queue.put(prompt)
             self._spawn(after)
         await self._journal_room()
 
-    def _gives_back(self, lane: EngineLane, result: Result) -> bool:
-        """Whether a row goes to another model, since this one never worked (`split`)."""
-        return (
-            self._job.route == "split"
-            and result.status in FATAL
-            and not lane.alive
-            and any(other.dead is None for other in self._lanes.values() if other is not lane)
-        )
+    def _for_another(self, lane: EngineLane, prompt: Prompt, result: Result) -> bool:
+        """Whether a row of a split goes to another model: this one refuses whatever it is sent."""
+        if result.status in FATAL:
+            tried = self._tried.setdefault(prompt.row, set())
+            tried.add(lane.model)
+            if self._untried(tried):
+                return True
+        self._tried.pop(prompt.row, None)
+        return False
 
     def _give_back(self, prompt: Prompt) -> None:
         """Puts a row back for whichever model works; its workers may have ended already."""
@@ -265,40 +289,26 @@ class Engine:
         while self._journal.full:  # noqa: ASYNC110 (a thread empties it)
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _record(self, prompt: Prompt, result: Result) -> None:
+    async def _record(self, prompt: Prompt, result: Result, *, last: bool = True) -> None:
+        """Keeps a result; `last` when no other model will be asked for this row."""
         self._journal.put(result)
         self._summary.add(result)
-        if self._emit is not None:
-            await self._emit(prompt, result)
+        if last:
+            self.all_ok &= result.status is Outcome.OK
+            if self._emit is not None:
+                await self._emit(prompt, result)
 
     def _judge(self, lane: EngineLane, result: Result) -> None:
         """Wakes a lane that answers; closes one that only ever fails in a way that stays."""
-        if result.status is Outcome.BAD_REQUEST and not lane.alive:
-            same = lane.fatal is not None and lane.fatal.error == result.error
-            lane.streak = lane.streak + 1 if same else 1
-            lane.fatal = result
-            self._wake(lane)
-            if lane.streak >= _SAME_FIRST:
-                self._close_lane(lane, result)
-            return
-        if result.status not in FATAL:
+        if lane.judge(result):
+            self._close_lane(lane, result)
+        elif result.status not in FATAL:
             if result.status.answered or result.http_status is not None:
-                lane.alive = lane.alive or result.status.answered
-                lane.streak = 0
                 self._wake(lane)
             if lane.awake:
                 self._spawn(lane)
-            if lane.alive:
+            if lane.responds:
                 self._settled.set()
-            return
-        lane.streak += 1
-        lane.fatal = result
-        most = _FATAL_LATER if lane.alive else _FATAL_FIRST
-        # Of money a gateway that reserves it may refuse the dear requests only, but says so by 403.
-        if result.status is Outcome.QUOTA and result.http_status != 403:
-            most = 1
-        if lane.streak >= most:
-            self._close_lane(lane, result)
 
     @asynccontextmanager
     async def _looking(self) -> AsyncGenerator[None, None]:
@@ -321,55 +331,31 @@ class Engine:
 
     def _close_lane(self, lane: EngineLane, result: Result) -> None:
         if lane.dead is None:  # Rows buried later quote it; it must not come to quote them.
-            lane.dead = result
+            lane.dead, lane.dead_since = result, asyncio.get_running_loop().time()
         self._settled.set()
-        if all(other.dead for other in self._lanes.values()):
-            self.stop(self._why_dead())
-
-    def _why_dead(self) -> Exception:
-        first = next(lane.dead for lane in self._lanes.values() if lane.dead is not None)
-        advice = {
-            Outcome.AUTH: "check the API key and what it may use",
-            Outcome.QUOTA: "the account's money or allowance is used up; top it up or wait",
-            Outcome.NOT_FOUND: "check the model ID and --base-url",
-            Outcome.RATE_LIMITED: "the gateway refuses every request; ask for less, or wait",
-            Outcome.CONNECTION: "check --base-url and the network, or wait",
-            Outcome.BAD_REQUEST: "every request was refused with these words; check --param",
-        }[first.status]
-        models = ", ".join(lane.model for lane in self._lanes.values())
-        what = f"the gateway answers {first.http_status}: " if first.http_status else ""
-        text = f"{models}: {what}{first.error} — {advice}."
-        paid = any(lane.alive for lane in self._lanes.values())
-        return RunStopped(text) if paid else JobError(text)
+        known = self._job.models or self._read_all  # Later rows may name a model that works.
+        if known and all(other.dead for other in self._lanes.values()):
+            self.stop(JobError(why_dead(self._lanes.values())))
 
     async def _bury(self, lane: EngineLane, prompt: Prompt) -> bool:
         """What becomes of a row whose model is closed; False when the worker should end.
 
-        Out of quota, rows stay pending. Otherwise they get the model's failure without being sent,
-        but only once another model is known to work: if none does, the run stops instead.
+        What may pass leaves rows pending. Else they get the model's failure without being sent,
+        once another model is known to work: if none does, the run stops instead. That is waited
+        for a while only, as the others may need this lane's queue to be emptied.
         """
         dead = lane.dead
         assert dead is not None
-        if self._job.route == "split":
+        if self._split:
             self._give_back(prompt)
             return False
-        others = [other for other in self._lanes.values() if other is not lane]
-        while (
-            lane.next is None  # In a fallback the next one gets its rows from here alone.
-            and not self._stop.is_set()
-            and not any(other.alive for other in others)
-        ):
-            if self._read_all and not any(map(at_work, others)):
-                self.stop(self._why_dead())
-                break
-            self._settled.clear()
-            await self._settled.wait()
+        if dead.status in PENDING and lane.next is None:
+            lane.dropped = True
+            return True
+        if lane.next is None:  # In a fallback the next one gets its rows from here alone.
+            await self._decided(lane)
         if self._stop.is_set():
             return False
-        if dead.status in _PENDING and lane.next is None:
-            if self.stopped is None:
-                self.stopped = RunStopped(f"{lane.model}: {dead.error}.")
-            return True
         request = self._plan.request(prompt, lane.model)
         await self._done(
             lane,
@@ -387,6 +373,18 @@ class Engine:
             ),
         )
         return True
+
+    async def _decided(self, lane: EngineLane) -> None:
+        """Waits until it shows whether any model but this one works, ten seconds at most."""
+        others = [other for other in self._lanes.values() if other is not lane]
+        now = asyncio.get_running_loop().time
+        while not self._stop.is_set() and not any(other.responds for other in others):
+            left = lane.dead_since + _DECIDE_SECONDS - now()
+            if left <= 0 or (self._read_all and not any(other.at_work for other in others)):
+                return
+            self._settled.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), left)
 
     def _upstream_done(self, lane: EngineLane) -> None:
         """A fallback's next lane is closed when nothing can come from this one any more."""
@@ -473,6 +471,11 @@ class Engine:
         return feed.main if lane is None else lane.queue.feed in (None, feed)
 
     # Watching
+
+    @property
+    def closed(self) -> str:
+        """Which models were given up on the way, and why; nothing if none was."""
+        return why_dead(lane for lane in self._lanes.values() if lane.dead is not None)
 
     @property
     def lanes(self) -> list[EngineLane]:

@@ -6,8 +6,10 @@ Touches: the clock.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.estimate import Estimate, Patience
@@ -16,14 +18,29 @@ from batcher.send.retry import FATAL
 from batcher.send.sender import Lane
 
 __all__ = [
+    "PENDING",
     "EngineLane",
     "Feed",
     "Queue",
-    "at_work",
     "may_answer",
-    "never_answered",
     "silent_result",
+    "why_dead",
 ]
+
+PENDING = frozenset({Outcome.QUOTA, Outcome.CONNECTION, Outcome.RATE_LIMITED})
+"""What may pass: rows of a model that ended so are not sent, and stay pending."""
+
+_FATAL_FIRST = 3
+_FATAL_LATER = 10
+_SAME_FIRST = 50
+_ADVICE = {
+    Outcome.AUTH: "check the API key and what it may use",
+    Outcome.QUOTA: "the account's money or allowance is used up; top it up or wait",
+    Outcome.NOT_FOUND: "check the model ID and --base-url",
+    Outcome.RATE_LIMITED: "the gateway refuses every request; ask for less, or wait",
+    Outcome.CONNECTION: "check --base-url and the network, or wait",
+    Outcome.BAD_REQUEST: "every request was refused with these words; check --param",
+}
 
 _QUEUE_ROWS = 400
 _QUEUE_BYTES = 32 << 20
@@ -42,6 +59,11 @@ class Queue:
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    @property
+    def first(self) -> Prompt | None:
+        """The prompt that would be taken now."""
+        return self._prompts[0] if self._prompts else None
 
     @property
     def full(self) -> bool:
@@ -92,8 +114,15 @@ class EngineLane:
 
     Attributes:
         slot: Which of the plan's slots its results belong to.
-        dead: The fatal result that closed the lane, or None.
+        awake: Whether it has all its workers: the first answer came, or takes its time.
+        alive: Whether it ever answered.
+        responds: Whether it answered, or refused rows for reasons of their own.
+        fatal: The last result that may be the same for every row.
+        dead: The result that closed the lane, or None.
+        dead_since: When that was (monotonic clock).
+        dropped: Whether rows of it stay pending since it is dead.
         last: How a first attempt failed last.
+        turn: Held by the one worker that looks for room before it takes a row (`split`).
     """
 
     def __init__(
@@ -107,12 +136,52 @@ class EngineLane:
         self.workers = 0
         self.awake = False
         self.alive = False
+        self.responds = False
         self.dead: Result | None = None
+        self.dead_since = 0.0
+        self.dropped = False
         self.fatal: Result | None = None
         self.streak = 0
         self.last = ""
         self.retrying: set[asyncio.Task[None]] = set()
         self.next: EngineLane | None = None
+        self.turn = asyncio.Lock()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it is closed, or all that ever came of it was one fatal outcome."""
+        fatal = self.fatal is not None and self.fatal.status in FATAL
+        return self.dead is not None or (fatal and self.streak > 0 and not self.alive)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether answers may still come: its workers end with its rows."""
+        return self.dead is None and bool(self.workers or self.retrying)
+
+    def judge(self, result: Result) -> bool:
+        """Takes a result into account; whether it is one too many of those that stay.
+
+        A few 400s say little of the others, 50 that begin the run with the same words do. Money
+        that ran out is believed at once, unless by 403: a gateway that reserves the price of a
+        request may refuse the dear ones only, and says so.
+        """
+        status = result.status
+        if status is Outcome.BAD_REQUEST and not self.alive:
+            same = self.fatal is not None and _words(self.fatal) == _words(result)
+            self.responds |= self.fatal is not None and not same
+            self.streak = self.streak + 1 if same else 1
+            self.fatal = result
+            return self.streak >= _SAME_FIRST
+        if status in FATAL:
+            self.streak += 1
+            self.fatal = result
+            most = _FATAL_LATER if self.alive else _FATAL_FIRST
+            return self.streak >= most or (status is Outcome.QUOTA and result.http_status != 403)
+        if status.answered or result.http_status is not None:
+            self.alive |= status.answered
+            self.responds |= status.answered or status is Outcome.CONTEXT_LENGTH
+            self.streak = 0
+        return False
 
 
 class Feed:
@@ -122,17 +191,6 @@ class Feed:
         self.queues = queues
         self.main = main
         self.room = asyncio.Event()
-
-
-def at_work(lane: EngineLane) -> bool:
-    """Whether answers may still come from a lane: its workers end with its rows."""
-    return lane.dead is None and bool(lane.workers or lane.retrying)
-
-
-def never_answered(lane: EngineLane) -> bool:
-    """Whether all that ever came from a lane was one fatal outcome."""
-    fatal = lane.fatal is not None and lane.fatal.status in FATAL
-    return fatal and lane.streak > 0 and not lane.alive
 
 
 def may_answer(lane: EngineLane) -> bool:
@@ -153,3 +211,19 @@ def silent_result(lane: EngineLane, seconds: float) -> Result:
         custom_id="",
         error=f"no answer for {seconds:.0f} s{last}",
     )
+
+
+def why_dead(lanes: Iterable[EngineLane]) -> str:
+    """A sentence for each way in which these lanes ended, and what to do about it."""
+    ways: dict[str, list[str]] = {}
+    for lane in lanes:
+        if (last := lane.dead or lane.fatal) is not None:
+            what = f"the gateway answers {last.http_status}: " if last.http_status else ""
+            way = f"{what}{last.error} — {_ADVICE[last.status]}."
+            ways.setdefault(way, []).append(lane.model)
+    return " ".join(f"{', '.join(models)}: {way}" for way, models in ways.items())
+
+
+def _words(result: Result) -> str:
+    """What a refusal says, without the numbers and request IDs that differ each time."""
+    return re.sub(r"\S*\d\S*", "", result.error or "")

@@ -33,7 +33,6 @@ from batcher.plan.survey import survey
 from batcher.read import marks, spool
 from batcher.read.files import InputFile, expand
 from batcher.read.inputs import Inputs
-from batcher.records import Outcome
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
 from batcher.watch import heartbeat, snapshot
@@ -284,6 +283,8 @@ class Runner:
             await asyncio.shield(asyncio.to_thread(journal.close))
         if engine.stopped is not None:
             raise engine.stopped
+        if engine.closed:
+            self._say(engine.closed)
 
     async def _beat(self, folder: Path) -> None:
         """Keeps `status.json` fresh until cancelled."""
@@ -308,8 +309,8 @@ class Runner:
         self._state = "writing output"
         if job.output == "-":
             self.summary.finish("done")
-            bad = any(not _all_ok(of.outcomes) for of in self.summary.models.values())
-            return Report(self.summary, 3 if bad else 0, "-", "")
+            all_ok = self._engine is None or self._engine.all_ok
+            return Report(self.summary, 0 if all_ok else 3, "-", "")
         if (name := inputs.changed()) is not None:
             raise OutputError(
                 f"{name} changed while the run was going on, so its rows and the answers cannot be "
@@ -328,10 +329,6 @@ class Runner:
                 f"{text}, but {written.missing:,} are missing; run the same command again."
             )
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text + ".")
-
-
-def _all_ok(outcomes: dict[Outcome, int]) -> bool:
-    return not any(n for outcome, n in outcomes.items() if outcome is not Outcome.OK)
 
 
 def _check_output(output: Path, folder: Path, job: Job) -> None:

@@ -1,8 +1,10 @@
 """The engine's moving parts, seen from the gateway."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
+import json
 import re
 import socket
 import threading
@@ -12,6 +14,8 @@ from decimal import Decimal
 import pytest
 from aiohttp import web
 
+from batcher import api
+from batcher.errors import JobError
 from batcher.simulate.server import running
 from batcher.simulate.settings import SimulatedModel, Simulation
 from tests.support import echo
@@ -358,33 +362,125 @@ def test_an_outage_of_one_model_leaves_its_rows_pending_and_the_others_alone(tmp
 
 
 def by_model(**ways):
-    """A gateway whose models answer each in a way of its own: a status, or "ok"."""
+    """A gateway whose models answer each in a way of its own.
+
+    A way is "ok", "hangs", a status whose words name the row, or two of them and after how many
+    answers the second begins.
+    """
+    asked = collections.Counter()
 
     async def answer(request):
         body = await request.json()
         way = ways[body["model"]]
+        asked[body["model"]] += 1
+        if isinstance(way, tuple):
+            way = way[asked[body["model"]] > way[2]]
         if way == "ok":
             said = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
             return web.json_response({"choices": [said]})
         if way == "hangs":
             await asyncio.sleep(10)
         text = f"{way}: {body['messages'][0]['content']}"
-        return web.json_response({"error": {"message": text}}, status=way)
+        error = {"message": text, "code": "insufficient_quota" if way == 429 else None}
+        return web.json_response({"error": error}, status=way)
 
     return echo.running(answer)
 
 
+A_WORD_EACH = [
+    {"prompt": "".join(map(chr, map((49).__add__, str(n).encode())))} for n in range(900)
+]
+"""Prompts without a number in them, so that each one's refusal has words of its own."""
+
+
+@pytest.mark.parametrize(
+    ("route", "ways", "status", "ended"),
+    [
+        ("each", {"a": 400, "b": 401}, 3, {("a", "bad_request"), ("b", "auth")}),
+        ("fallback", {"a": 400, "b": 401}, 3, {("b", "auth")}),
+        ("fallback", {"a": 400, "b": 429}, 4, None),
+        ("each", {"a": 400, "b": ("ok", 429, 300)}, 4, None),
+        ("split", {"a": ("ok", 401, 50), "b": "ok"}, 0, {("a", "ok"), ("b", "ok")}),
+        ("split", {"a": ("ok", 429, 50), "b": "ok"}, 0, {("a", "ok"), ("b", "ok")}),
+        ("split", {"a": ("ok", 401, 50), "b": ("ok", 429, 60)}, 4, None),
+    ],
+)
+def test_a_run_ends_however_its_models_do(tmp_path, route, ways, status, ended):
+    """More rows than any queue holds; no model waits for another that waits for it."""
+    write_jsonl(tmp_path / "in.jsonl", A_WORD_EACH)
+    with by_model(**ways) as gateway:
+        run = batcher("run", "in.jsonl", "-o", "out.jsonl", "-m", "a", "-m", "b", "--route", route,
+                      cwd=tmp_path, url=gateway.url, timeout=60)  # fmt: skip
+    assert run.returncode == status, run.stderr.decode()
+    assert b"b: the gateway" in run.stderr or b"a: the gateway" in run.stderr
+    if ended is None:
+        assert b"top it up" in run.stderr
+    else:
+        out = read_jsonl(tmp_path / "out.jsonl")
+        assert len(out) == (1800 if route == "each" else 900)
+        assert {(row["model"], row["status"]) for row in out} == ended
+
+
+@pytest.mark.parametrize("n", [2, 5, 40])
 @pytest.mark.parametrize("own", [False, True])
-def test_a_run_ends_when_no_model_can_answer_any_more(tmp_path, own):
-    """One refuses every row, the other has a wrong key: nobody is left to wait for."""
-    rows = [{"prompt": f"{n}", "model": model} for n in range(5) for model in ("bad", "keyless")]
+def test_how_a_run_ends_does_not_hang_on_how_many_rows_it_has(tmp_path, n, own):
+    """One model refuses every row, the other has a wrong key: nobody is left to wait for."""
+    rows = [{"prompt": f"{n}", "model": model} for n in range(n) for model in ("bad", "keyless")]
+    models = []
+    if not own:
+        rows, models = rows[::2], ["-m", "bad", "-m", "keyless"]
     write_jsonl(tmp_path / "in.jsonl", rows)
-    models = [] if own else ["-m", "bad", "-m", "keyless"]
     with by_model(bad=400, keyless=401) as gateway:
         ended = batcher("run", "in.jsonl", "-o", "out.jsonl", *models, "--max-retries", "0",
                         cwd=tmp_path, url=gateway.url)  # fmt: skip
+    assert ended.returncode == 3, ended.stderr.decode()
+    assert len(read_jsonl(tmp_path / "out.jsonl")) == 2 * n
+
+
+def test_each_model_that_ends_a_run_is_named_with_its_own_failure(tmp_path, rows):
+    """Sixty refusals in the same words are more than bad luck."""
+    with by_model(bad=400, keyless=401) as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "bad", "-m", "keyless",
+                        cwd=tmp_path, url=gateway.url)  # fmt: skip
     assert ended.returncode == 2
-    assert b"check the API key" in ended.stderr
+    text = ended.stderr.decode()
+    assert re.search(r"bad: the gateway answers 400: .* check --param\. keyless: the .* 401", text)
+
+
+def test_a_model_that_does_not_exist_says_nothing_of_those_named_later(tmp_path, monkeypatch):
+    """More rows than its queue holds stand before the first row of the good one."""
+    monkeypatch.setattr("batcher.engine._DECIDE_SECONDS", 0.3)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    rows = [{"prompt": f"{n}", "model": "gone" if n < 900 else "good"} for n in range(1000)]
+    with by_model(gone=404, good="ok") as gateway:
+        report = api.run(rows, tmp_path / "out.jsonl", base_url=gateway.url)
+        with pytest.raises(JobError, match="check the model ID"):
+            api.run(rows[:900], tmp_path / "none.jsonl", base_url=gateway.url)
+    assert report.exit_status == 3
+    ended = collections.Counter(row["status"] for row in read_jsonl(tmp_path / "out.jsonl"))
+    assert ended == {"not_found": 900, "ok": 100}
+
+
+def test_a_row_is_written_once_when_a_fallback_saves_it(tmp_path, rows):
+    """To stdout too, where rows go as they finish."""
+    with by_model(a=400, b="ok") as gateway:
+        ended = batcher("run", rows, "-o", "-", "-m", "a", "-m", "b", "--route", "fallback", "-n",
+                        "20", cwd=tmp_path, url=gateway.url)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr.decode()
+    out = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [(r["model"], r["status"]) for r in out] == [("b", "ok")] * 20
+
+
+def test_a_limited_model_keeps_no_row_of_a_split_from_an_idle_one(tmp_path, rows):
+    """One request a minute: what it cannot send at once the other one sends."""
+    with by_model(limited="ok", idle="ok") as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "limited", "-m", "idle", "--route",
+                        "split", "--rpm", "limited=1", cwd=tmp_path, url=gateway.url,
+                        timeout=50)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr.decode()
+    models = collections.Counter(r["model"] for r in read_jsonl(tmp_path / "out.jsonl"))
+    assert models["limited"] <= 2
+    assert models.total() == 2000
 
 
 def test_split_gives_the_rows_of_a_model_that_never_worked_to_the_others(tmp_path, rows):

@@ -263,6 +263,19 @@ class Gate:
         _place, tokens, most = self._line[0]
         return most if self._up_front and most is not None else tokens
 
+    def free(self, tokens: float, most: float | None = None) -> bool:
+        """Whether a request of so many tokens would be let in at once."""
+        now = self._clock()
+        asked = most if self._up_front and most is not None else tokens
+        waits = (
+            self._own.wait(asked, now)[0],
+            self._key.level.wait(asked, now)[0],
+            self.breaker.wait(now),
+            self._key.breaker.wait(now),
+            self._shut_until - now,
+        )
+        return not self._line and max(waits) <= 0.0
+
     def ready(self, now: float) -> bool:
         """Whether the first in line may go as far as its own model is concerned."""
         if self._timer is not None:

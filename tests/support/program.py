@@ -20,7 +20,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def batcher(
-    *words: str | Path, cwd: Path, url: str | None = None, stdin: bytes | None = None, **env: str
+    *words: str | Path,
+    cwd: Path,
+    url: str | None = None,
+    stdin: bytes | None = None,
+    timeout: float = 120,
+    **env: str,
 ):
     """Runs a command to its end; `url` is a gateway to use through OPENAI_BASE_URL."""
     return subprocess.run(
@@ -29,7 +34,7 @@ def batcher(
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
-        timeout=120,
+        timeout=timeout,
         env=environment(**_gateway(url), **env),
         check=False,
     )
