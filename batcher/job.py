@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -187,11 +187,14 @@ class Job:
                 raise JobError(
                     f"batcher has no option {name!r}; there are {', '.join(sorted(known))}."
                 )
-        for name in ("inputs", "models", "retry"):
-            if isinstance(asked.get(name), str):
-                asked[name] = (asked[name],)
-            elif name in asked:
-                asked[name] = tuple(asked[name])
+        for name in ("inputs", "models", "retry", "params"):
+            value = asked.get(name)
+            if isinstance(value, str):
+                asked[name] = (value,)
+            elif isinstance(value, Iterable) and not isinstance(value, Mapping):
+                asked[name] = tuple(value)
+            elif value is None:
+                asked.pop(name, None)
         for name in ("rpm", "tpm", "concurrency"):
             value = asked.get(name)
             if isinstance(value, Mapping):
@@ -206,6 +209,14 @@ class Job:
             )
         if "output" in asked:
             asked["output"] = os.fspath(asked["output"])
+        types = get_type_hints(cls)
+        for name, value in asked.items():
+            try:
+                msgspec.convert(value, tuple[str, ...] if name == "retry" else types[name])
+            except msgspec.ValidationError as error:
+                words = _words(types[name])
+                why = f"it is one of {', '.join(words)}" if words else error
+                raise JobError(f"{name}={value!r:.200}: {why}.") from None
         return cls(**asked)
 
     def __post_init__(self) -> None:
@@ -365,6 +376,14 @@ class Job:
                 f"{key_name} holds characters that no HTTP header can carry; set it anew."
             )
         return Endpoint(url, url, key)
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that a type allows, quoted; none for a type that allows anything else."""
+    parts = (kind,) if get_origin(kind) is Literal else get_args(kind)
+    if not all(get_origin(part) is Literal or part is type(None) for part in parts):
+        return []
+    return [repr(word) for part in parts for word in get_args(part)]
 
 
 def _as_json(name: str, value: object) -> str:

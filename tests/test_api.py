@@ -1,6 +1,7 @@
 """`batcher.run` and `batcher.stream` from Python."""
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import batcher
+from batcher.job import Job
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support.program import environment
@@ -93,6 +95,26 @@ def test_what_cannot_be_done_is_a_job_error(tmp_path, gateway):
         batcher.run([{"prompt": "x"}], output=tmp_path / "o.jsonl", modles=["m"])
     with pytest.raises(batcher.JobError, match="item 2 is a int"):
         batcher.run([{"prompt": "x"}, 7], output=tmp_path / "o.jsonl", models=["m"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"changed": "Keep"}, "one of 'resend', 'keep'"),
+        ({"overwrite": "no"}, "Expected `bool`"),
+        ({"route": "any"}, "one of 'each', 'fallback', 'split'"),
+        ({"limit": 2.5}, "limit=2.5"),
+        ({"max_retries": "3"}, "Expected `int`"),
+        ({"attempt_timeout": "soon"}, "attempt_timeout='soon'"),
+        ({"models": [1]}, "Expected `str`"),
+        ({"retry": ["fault"]}, "no such outcome"),
+        ({"inputs": 5}, "inputs=5"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_not_guessed_at(options, said):
+    """`overwrite="no"` once forgot every answer, `changed="Keep"` sent them all again."""
+    with pytest.raises(batcher.JobError, match=re.escape(said)):
+        Job.of(**{"output": "o.jsonl", "models": ["m"], **options})
 
 
 def test_ctrl_c_in_a_script_keeps_what_is_in_flight(tmp_path):
