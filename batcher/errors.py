@@ -56,6 +56,10 @@ class OutputError(BatcherError):
     exit_status = 1
 
 
+class Damaged(OutputError):
+    """The journal does not hold what it held; the output was left as it is."""
+
+
 class RunStopped(BatcherError):
     """The run ended before every request was answered, and the same command continues it."""
 

@@ -26,11 +26,13 @@ class Finished:
     Attributes:
         rows: Output rows.
         missing: Rows that have no result yet and were left out.
+        lost: How many of them had one that is damaged now.
         all_ok: Whether every row that was written is ok.
     """
 
     rows: int
     missing: int
+    lost: int
     all_ok: bool
 
 
@@ -57,6 +59,8 @@ def export(
             it is touched.
 
     Raises:
+        Damaged: Answers are not what they were, and the output would lack them. Not raised when
+            the caller holds no lock, so cannot send them again, and there is no output to spoil.
         OutputError: The output cannot be written.
     """
     asked = manifest.asked
@@ -67,17 +71,22 @@ def export(
             go_on()
             segment = index.load(path, number, keep=locked)
             winners.add(segment.entries, slots_of(segment.models, asked.models))
-    with results.Picks(folder, winners, asked.route, len(slots), go_on) as picks:
-        if output.suffix == ".jsonl":
-            written = results.write_jsonl(output, inputs.dicts(), picks, keep_raw=asked.keep_raw)
-        else:
-            written = _parquet(output, inputs, picks, keep_raw=asked.keep_raw, say=say)
-    for number in picks.damaged if locked else ():
-        # The sidecar promises a line that is not there: the next start reads the segment itself.
-        (folder / f"journal-{number:06}.idx").unlink(missing_ok=True)
+    strict = locked or output.exists()
+    picks = results.Picks(folder, winners, asked.route, len(slots), go_on, strict=strict)
+    try:
+        with picks:
+            if output.suffix == ".jsonl":
+                rows = inputs.dicts()
+                written = results.write_jsonl(output, rows, picks, keep_raw=asked.keep_raw)
+            else:
+                written = _parquet(output, inputs, picks, keep_raw=asked.keep_raw, say=say)
+    finally:
+        for number in picks.damaged if locked else ():
+            # Its sidecar promises lines that are not there: the segment is to be read again.
+            (folder / f"journal-{number:06}.idx").unlink(missing_ok=True)
     for old, new in written.renamed.items():
         say(f"The input column {old!r} has the name of a result; it stands as {new!r}.")
-    return Finished(written.rows, written.missing, set(written.statuses) <= {"ok"})
+    return Finished(written.rows, written.missing, picks.lost, set(written.statuses) <= {"ok"})
 
 
 def _parquet(

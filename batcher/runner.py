@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 
 from batcher.engine import Emit, Engine
-from batcher.errors import JobError, OutputError, RunStopped
+from batcher.errors import Damaged, JobError, OutputError, RunStopped
 from batcher.finish import export
 from batcher.job import Endpoint, Job
 from batcher.plan.requests import Plan, settings_of
@@ -36,7 +36,7 @@ from batcher.read.inputs import Inputs
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
 from batcher.watch import heartbeat, snapshot
-from batcher.write import status
+from batcher.write import aside, status
 from batcher.write.journal import Journal
 from batcher.write.lock import FULL, Lock
 from batcher.write.manifest import Manifest
@@ -44,6 +44,7 @@ from batcher.write.manifest import Manifest
 __all__ = ["Report", "Runner"]
 
 _BEAT_SECONDS = 5.0
+_HEALINGS = 2
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ class Runner:
         lock = Lock(folder)
         try:
             _sweep(output)
+            if not job.dry_run:
+                aside.settle(folder)
             return await self._locked(folder)
         except BrokenPipeError:
             raise
@@ -168,22 +171,18 @@ class Runner:
         plan, manifest = await asyncio.to_thread(self._prepare, folder, inputs, endpoint)
         if job.dry_run:
             return await asyncio.to_thread(self._dry, plan)
-        if job.overwrite:
-            _forget(folder)
-        else:
+        replaced = job.overwrite and aside.set_aside(folder)
+        if not job.overwrite:
             self._say_if_killed(folder)
-        manifest.save(folder)
-        marks.save(folder, inputs.pins, inputs.marks)
         for slot, model in enumerate(plan.slots):
             for outcome, n in plan.settled(slot).items():
                 self.summary.add_earlier(model, outcome, n)
-        ended = "failed"
+        ended, report = "failed", None
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if job.simulate:
                     endpoint = await stack.enter_async_context(_simulated())
-                await self._send(folder, endpoint, plan)
-            report = await self._finish(folder, inputs, manifest)
+                report = await self._answered(folder, inputs, plan, manifest, endpoint)
             ended = "interrupted" if report.exit_status == 130 else "done"
         except RunStopped:
             ended = "stopped"
@@ -193,7 +192,30 @@ class Runner:
             raise
         finally:
             status.save(folder, {**self._heartbeat(), "state": ended})
+            if replaced and (ended == "done" or _any_answer(self.summary)):
+                aside.forget(folder)
+            elif replaced:
+                aside.restore(folder)
+                self._say("Nothing was answered; the results from before are kept.")
         return report
+
+    async def _answered(
+        self, folder: Path, inputs: Inputs, plan: Plan, manifest: Manifest, endpoint: Endpoint
+    ) -> Report:
+        """Sends what is to send and writes the output; again for what is found to be damaged then."""
+        for healing in range(_HEALINGS + 1):
+            manifest.save(folder)
+            marks.save(folder, inputs.pins, inputs.marks)
+            await self._send(folder, endpoint, plan)
+            try:
+                return await self._finish(folder, inputs, manifest)
+            except Damaged as error:
+                if healing == _HEALINGS:
+                    raise Damaged(f"{error}, again; see to the disk.") from None
+                self._say(f"{error}; those rows are sent again.")
+                self._job = replace(self._job, overwrite=False)
+                plan, manifest = await asyncio.to_thread(self._prepare, folder, inputs, endpoint)
+        raise AssertionError
 
     # Before
 
@@ -236,8 +258,9 @@ class Runner:
             models = told.get("models", {}).values()
             flying = sum(of.get("in_flight", 0) for of in models)
             self._say(
-                f"The run before was ended from outside at about {told.get('updated')}; some {flying:,} "
-                "requests were in flight then, which may have been billed and are sent again."
+                f"The run before was ended from outside, soon after {told.get('updated')}. What was in "
+                f"flight{f' (about {flying:,} requests)' if flying else ''} may have been billed and is "
+                "sent again."
             )
 
     def _dry(self, plan: Plan) -> Report:
@@ -288,9 +311,11 @@ class Runner:
 
     async def _beat(self, folder: Path) -> None:
         """Keeps `status.json` fresh until cancelled."""
+        pause = _BEAT_SECONDS / 16  # Who kills a run at once is told what was in flight, too.
         while True:
             await asyncio.to_thread(status.save, folder, self._heartbeat())
-            await asyncio.sleep(_BEAT_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _BEAT_SECONDS)
 
     def _heartbeat(self) -> dict[str, object]:
         return heartbeat(self._snapshot())
@@ -305,7 +330,8 @@ class Runner:
         job = self._job
         if self._interrupted:
             self.summary.finish("interrupted")
-            return Report(self.summary, 130, None, "Interrupted; what was answered is kept.")
+            kept = "kept" if job.output != "-" else "written"
+            return Report(self.summary, 130, None, f"Interrupted; what was answered is {kept}.")
         self._state = "writing output"
         if job.output == "-":
             self.summary.finish("done")
@@ -344,22 +370,26 @@ def _check_output(output: Path, folder: Path, job: Job) -> None:
         raise JobError(f"{output}: there is no folder {parent}; make it first.")
     if not os.access(parent, os.W_OK):
         raise JobError(f"{output}: the folder {parent} cannot be written.")
+    names = []
     if folder.exists():
-        ours = folder.is_dir() and ((folder / "LOCK").exists() or not any(folder.iterdir()))
-        if not ours:
+        try:
+            names = os.listdir(folder)
+        except NotADirectoryError:
+            names = [folder.name]
+        except OSError as error:
+            raise JobError(f"{folder}: it cannot be read: {error.strerror}.") from None
+        if names and not {"LOCK", "run.json", "journal-000001.jsonl"} & {*names}:
             raise JobError(f"{folder}: it is in the way of the run folder; move it.")
-    if output.exists() and not (folder / "run.json").exists() and not job.overwrite:
+    recorded = any(name.startswith(("run.json", "journal-", "earlier")) for name in names)
+    if output.exists() and not recorded and not job.overwrite:
         raise JobError(
             f"{output} is there already and batcher has no record of having written it; choose "
             "another --output, move it away, or replace it with --overwrite."
         )
 
 
-def _forget(folder: Path) -> None:
-    """Earlier results; what was copied for this run stays."""
-    for pattern in ("journal-*", "run.json", "status.json", "lines.idx"):
-        for path in folder.glob(pattern):
-            path.unlink()
+def _any_answer(summary: Summary) -> bool:
+    return any(outcome.answered for of in summary.models.values() for outcome in of.outcomes)
 
 
 def _sweep(output: Path) -> None:

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import batcher
-from batcher.errors import JobError, OutputError
+from batcher.errors import JobError
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
+from batcher.write import aside
 from tests.support import program
 from tests.support.program import read_jsonl, started, write_jsonl
 
@@ -165,6 +166,108 @@ def test_overwrite_forgets_nothing_when_the_job_cannot_be_done(run):
     assert run(overwrite=True) == 40
 
 
+def test_overwrite_keeps_what_was_there_until_there_is_an_answer(run, gateway):
+    """A wrong key beside --overwrite must not cost the answers of weeks either."""
+    run()
+    before = Path("out.jsonl").read_bytes()
+    gateway.gateway.shares = {"quota": 1.0}
+    with pytest.raises(JobError):
+        run(overwrite=True, params={"top_p": 1})
+    assert Path("out.jsonl").read_bytes() == before
+    gateway.gateway.shares = {}
+    assert run() == 0
+    assert run(overwrite=True, params={"top_p": 1}) == 40
+    assert {path.name for path in Path("out.jsonl.run").glob("*l*r*")} <= {"lines.idx"}
+
+
+@pytest.mark.parametrize("restoring", [False, True])
+def test_a_kill_at_any_step_of_overwrite_loses_nothing(run, monkeypatch, restoring):
+    """What was set aside is moved back by the next start, however much of it there is."""
+    run(limit=20)
+    run()
+    folder = Path("out.jsonl.run")
+    steps = 0
+    while True:
+        steps += 1
+        left = steps + (5 if restoring else 0)
+
+        def step(*names, through=os.replace):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+            return through(*names)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", step)
+            try:
+                aside.set_aside(folder)
+                if restoring:
+                    aside.restore(folder)
+            except KeyboardInterrupt:
+                killed = True
+            else:
+                killed = False
+        aside.settle(folder)
+        assert run() == 0
+        if not killed:
+            break
+    assert steps > 4
+
+
+def test_a_trial_of_changed_settings_says_so_again_for_the_rest(run):
+    """`--changed resend -n 5` is consent for five rows."""
+    run()
+    other = {"params": {"top_p": 1}}
+    assert run(**other, changed="resend", limit=5) == 5
+    with pytest.raises(JobError, match="--param top_p changed since an earlier run: 35 answers"):
+        run(**other)
+    with pytest.raises(JobError, match="15 answers"):
+        run(**other, limit=20)
+    assert run(**other, changed="keep") == 0
+    assert run(**other) == 0
+    assert run(**other, changed="resend") == 35
+
+
+def test_a_model_that_leaves_a_split_takes_its_answers_along_and_says_so(run):
+    """Its rows have no answer then, and would be paid for again unsaid."""
+    both = ["sim-small", "sim-medium"]
+    assert run(models=both, route="split") == 40
+    with pytest.raises(
+        JobError, match="without an answer of sim-medium or sim-large are sent there"
+    ):
+        run(models=[both[1], "sim-large"], route="split")
+    with pytest.raises(JobError, match="of sim-small"):
+        run(models=[both[1]])
+
+
+def test_explain_is_of_the_row_that_is_there_now(run, tmp_path):
+    """Not of the one that stood at its place before the file was sorted."""
+    run()
+    write_jsonl(tmp_path / "in.jsonl", [{"id": 99, "prompt": "new"}, *ROWS[::-1]])
+    assert run() == 1
+    told = program.batcher("explain", "out.jsonl", "0", cwd=tmp_path).stdout.decode()
+    assert told.count("sim-small") == 1
+
+
+def test_a_run_folder_that_cannot_be_read_is_a_sentence(run, tmp_path):
+    """Whatever stands in the place of a segment."""
+    run()
+    (tmp_path / "out.jsonl.run" / "journal-000002.jsonl").mkdir()
+    for words in (["status"], ["export"], ["run", "in.jsonl", "-m", "m", "--simulate", "-o"]):
+        ended = program.batcher(*words, "out.jsonl", cwd=tmp_path)
+        assert ended.returncode == 1
+        assert b"journal-000002.jsonl: Is a directory" in ended.stderr
+        assert b"Traceback" not in ended.stderr
+
+
+def test_answers_are_found_without_the_record_of_what_was_asked(run, tmp_path):
+    """run.json deleted: what was sent is in the journal."""
+    run()
+    (tmp_path / "out.jsonl.run" / "run.json").unlink()
+    assert run() == 0
+
+
 def test_an_answer_that_moved_is_asked_again_where_retry_names_it(tmp_path, monkeypatch):
     """And until a better one comes, it stands in the output."""
     monkeypatch.chdir(tmp_path)
@@ -189,10 +292,62 @@ def test_an_answer_damaged_on_the_disk_is_bought_again(run):
         content = file.read()
         file.seek(content.index(b'"row":7'))
         file.write(b"\0\0\0")
-    with pytest.raises(OutputError, match="1 are missing; run the same command again"):
-        run()
     assert run() == 1
+    assert run() == 0
     assert len(read_jsonl(Path("out.jsonl"))) == 40
+
+
+def test_a_damaged_journal_never_replaces_a_whole_output_by_a_short_one(run, gateway, tmp_path):
+    """Not by export either; to another file it writes what is left."""
+    run()
+    with open("out.jsonl.run/journal-000001.jsonl", "r+b") as file:
+        size = len(file.read())
+        file.seek(0)
+        file.write(bytes(size))
+    refused = program.batcher("export", "out.jsonl", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert b"40 answers in it are damaged; out.jsonl is left as it is" in refused.stderr
+    left = program.batcher("export", "out.jsonl", "left.jsonl", cwd=tmp_path)
+    assert left.returncode == 3
+    assert len(read_jsonl(Path("out.jsonl"))) == 40
+    assert not read_jsonl(Path("left.jsonl"))
+    gateway.gateway.shares = {"quota": 1.0}
+    with pytest.raises(JobError):
+        run()
+    assert len(read_jsonl(Path("out.jsonl"))) == 40
+    gateway.gateway.shares = {}
+    assert run() == 40
+
+
+def test_a_segment_that_is_gone_or_shorter_is_said_once(tmp_path, gateway):
+    """And its rows are bought again, which somebody with a copy of it may not want."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small")
+    for n in ("10", "20", "40"):
+        program.batcher(*words, "-n", n, cwd=tmp_path, url=gateway.url)
+    folder = tmp_path / "out.jsonl.run"
+    (folder / "journal-000001.jsonl").unlink()
+    (folder / "journal-000002.jsonl").write_bytes(b"")
+    before = billed(gateway)
+    again = program.batcher(*words, cwd=tmp_path, url=gateway.url)
+    assert b"journal-000001.jsonl is gone" in again.stderr
+    assert b"journal-000002.jsonl became shorter" in again.stderr
+    assert billed(gateway) == before + 20
+    last = program.batcher(*words, cwd=tmp_path, url=gateway.url)
+    assert b"journal-" not in last.stderr
+
+
+def test_a_torn_line_is_said_once(tmp_path, gateway):
+    """A kill leaves one; nobody wants to read of it every day."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small")
+    program.batcher(*words, cwd=tmp_path, url=gateway.url)
+    path = tmp_path / "out.jsonl.run" / "journal-000001.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    path.with_suffix(".idx").unlink()
+    told = [program.batcher(*words, cwd=tmp_path, url=gateway.url).stderr for _ in range(2)]
+    assert b"torn or damaged in one place" in told[0]
+    assert b"torn" not in told[1]
 
 
 def test_export_shows_what_is_answered_beside_a_running_process(tmp_path):

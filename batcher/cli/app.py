@@ -51,7 +51,12 @@ def main() -> int:
         # Whoever read our output has enough; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"batcher: {where}{error.strerror or error}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
+        print("batcher: interrupted.", file=sys.stderr)
         return 130
     return ended if isinstance(ended, int) else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ def clean(output: str, /) -> int:
 
     folder, _manifest = found(output)
     path = Path(output)
+    if not os.access(folder.parent, os.W_OK):
+        raise JobError(f"{folder}: it cannot be removed: {folder.parent} cannot be written.")
     lock = Lock(folder)
     try:
         times = [segment.stat().st_mtime_ns for _number, segment in segments(folder)]

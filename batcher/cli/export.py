@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from batcher.errors import JobError
+from batcher.errors import Damaged, JobError
 
 __all__ = ["export"]
 
@@ -48,7 +48,14 @@ def export(output: str, to: str | None = None, /) -> int:
             f"{name} is gone or changed since the run, so its rows and the answers cannot be put "
             "together; run the job again, which finds the answers that still fit."
         )
-    written = finish.export(path, folder, inputs, manifest, say, locked=False)
+    try:
+        written = finish.export(path, folder, inputs, manifest, say, locked=False)
+    except Damaged as error:
+        raise Damaged(
+            f"{error}; {path} is left as it is. Run the job again, which sends those rows again, or "
+            "name a file that is not there yet for what is left."
+        ) from None
     missing = f", {written.missing:,} are not answered yet" if written.missing else ""
-    say(f"{written.rows:,} rows in {path}{missing}.")
+    lost = f", {written.lost:,} of them have a damaged answer" if written.lost else ""
+    say(f"{written.rows:,} rows in {path}{missing}{lost}.")
     return 0 if written.all_ok and not written.missing else 3

@@ -8,7 +8,9 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -67,13 +69,51 @@ def _run(job: Job) -> int:
     # Arrow's own pools keep what they have freed: 100 MB more at the peak of a million rows. Arrow
     # looks at this once, when it is imported.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    stops = _Stops()  # There may be half a second of imports before there is a loop.
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_conduct(job))
+        return runner.run(_conduct(job, stops))
 
 
-async def _conduct(job: Job) -> int:
+class _Stops:
+    """Ctrl-C and its relatives, from before the first import to the end of a run.
+
+    One handler of Python all the way: a signal that came while a loop's own one took its place
+    would be counted twice. A signal that is ignored (nohup, a script's job in the background)
+    stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self._heeded = [n for n in _STOPS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._act: Callable[[], object] | None = None
+        self._early = 0
+        for number in self._heeded:
+            signal.signal(number, self._hear)
+
+    def _hear(self, _number: int, _frame: object) -> None:
+        if self._act is not None:
+            self._act()
+            return
+        self._early += 1
+        if self._early > 1:
+            raise KeyboardInterrupt
+
+    def attend(self, act: Callable[[], None]) -> None:
+        """Calls `act` for each signal from now on, and for those that came before."""
+        loop = asyncio.get_running_loop()
+        self._act = partial(loop.call_soon_threadsafe, act)
+        for _ in range(self._early):
+            act()
+
+    def release(self) -> None:
+        """Leaves the next signal to end the process."""
+        for number in self._heeded:
+            end = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, end)
+
+
+async def _conduct(job: Job, stops: _Stops) -> int:
     from batcher.cli.rows import RowWriter
     from batcher.report.progress import Stderr
     from batcher.report.table import table
@@ -98,15 +138,9 @@ async def _conduct(job: Job) -> int:
         else:
             runner.abandon()
             task.cancel()
-            release()  # A third one ends the process, whatever it hangs on.
+            stops.release()  # A third one ends the process, whatever it hangs on.
 
-    def release() -> None:
-        for number in _STOPS:
-            loop.remove_signal_handler(number)
-
-    loop = asyncio.get_running_loop()
-    for number in _STOPS:
-        loop.add_signal_handler(number, on_signal)
+    stops.attend(on_signal)
     message, status, goes_on = "", 130, True
     try:
         report = await runner.run()
@@ -122,7 +156,7 @@ async def _conduct(job: Job) -> int:
         if signals and isinstance(error, RunStopped):
             status = 130
     finally:
-        release()
+        stops.release()
     summary = runner.summary
     if not job.quiet and not job.dry_run and summary.rows:
         stderr.print(table(summary, stderr.width))

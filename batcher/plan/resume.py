@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from batcher.errors import JobError
 from batcher.job import Job
@@ -67,7 +68,7 @@ def resume(
     """
     manifest = None if job.overwrite else Manifest.load(folder)
     manifest = manifest or Manifest(output=Path(job.output).name)
-    files = [] if job.overwrite else segments(folder)
+    read = _Reader([] if job.overwrite else segments(folder), go_on)
     last = manifest.epochs[-1] if manifest.epochs else None
     pins = inputs.pins
     old = [] if last is None else msgspec.convert(last.inputs, list[Pin])
@@ -85,53 +86,113 @@ def resume(
         if grew:
             epoch.rows = None
     else:
-        number = max((number for number, _ in files), default=0) + 1
         epoch = Epoch(
             inputs=msgspec.to_builtins(pins),
             settings=dict(settings),
-            first_segment=number,
+            first_segment=max(read.numbers, default=0) + 1,
             started=now(),
             accepts=last.accepts if last is not None and same else [],
+            gives_up=last.gives_up if last is not None and same else [],
+            gave_up=last.gave_up if last is not None and same else None,
         )
         manifest.epochs.append(epoch)
-    if last is not None and not same:
-        accepted = [last.settings, *last.accepts]
-        every = []
-        for number, path in files:
-            go_on()
-            every.append(index.load(path, number))
-        lost = _stale(Plan(job, settings, inputs, None, Earlier(every), accepted), go_on)
-        if lost:
-            kept = _decided(job, _changes(last.settings, settings), lost, say)
-            if kept:
-                epoch.accepts, epoch.keeps = accepted, grew is not None
+    if last is not None and (found := _at_stake(job, last, same=same)):
+        plan = Plan(job, settings, inputs, None, Earlier(list(read.all())), found)
+        kept = False
+        if lost := _stale(plan, go_on):
+            since = "an earlier run" if same else "the last run"
+            kept = _decided(job, _changes(found[0], settings), since, lost, say)
+        if kept:
+            epoch.accepts, epoch.keeps = found, grew is not None and epoch is not last
+        epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, job.limit)
     winners = Winners(len(job.models or ("",)), folder, epoch.rows or 0, places=False)
     first = manifest.trusted_from
-    bad = 0
-    dropped: Counter[str] = Counter()
-    for number, path in files:  # One at a time: there may be gigabytes of them.
-        go_on()
-        segment = index.load(path, number)
-        bad += segment.bad
-        slots = slots_of(segment.models, job.models)
-        if number >= first:
-            winners.add(segment.entries, slots)
-        for model in np.flatnonzero(slots < 0).tolist():
-            of = segment.entries[segment.entries["model"] == model]
-            dropped[segment.models[model]] += int(ANSWERED[of["outcome"]].sum())
-    if bad:
-        say(f"{bad} torn or damaged journal lines are left out; their rows are sent again.")
-    _settle_models(job, manifest.asked, dropped, say)
+    gone = {model: _Rows() for model in manifest.asked.models if model not in job.models}
+    for segment in read.all():  # One at a time: there may be gigabytes of them.
+        if segment.number >= first:
+            winners.add(segment.entries, slots_of(segment.models, job.models))
+        for slot, model in enumerate(segment.models):
+            if model in gone:
+                of = segment.entries[segment.entries["model"] == slot]
+                gone[model].add(of["row"][ANSWERED[of["outcome"]]])
+    _tell_damage(read, manifest, say)
+    _settle_models(job, manifest.asked, {model: len(of) for model, of in gone.items()}, say)
+    if job.keep_raw and not manifest.asked.keep_raw and read.numbers:
+        say("--keep-raw: answers of earlier runs were kept without it; their response is null.")
     manifest.asked = Asked(
         models=job.models, route=job.route, limit=job.limit, keep_raw=job.keep_raw
     )
     earlier = None
-    if any(number < first for number, _ in files):
-        earlier = Earlier(
-            [index.load(path, number) for number, path in files if number < first],
-            [index.load(path, number) for number, path in files if number >= first],
-        )
+    if any(number < first for number in read.numbers):
+        earlier = Earlier(list(read.all(end=first)), list(read.all(first)))
     return Resumed(manifest, winners, earlier if earlier is None or len(earlier) else None)
+
+
+class _Reader:
+    """Reads segments, as often as asked, and counts once what is wrong with them.
+
+    Attributes:
+        numbers: Of all segments.
+        bad: Places in the journal that hold no line of ours.
+        cut: Names of segments that became shorter.
+    """
+
+    def __init__(self, files: list[tuple[int, Path]], go_on: Callable[[], None]) -> None:
+        self._files = files
+        self._go_on = go_on
+        self.numbers = [number for number, _path in files]
+        self.bad = 0
+        self.cut: list[str] = []
+
+    def all(self, first: int = 0, end: int = 1 << 32) -> Iterator[index.Segment]:
+        """The segments of which `first <= number < end`."""
+        for number, path in self._files:
+            if first <= number < end:
+                self._go_on()
+                segment = index.load(path, number)
+                self.bad += segment.bad
+                if segment.cut:
+                    self.cut.append(path.name)
+                yield segment
+
+
+class _Rows:
+    """How many different rows were added."""
+
+    def __init__(self) -> None:
+        self._seen = np.zeros(0, np.bool_)
+
+    def add(self, rows: npt.NDArray[np.int64]) -> None:
+        """Positions, each as often as it comes."""
+        if len(rows):
+            more = max(0, int(rows.max()) + 1 - len(self._seen))
+            self._seen = np.pad(self._seen, (0, more))
+            self._seen[rows] = True
+
+    def __len__(self) -> int:
+        return int(self._seen.sum())
+
+
+def _at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:
+    """Settings whose answers this run may give up without anybody having said so; newest first."""
+    if not same:
+        return [last.settings, *last.accepts, *last.gives_up]
+    more = last.gave_up is not None and (job.limit is None or job.limit > last.gave_up)
+    return last.gives_up if more else []
+
+
+def _tell_damage(read: _Reader, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Says once what is wrong with the journal."""
+    there = {*read.numbers, *manifest.missing}
+    missing = [n for n in range(1, max(there, default=0)) if n not in there]
+    manifest.missing += missing
+    for name in [f"journal-{number:06}.jsonl" for number in missing]:
+        say(f"{name} is gone; the answers in it are lost, and their rows are sent again.")
+    for name in read.cut:
+        say(f"{name} became shorter; the answers cut off are lost, and their rows are sent again.")
+    if read.bad:
+        places = "one place" if read.bad == 1 else f"{read.bad:,} places"
+        say(f"The journal is torn or damaged in {places}; what stood there is sent again.")
 
 
 def _stale(plan: Plan, go_on: Callable[[], None]) -> int:
@@ -153,13 +214,13 @@ def _changes(before: Settings, after: Settings) -> str:
     return ", ".join(told)
 
 
-def _decided(job: Job, changes: str, lost: int, say: Callable[[str], None]) -> bool:
+def _decided(job: Job, changes: str, since: str, lost: int, say: Callable[[str], None]) -> bool:
     """Whether the old answers are kept."""
     answers = "1 answer paid for matches" if lost == 1 else f"{lost:,} answers paid for match"
     if not changes:
         say(f"{lost:,} kept answers are let go; those rows are sent again.")
         return False
-    what = f"{changes} changed since the last run: {answers} no longer"
+    what = f"{changes} changed since {since}: {answers} no longer"
     if job.changed is None:
         raise SettingsChanged(
             f"{what}. Send those rows again with --changed resend, keep their old answers with "
@@ -171,20 +232,22 @@ def _decided(job: Job, changes: str, lost: int, say: Callable[[str], None]) -> b
 
 
 def _settle_models(
-    job: Job, asked: Asked, dropped: Counter[str], say: Callable[[str], None]
+    job: Job, asked: Asked, dropped: Mapping[str, int], say: Callable[[str], None]
 ) -> None:
     """Models that are asked no more: their answers leave the output, which must be meant."""
-    gone = {model: dropped[model] for model in asked.models if dropped[model]}
+    gone = {model: n for model, n in dropped.items() if n}
     if not gone or not job.models:
         return
     told = ", ".join(f"{n:,} of {model}" for model, n in gone.items())
-    new = [model for model in job.models if model not in asked.models]
-    if not new or job.changed == "resend":
+    # With one answer a row, the rows of a model that is gone have none.
+    one = "each" not in (job.route, asked.route) or job.route != asked.route
+    takers = [model for model in job.models if one or model not in asked.models]
+    if not takers or job.changed == "resend":
         say(f"Answers of models that are not asked any more leave the output: {told}.")
         return
     what = (
         f"--model changed since the last run: the answers paid for leave the output ({told}), and "
-        f"all rows are sent to {', '.join(new)}"
+        f"rows without an answer of {' or '.join(takers)} are sent there"
     )
     both = " ".join(f"-m {model}" for model in (*gone, *job.models))
     if job.changed == "keep":

@@ -124,11 +124,20 @@ def _reason(line: bytes, error: Exception) -> str:
     except UnicodeDecodeError as broken:
         return f"not UTF-8 (byte {broken.start + 1} of the line)"
     try:  # The standard library names the column, which helps a person more.
-        json.loads(line)
+        if not _sound(json.loads(line)):
+            return r"not Unicode (half a surrogate pair, such as \ud83d alone)"
     except (ValueError, RecursionError) as better:
         error = better
     hint = "; a file that is one JSON array is no JSONL" if line.strip() in (b"[", b"]") else ""
     return f"not JSON ({error}{hint})"
+
+
+def _sound(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: object) -> str:

@@ -76,13 +76,16 @@ class Segment(msgspec.Struct):
     """One segment's entries, and the models they number.
 
     Attributes:
-        bad: Lines that are torn or not ours; they are left as they stand.
+        bad: Lines that are torn or not ours; they are left as they stand. Counted when the segment
+            is read, so that they are told of once.
+        cut: Whether the segment is shorter than it was when its sidecar was made.
     """
 
     number: int
     models: list[str]
     entries: Any
     bad: int = 0
+    cut: bool = False
 
 
 def line_of(encoded: bytes) -> bytes:
@@ -134,9 +137,7 @@ def entry_bytes(
 
 def save(path: Path, segment: Segment, size: int) -> None:
     """Writes the sidecar of a segment of `size` bytes; a crash in between leaves none or a bad one."""
-    head = (
-        msgspec.json.encode({"size": size, "models": segment.models, "bad": segment.bad}) + b"\n"
-    )
+    head = msgspec.json.encode({"size": size, "models": segment.models}) + b"\n"
     body = head + segment.entries.tobytes()
     temporary = path.with_suffix(".idx.tmp")
     temporary.write_bytes(_MAGIC + b"%08x\n" % zlib.crc32(body) + body)
@@ -158,6 +159,7 @@ def load(journal: Path, number: int, *, keep: bool = True) -> Segment:
         content = path.read_bytes()
     except OSError:
         content = b""
+    cut = False
     start = len(_MAGIC) + 9
     if content.startswith(_MAGIC) and content[len(_MAGIC) : start] == b"%08x\n" % zlib.crc32(
         memoryview(content)[start:]
@@ -166,8 +168,10 @@ def load(journal: Path, number: int, *, keep: bool = True) -> Segment:
         head = msgspec.json.decode(content[start:end])
         if head["size"] == size:
             entries = np.frombuffer(content, ENTRY, offset=end + 1)
-            return Segment(number, head["models"], entries, head["bad"])
+            return Segment(number, head["models"], entries)
+        cut = head["size"] > size
     segment = _scan(journal, number)
+    segment.cut = cut
     if not keep:
         return segment
     try:

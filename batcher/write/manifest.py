@@ -42,6 +42,8 @@ class Epoch(msgspec.Struct, kw_only=True):
         rows: How many rows the input holds; None until it was counted.
         keeps: Whether the answers of the epoch before hold by position (`--changed keep`).
         accepts: Earlier settings, answers to whose requests are as good (`--changed keep`).
+        gives_up: Earlier settings whose answers are given up (`--changed resend`).
+        gave_up: For how many rows that was said, when a limit was asked for; None for all.
     """
 
     inputs: list[dict[str, Any]]
@@ -51,15 +53,22 @@ class Epoch(msgspec.Struct, kw_only=True):
     rows: int | None = None
     keeps: bool = False
     accepts: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    gives_up: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    gave_up: int | None = None
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """All epochs of one output, the present one last; `asked` is of the last run."""
+    """All epochs of one output, the present one last; `asked` is of the last run.
+
+    Attributes:
+        missing: Numbers of segments that were found to be gone, and said to be.
+    """
 
     version: int = 1
     output: str
     asked: Asked = Asked()
     epochs: list[Epoch] = msgspec.field(default_factory=list)
+    missing: list[int] = msgspec.field(default_factory=list)
 
     @property
     def trusted_from(self) -> int:
@@ -87,7 +96,8 @@ class Manifest(msgspec.Struct, kw_only=True):
             manifest = msgspec.json.decode(content, type=cls)
         except msgspec.DecodeError as error:
             raise JobError(
-                f"{path}: it is damaged ({error}); restore it, or start anew with --overwrite."
+                f"{path}: it is damaged ({error}); restore it, or remove it: answers are then "
+                "found by what was sent, and the settings that they were given under are not compared."
             ) from None
         if manifest.version > 1:
             raise JobError(f"{path}: a newer batcher wrote it; use that one, or another --output.")

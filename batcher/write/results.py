@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from batcher.errors import OutputError
+from batcher.errors import Damaged, OutputError
 from batcher.records import Result
 from batcher.write import columns, index
 from batcher.write.winners import Winners
@@ -54,9 +54,11 @@ class Picks:
         winners: Where the lines are.
         route: `each` gives a row one line a slot; the others one line in all, the best.
         go_on: Called for every block of rows; what it raises ends the writing.
+        strict: Whether an output that lacks what the index promises is no output.
 
     Attributes:
         damaged: Numbers of segments that do not hold what their index says.
+        lost: Lines that are not what they were.
     """
 
     def __init__(
@@ -66,7 +68,10 @@ class Picks:
         route: str,
         slots: int,
         go_on: Callable[[], None] = lambda: None,
+        *,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._folder = folder
         self._winners = winners
         self._one = route != "each"
@@ -74,6 +79,7 @@ class Picks:
         self._go_on = go_on
         self._files: dict[int, int] = {}
         self.damaged: set[int] = set()
+        self.lost = 0
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +133,18 @@ class Picks:
         if index.checked(line):
             return line
         self.damaged.add(segment)
+        self.lost += 1
         return None
+
+    def confirm(self) -> None:
+        """To be called when all lines were asked for, and before the output takes its place.
+
+        Raises:
+            Damaged: Lines are lost that an index promised.
+        """
+        if self._strict and self.lost:
+            names = ", ".join(f"journal-{number:06}.jsonl" for number in sorted(self.damaged))
+            raise Damaged(f"{names}: {self.lost:,} answers in it are damaged")
 
 
 def write_jsonl(
@@ -154,6 +171,7 @@ def write_jsonl(
                 file.write(columns.json_row(rows[place], result, keep_raw=keep_raw) + b"\n")
                 written.rows += 1
                 written.statuses[result.status.value] += 1
+        picks.confirm()
     written.renamed.pop("custom_id", None)
     return written
 
@@ -224,6 +242,7 @@ def write_parquet(
                 _flush(writer, held, written)
                 held, size, rows = [], 0, 0
         _flush(writer, held, written)
+        picks.confirm()
     return written
 
 

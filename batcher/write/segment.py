@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from batcher.write import index
 
 __all__ = ["Kept", "OpenSegment", "segments", "sync_folder"]
 
+_NAME = re.compile(r"journal-(\d{6})\.jsonl")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -37,8 +39,17 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 def segments(folder: Path) -> list[tuple[int, Path]]:
-    """(number, path) of every segment, in order."""
-    return sorted((int(path.stem[-6:]), path) for path in folder.glob("journal-??????.jsonl"))
+    """(number, path) of every segment, in order.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    named = [(_NAME.fullmatch(name), folder / name) for name in names]
+    return sorted((int(match[1]), path) for match, path in named if match)
 
 
 class OpenSegment:

@@ -168,8 +168,25 @@ def test_a_signal_during_the_start_costs_nothing(tmp_path, number):
             assert not frames, stderr.decode()
             # Before the program can say anything the signal itself ends it.
             assert process.returncode in (130, -number, 0), stderr.decode()
+            if process.returncode == 130 and b"Traceback" not in stderr:
+                last = stderr.decode().splitlines()[-1:]
+                assert not last or last[0].startswith(("Go on with", "batcher: interrupted"))
+                assert b"Stopped at once" not in stderr
             books.quiet()
             assert books.lost(tmp_path / "out.jsonl.run") == 0
+
+
+def test_nohup_is_heeded(tmp_path):
+    """Who starts a run with nohup and leaves does not mean to stop it."""
+    words = job(tmp_path, 200)
+    with opened(Simulation(speed=4)) as books:
+        ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
+        env = environment(OPENAI_BASE_URL=books.url, OPENAI_API_KEY="none")
+        process = subprocess.Popen([*ignoring, *command(*words)], cwd=tmp_path, env=env)
+        assert until(lambda: len(books.bills) >= 20, process)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0
+    assert books.lost(tmp_path / "out.jsonl.run") == 0
 
 
 @pytest.mark.parametrize("quiet", [False, True], ids=["with a view", "quiet"])

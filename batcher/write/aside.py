@@ -1,0 +1,83 @@
+"""What `--overwrite` forgets, kept aside until the new run has an answer. Touches: files.
+
+A wrong key or a mistyped model must not cost the answers of weeks: they come back when the new run
+ends without a single one. Each step leaves a state that the next start can tell and settle:
+
+| run.json in the folder | in `earlier/` | what happened | what is done |
+|---|---|---|---|
+| yes | no | killed while things were moved aside, or back | moved back |
+| no | yes | killed before the new run began, or while things were moved back | moved back |
+| yes | yes | killed while the new run went on | forgotten if it has an answer, else moved back |
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from batcher.write import index
+from batcher.write.segment import segments, sync_folder
+from batcher.write.winners import ANSWERED
+
+__all__ = ["forget", "restore", "set_aside", "settle"]
+
+_ASIDE, _FORGOTTEN, _RECORD = "earlier", "forgotten", "run.json"
+
+
+def set_aside(folder: Path) -> bool:
+    """Moves the journal and the record of earlier runs away; False when there is none."""
+    moved = _parts(folder)
+    if not moved:
+        return False
+    aside = folder / _ASIDE
+    aside.mkdir(mode=0o700, exist_ok=True)
+    for path in moved:
+        os.replace(path, aside / path.name)
+    sync_folder(aside)
+    sync_folder(folder)
+    return True
+
+
+def forget(folder: Path) -> None:
+    """Removes what was set aside."""
+    # Under another name at once: half of it must not be taken for something to move back.
+    os.replace(folder / _ASIDE, folder / _FORGOTTEN)
+    shutil.rmtree(folder / _FORGOTTEN)
+
+
+def restore(folder: Path) -> None:
+    """Puts back what was set aside, in place of what the new run left."""
+    aside = folder / _ASIDE
+    if (aside / _RECORD).exists() and (folder / _RECORD).exists():
+        for path in _parts(folder):
+            path.unlink()
+    for path in _parts(aside):
+        os.replace(path, folder / path.name)
+    aside.rmdir()
+    sync_folder(folder)
+
+
+def settle(folder: Path) -> None:
+    """Ends what a kill left half done."""
+    if (folder / _FORGOTTEN).exists():
+        shutil.rmtree(folder / _FORGOTTEN)
+    aside = folder / _ASIDE
+    if not aside.is_dir():
+        return
+    begun = (aside / _RECORD).exists() and (folder / _RECORD).exists()
+    if begun and _answered(folder):
+        forget(folder)
+    else:
+        restore(folder)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The journal, and last the record of what was asked."""
+    record = folder / _RECORD
+    return [*sorted(folder.glob("journal-*")), *([record] if record.exists() else [])]
+
+
+def _answered(folder: Path) -> bool:
+    found = (index.load(path, number, keep=False).entries for number, path in segments(folder))
+    return any(ANSWERED[entries["outcome"]].any() for entries in found)
