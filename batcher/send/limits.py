@@ -126,7 +126,7 @@ class Learned:
     _COUNTS_BY_THE_MINUTE = 5.0
     _SEEN_A_MINUTE = 50.0
     _SOON, _NOISE_CUTS, _NOISE_SECONDS, _NOISE_MOST = 8.0, 6, 25.0, 0.15
-    _NOISE_LASTS = 600.0
+    _NOISE_LASTS, _NO_CHANCE = 600.0, 2
     _SAVED_SECONDS = 0.25
     _PROBE_FIRST, _PROBE_MOST, _PROBE_LATER = 0.25, 5.0, 60.0
 
@@ -141,6 +141,7 @@ class Learned:
         self._shut_at: float | None = None
         self._probe_after = 0.0
         self._probe_sent: float | None = None
+        self._denied = 0  # Probes in a row.
         self._minute_before = 0.0
         self._verdict = 0.25
         self._known = False
@@ -229,10 +230,13 @@ class Learned:
                 most = self._PROBE_MOST if closed < 70 else self._PROBE_LATER
                 pause = max(self._PROBE_FIRST, min(most, closed / 4))
                 self._probe_after = now + (pause if retry_after is None else retry_after)
+                self._denied += 1
+                if self._denied >= self._NO_CHANCE:
+                    self._series = _Series(now, self.now(now) or 0.0)
             return True
         if sent_at < self._cut_at:
             return True  # It was on its way before the last cut could help.
-        self._shut_at, self._probe_sent = now, None
+        self._shut_at, self._probe_sent, self._denied = now, None, 0
         self._minute_before = self._let_through(now, 60.0)
         rate = self.now(now)
         since = now - self._cut_at
@@ -257,15 +261,16 @@ class Learned:
 
         Gateways with many upstreams do that. A limit that refuses one of seven at a rate refuses
         none at 0.85 of it; where cut after cut is soon followed by the next refusal, and most pass
-        in between, the rate is not what they are about. The rate from before the cuts is restored.
+        in between, the rate is not what they are about, unless a server stays shut for probe after
+        probe, which chance does not. The rate from before the cuts is restored.
         """
-        series = self._series
-        if since > self._SOON or self._passed < 3:
-            self._series = _Series(now, rate)
-        else:
-            series.cuts += 1
-            series.passed += self._passed
+        series, passed = self._series, self._passed
         self._passed = 0
+        if since > self._SOON or passed < 3:
+            self._series = _Series(now, rate)
+            return False
+        series.cuts += 1
+        series.passed += passed
         share = series.cuts / max(1, series.passed)
         long = series.cuts >= self._NOISE_CUTS and now - series.began >= self._NOISE_SECONDS
         if not long or share > self._NOISE_MOST:
