@@ -164,7 +164,7 @@ def test_max_retries_is_that_many_calls_more(tmp_path, rows):
             "-m",
             "fast",
             "-n",
-            "4",
+            "2",
             "--max-retries",
             "2",
             cwd=tmp_path,
@@ -379,7 +379,7 @@ def by_model(**ways):
             said = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
             return web.json_response({"choices": [said]})
         if way == "hangs":
-            await asyncio.sleep(10)
+            await asyncio.sleep(4)
         text = f"{way}: {body['messages'][0]['content']}"
         error = {"message": text, "code": "insufficient_quota" if way == 429 else None}
         return web.json_response({"error": error}, status=way)

@@ -353,7 +353,7 @@ def test_a_torn_line_is_said_once(tmp_path, gateway):
 def test_export_shows_what_is_answered_beside_a_running_process(tmp_path):
     """Hours before the end, and without touching the run."""
     write_jsonl(tmp_path / "in.jsonl", ROWS)
-    with running(Simulation(speed=1)) as gateway:
+    with running(Simulation(speed=2)) as gateway:
         words = ("run", "in.jsonl", "-o", "out.parquet", "-m", "sim-large", "--concurrency")
         process = started(*words, "3", cwd=tmp_path, url=gateway.url)
         while billed(gateway) < 4:

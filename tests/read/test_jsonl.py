@@ -111,7 +111,7 @@ def test_two_packed_files_behind_one_another_are_one(tmp_path, name):
         (b'{"a": 1} {}', "not JSON (Extra data: line 1 column 10 (char 9))"),
         (b'{"a": "\xe9"}', "not UTF-8 (byte 8 of the line)"),
         (b'{"a": NaN}', "not JSON ("),
-        (b'{"a": "\\ud800"}', "not JSON ("),
+        (b'{"a": "\\ud800"}', "not Unicode (half"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not JSON ("),
     ],
     ids=lambda value: value[:12] if isinstance(value, bytes) else "",
