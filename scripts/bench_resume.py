@@ -161,6 +161,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         cost, rate = journal_cost(Path(name), 40_000)
     print(f"journal: {cost:.1f} µs of CPU a row of {LINE} bytes, {rate:.0f} MB/s", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        words = written(Path(name), 1, ["a"], whole=True, suffix="parquet")
+        first, _rest, peak = measured(Path(name), words, server, to_the_end=True)
+    print(f"nothing done: first request after {first:.2f} s, peak {peak:.0f} MB", flush=True)
     for rows, models, whole, suffix in (
         (1_000_000 // parts, ["a"], True, "parquet"),
         (10_000_000 // parts, ["a", "b", "c"], False, "jsonl"),

@@ -8,6 +8,7 @@ segment is made again by reading the segment; the segment alone is the truth.
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ ENTRY = np.dtype(
         ("spare", "V2"),
     ]
 )
+_pack = struct.Struct("<qq16sIIHHBB2x").pack
 Entries = npt.NDArray[np.void]
 _MAGIC = b"batcher-index-1\n"
 _MOST_ROWS = 1 << 36
@@ -121,17 +123,8 @@ def entry_bytes(
     extras: int,
 ) -> bytes:
     """One entry, packed as `ENTRY` says."""
-    return b"".join(
-        (
-            row.to_bytes(8, "little", signed=True),
-            offset.to_bytes(8, "little"),
-            bytes.fromhex(key),
-            length.to_bytes(4, "little"),
-            segment.to_bytes(4, "little"),
-            model.to_bytes(2, "little"),
-            sample.to_bytes(2, "little"),
-            bytes((NUMBER[outcome], extras, 0, 0)),
-        )
+    return _pack(
+        row, offset, bytes.fromhex(key), length, segment, model, sample, NUMBER[outcome], extras
     )
 
 
