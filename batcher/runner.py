@@ -25,7 +25,6 @@ from rich.console import Console
 
 from batcher.engine import Emit, Engine
 from batcher.errors import Damaged, JobError, OutputError, RunStopped
-from batcher.finish import export
 from batcher.job import Endpoint, Job
 from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
@@ -342,6 +341,8 @@ class Runner:
                 f"{name} changed while the run was going on, so its rows and the answers cannot be "
                 f"put together; all answers are in {folder}. Run the same command again."
             )
+        from batcher.finish import export  # Brings pyarrow, which would hold up the start.
+
         output = Path(job.output)
         written = await asyncio.to_thread(
             partial(export, output, folder, inputs, manifest, locked=True),

@@ -114,7 +114,6 @@ class _Stops:
 
 
 async def _conduct(job: Job, stops: _Stops) -> int:
-    from batcher.cli.rows import RowWriter
     from batcher.report.progress import Stderr
     from batcher.report.table import table
     from batcher.runner import Runner
@@ -124,7 +123,11 @@ async def _conduct(job: Job, stops: _Stops) -> int:
     def say(text: str) -> None:
         stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    rows = RowWriter(sys.stdout.buffer) if job.output == "-" else None
+    rows = None
+    if job.output == "-":
+        from batcher.cli.rows import RowWriter
+
+        rows = RowWriter(sys.stdout.buffer)
     runner = Runner(job, say=say, emit=rows.write if rows else None, console=stderr)
     task = asyncio.current_task()
     assert task is not None

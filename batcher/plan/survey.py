@@ -12,7 +12,6 @@ import numpy as np
 
 from batcher.errors import JobError
 from batcher.plan.requests import Plan
-from batcher.read import parquet
 from batcher.read.inputs import Inputs
 
 __all__ = ["survey"]
@@ -56,6 +55,8 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
         raise JobError(f"Nothing can be sent, {what} cannot be used; the first: {first_error}.")
     if unfit == min(rows, _SAMPLE):
         if inputs.files[0].kind == "parquet":  # Of which only the needed columns were read.
+            from batcher.read import parquet
+
             first_columns = parquet.schema(inputs.files[0].path).names
         have = ", ".join(first_columns) or "none"
         of = "the only row" if rows == 1 else f"none of the first {unfit} rows"

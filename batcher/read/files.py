@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Self
 
 import msgspec
-import pyarrow as pa
 
 from batcher.errors import JobError
-from batcher.read import parquet
 
 __all__ = ["SUFFIXES", "InputFile", "Pin", "digest", "expand", "grown"]
 
@@ -144,11 +142,9 @@ def _pinned(path: str) -> InputFile:
     except OSError as error:
         raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
     if kind == "parquet":
-        try:
-            parquet.check(path)
-        except (OSError, pa.ArrowException) as error:
-            why = str(error).rstrip(".")
-            raise JobError(f"{path}: it cannot be read as Parquet: {why}.") from None
+        from batcher.read import parquet  # Takes its time to import.
+
+        parquet.check(path)
     pin = Pin(
         path=os.path.abspath(path),
         size=stat.st_size,

@@ -2,6 +2,8 @@
 
 A row's position counts over all files in order. In JSONL every physical line has a position, blank
 ones too, so a blank line moves no other row and `sed -n` finds what an error names.
+
+pyarrow takes a quarter of a start, so it is imported where there is Parquet to read.
 """
 
 from __future__ import annotations
@@ -9,15 +11,17 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pyarrow as pa
 
 from batcher.errors import JobError
-from batcher.read import csv, jsonl, parquet
+from batcher.read import csv, jsonl
 from batcher.read.files import InputFile, Pin
 from batcher.records import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Inputs"]
 
@@ -78,7 +82,7 @@ class Inputs:
                     positions, rows = yield from _csv_rows(span)
                 else:
                     positions, rows = yield from self._jsonl_rows(span)
-            except (OSError, pa.ArrowException) as error:
+            except OSError as error:
                 raise JobError(f"{file.name}: it cannot be read: {error}.") from None
             first += positions
             left -= rows
@@ -129,8 +133,10 @@ class Inputs:
         Values of JSONL input are `msgspec.Raw`, so that numbers stay as they were written. An
         unreadable row has no columns.
         """
+        from batcher.read import parquet
+
         for positions, rows in self._blocks():
-            if isinstance(rows, pa.RecordBatch):
+            if not isinstance(rows, list):
                 yield positions, parquet.dicts(rows)
             else:
                 yield (
@@ -143,12 +149,14 @@ class Inputs:
     ) -> Iterator[tuple[list[int], pa.RecordBatch | list[dict[str, object] | None]]]:
         """Blocks of (positions, record batch for Parquet, else decoded columns)."""
         for positions, rows in self._blocks():
-            if isinstance(rows, pa.RecordBatch):
+            if not isinstance(rows, list):
                 yield positions, rows
             else:
                 yield positions, [_decoded(row) if isinstance(row, bytes) else row for row in rows]
 
     def _blocks(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[Any]]]:
+        from batcher.read import parquet
+
         first, left = 0, self.limit if self.limit is not None else 1 << 62
         for file in self.files:
             if left <= 0:
@@ -229,6 +237,8 @@ def _csv_rows(span: _Span) -> Generator[Row, None, tuple[int, int]]:
 def _parquet_rows(
     span: _Span, columns: frozenset[str] | None
 ) -> Generator[Row, None, tuple[int, int]]:
+    from batcher.read import parquet
+
     path = span.file.path
     count = min(parquet.count(path), span.left)
     names: list[str] | None = None

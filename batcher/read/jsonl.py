@@ -11,15 +11,14 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 __all__ = ["MARK", "Damaged", "decode", "lines"]
 
 MARK = 4096  # lines
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-# pyarrow reports a broken zstd stream as an OSError without a number.
-_BROKEN = (EOFError, zlib.error, OSError, pa.ArrowException)
+# pyarrow reports a broken zstd stream as an OSError without a number, or as a ValueError.
+_BROKEN = (EOFError, zlib.error, OSError, ValueError)
 _decode: Any = msgspec.json.Decoder().decode
 
 
@@ -100,6 +99,8 @@ def _to_the_cut(path: str, start: int) -> bytes:
 def _open(path: str) -> Any:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
+    import pyarrow as pa  # Takes its time to import.
+
     return pa.input_stream(path, compression="zstd")
 
 

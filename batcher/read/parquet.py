@@ -39,7 +39,19 @@ def batches(
         path: The file.
         columns: Only these columns, read in the file's order; None for all.
         needed: Told a row group's first row and its length; one that is not needed is not read.
+
+    Raises:
+        OSError: The file cannot be read, or holds what Parquet cannot.
     """
+    try:
+        yield from _batches(path, columns, needed)
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from None
+
+
+def _batches(
+    path: str, columns: Sequence[str] | None, needed: Callable[[int, int], bool]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     with pq.ParquetFile(path, **_LEAN) as file:
         footer = file.metadata
         names = None if columns is None else [n for n in file.schema_arrow.names if n in columns]
@@ -60,9 +72,13 @@ def check(path: str) -> None:
     """Whether the columns can be told apart by their names.
 
     Raises:
-        JobError: Two have one name.
+        JobError: Two have one name, or it is no Parquet.
     """
-    names = schema(path).names
+    try:
+        names = schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        why = str(error).rstrip(".")
+        raise JobError(f"{path}: it cannot be read as Parquet: {why}.") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise JobError(f"{path}: it has two columns named {twice!r}; rename one.")

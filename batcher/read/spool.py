@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batcher.errors import JobError
 from batcher.read.files import InputFile, Pin
@@ -55,6 +53,9 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
         JobError: It is neither, or a row is not a dict.
     """
     if hasattr(given, "__arrow_c_stream__"):
+        import pyarrow as pa  # Takes its time to import.
+        import pyarrow.parquet as pq
+
         reader = pa.RecordBatchReader.from_stream(given)
 
         def write_table(file: IO[bytes]) -> None:
