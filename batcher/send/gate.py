@@ -164,6 +164,7 @@ class Gate:
         self._own = Level(limits, self.concurrency, clock(), learns=True)
         self._key = key
         self._line: deque[tuple[asyncio.Future[Ticket], float, float | None]] = deque()
+        self._paid: float | None = None  # Tokens of the first in line that its own limits gave.
         self._shut_until, self._shut_by = 0.0, "429"
         self._unheard_since: float | None = None
         self._longest_wait = 0.0
@@ -245,6 +246,8 @@ class Gate:
             if place.done() and not place.cancelled() and not place.exception():
                 self.leave(place.result(), Heard("unsent"))
             else:
+                if self._line and self._line[0][0] is place:
+                    self._pay_back()
                 self._line = deque(entry for entry in self._line if entry[0] is not place)
                 self.look()
             raise
@@ -282,17 +285,25 @@ class Gate:
             self._timer.cancel()
             self._timer = None
         while self._line and self._line[0][0].done():
+            self._pay_back()
             self._line.popleft()
         if not self._line:
             self.mark(now, "")
             return False
-        wait, cause = self._own.wait(self.asked, now)
+        wait, cause = 0.0, ""
+        if self._paid is None:
+            wait, cause = self._own.wait(self.asked, now)
         shut = self._shut_until - now
         if shut > wait:
             wait, cause = shut, self._shut_by
         if (probe := max(self.breaker.wait(now), self._key.breaker.wait(now))) > wait:
             wait, cause = probe, "an outage"
         if wait <= 0.0:
+            if self._key.limited and self._paid is None:
+                # Its own limits give now: what they would save up while it waits for the key is
+                # soon capped, and a model that the key always keeps waiting would not reach them.
+                self._paid = self.asked
+                self._own.take(self._paid, now)
             return True
         learned = self._own.requests.learned, self._own.tokens.learned
         if cause in ("requests", "tokens") and any(one and one.shut for one in learned):
@@ -304,10 +315,12 @@ class Gate:
 
     def admit(self, now: float) -> None:
         """Lets the first in line go."""
-        asked = self.asked
+        asked = self.asked if self._paid is None else self._paid
         place, tokens, most = self._line.popleft()
         cause = self._cause
-        self._own.take(asked, now)
+        if self._paid is None:
+            self._own.take(asked, now)
+        self._paid = None
         self._key.level.take(asked, now)
         self.breaker.take(now)
         self._key.breaker.take(now)
@@ -318,6 +331,12 @@ class Gate:
         if not self._line:
             self.mark(now, "")
         place.set_result(Ticket(asked, now, cause, most))
+
+    def _pay_back(self) -> None:
+        """The first in line goes away unsent."""
+        if self._paid is not None:
+            self._own.leave(self._paid, 0.0, self._clock())
+            self._paid = None
 
     def mark(self, now: float, cause: str) -> None:
         """Notes what the first in line waits for from now on."""

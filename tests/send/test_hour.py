@@ -172,3 +172,37 @@ def test_models_of_one_key_share_its_tokens_fairly():
     assert limited == pytest.approx(30 * 200, rel=0.1)
     assert light == pytest.approx(heavy, rel=0.05)
     assert limited + light + heavy >= 0.97 * 120_000
+
+
+async def _own_and_total(own: float, total: float, seconds: float):
+    """Two models of one key, one of them with a limit of its own; parts of both limits used."""
+    loop = asyncio.get_running_loop()
+    key = KeyGate(Limits(tpm=total), loop.time)
+    gates = [Gate(Limits(tpm=own), key, loop.time), Gate(Limits(), key, loop.time)]
+    used = [0.0, 0.0]
+    rng = random.Random(1)
+
+    async def worker(n):
+        while loop.time() < seconds:
+            ticket = await gates[n].enter(600.0)
+            tokens = 450.0 + rng.expovariate(1 / 150)
+            await asyncio.sleep(rng.expovariate(0.5))
+            used[n] += tokens * (loop.time() >= 60.0)
+            gates[n].leave(ticket, Heard("answered", 2.0, tokens))
+
+    workers = [asyncio.create_task(worker(n)) for n in (0, 1) for _ in range(100)]
+    await asyncio.sleep(seconds)
+    for gate in gates:
+        gate.close()
+    for one in workers:
+        one.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    minutes = (seconds - 60.0) / 60
+    return used[0] / own / minutes, sum(used) / total / minutes
+
+
+def test_a_model_reaches_its_own_limit_below_that_of_the_key():
+    """While it waits for its turn at the key, its own allowance must not run over."""
+    own, total = clock.run(_own_and_total(30_000.0, 120_000.0, 360.0))
+    assert own >= 0.95
+    assert 0.97 <= total <= 1.01
