@@ -375,7 +375,9 @@ class Gate:
             self.refusing = heard.how == "refused"
             if self._unheard_since is None:
                 self._unheard_since = now
-        self._longest_wait = max(self._longest_wait, min(heard.retry_after or 0.0, LONGEST_NAMED))
+        named = heard.retry_after or 0.0  # By a refusal it is obeyed, however long.
+        named = named if heard.how == "refused" else min(named, LONGEST_NAMED)
+        self._longest_wait = max(self._longest_wait, named)
         match heard.how:
             case "answered" | "rejected":
                 for breaker in breakers:

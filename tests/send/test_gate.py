@@ -335,3 +335,36 @@ def test_a_model_that_only_refuses_is_given_up_in_time():
         return silent
 
     assert clock.run(work()) == [(0.0, 0.0), (0.0, 0.0), (180.0, 0.0), (180.0, 0.0), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("how", "named", "waits"),
+    [
+        ("failed", None, 60.0),
+        ("overloaded", None, 60.0),
+        ("overloaded", 110.0, 170.0),
+        ("refused", None, 180.0),
+        ("refused", 110.0, 180.0),
+        ("refused", 1000.0, 1060.0),
+        ("overloaded", 1000.0, 180.0),
+    ],
+)
+def test_a_model_is_given_up_only_after_the_wait_it_named(how, named, waits):
+    """A minute for failures, three for refusals, or what it named at the start and a minute."""
+
+    async def work():
+        gate = a_gate()
+        time = asyncio.get_running_loop().time
+        begun = None
+        while time() < 1400.0:
+            ticket = await gate.enter(100.0)
+            gate.leave(ticket, Heard(how, retry_after=named if begun is None else None))
+            begun = time() if begun is None else begun
+            while not gate.free(100.0):
+                if gate.silent(3600.0, alive=False):
+                    return time() - begun
+                await asyncio.sleep(0.5)
+        return None
+
+    given_up = clock.run(work())
+    assert waits <= given_up <= waits + 35.0  # A probe that is under way is waited for.
