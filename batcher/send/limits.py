@@ -8,6 +8,7 @@ waits. Three sources, the strictest wins: what the user *told* and what headers 
 from __future__ import annotations
 
 from collections import deque
+from statistics import fmean, pstdev
 
 __all__ = ["Allowance", "Learned", "Recent"]
 
@@ -102,12 +103,17 @@ class Recent:
         return sum(amount for step, amount in self._steps if step >= since)
 
 
-class _Series:
-    """Cuts that follow each other soon: when and at what rate they began, what passed between."""
+class _Trial:
+    """A while at twice the rate, to see whether more are refused then."""
 
-    def __init__(self, began: float, rate: float) -> None:
-        self.began, self.rate = began, rate
-        self.cuts = self.passed = 0
+    def __init__(self, began: float, before: float, share: float) -> None:
+        self.began, self.before, self.share = began, before, share
+        self.sent = self.refused = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether too many are refused; of twice a limit it would be half of them."""
+        return self.refused > 2.0 * (1.0 + self.share * self.sent)
 
 
 class Learned:
@@ -119,14 +125,20 @@ class Learned:
     CUBIC, RFC 9438, with a fixed time to the plateau). When the server stayed shut for seconds it
     counts by the minute: the rate is then what it let through in the last minute.
 
+    Gateways with many upstreams refuse a few at whatever rate, and going slower is no help there. A
+    limit refuses at regular distances, each time when the rate has grown back; where distances are
+    irregular and most pass, twice the rate is tried, and again twice that, for as long as no larger
+    part is refused. Then that part is taken as it comes.
+
     Amounts are requests, or tokens; rates are those a second.
     """
 
     _PLATEAU = 20.0
     _COUNTS_BY_THE_MINUTE = 5.0
     _SEEN_A_MINUTE = 50.0
-    _SOON, _NOISE_CUTS, _NOISE_SECONDS, _NOISE_MOST = 8.0, 6, 25.0, 0.15
-    _NOISE_LASTS, _NO_CHANCE = 600.0, 2
+    _NOISE_CUTS, _NOISE_MOST, _NOISE_LASTS, _IRREGULAR = 6, 0.2, 600.0, 0.5
+    _TRIAL_SENT, _TRIAL_SECONDS, _TRIAL_AGAIN, _TRIAL_RARELY = 60, 3.0, 30.0, 3600.0
+    _NO_CHANCE = 3
     _SAVED_SECONDS = 0.25
     _PROBE_FIRST, _PROBE_MOST, _PROBE_LATER = 0.25, 5.0, 60.0
 
@@ -146,8 +158,10 @@ class Learned:
         self._verdict = 0.25
         self._known = False
         self._passed = 0  # Units of count, not of amount, since the last cut.
-        self._series = _Series(0.0, 0.0)
+        self._distances: deque[int] = deque(maxlen=2 * self._NOISE_CUTS)
         self._noise, self._noise_until = 0.0, float("-inf")
+        self._trial: _Trial | None = None
+        self._no_trial_before, self._trial_pause = float("-inf"), self._TRIAL_AGAIN
 
     @property
     def shut(self) -> bool:
@@ -155,8 +169,8 @@ class Learned:
         return self._shut_at is not None
 
     def noisy(self, now: float) -> bool:
-        """Whether some are refused at whatever rate."""
-        return now < self._noise_until
+        """Whether some are refused at whatever rate, or it is being tried whether they are."""
+        return now < self._noise_until or self._trial is not None
 
     def now(self, now: float) -> float | None:
         """The rate at this moment, a second; None when there is no limit."""
@@ -186,6 +200,8 @@ class Learned:
             self._began = now
         self._sent.add(amount, now)
         self._passed += 1
+        if self._trial is not None:
+            self._tried(self._trial, now)
         if self._shut_at is not None:
             self._probe_sent = now
         elif self._fill(now) is not None:
@@ -221,7 +237,15 @@ class Learned:
         """
         self._refused.add(amount, sent_at)
         self._verdict = max(0.25, 0.9 * self._verdict, min(10.0, 2 * (now - sent_at)))
-        if now < self._noise_until and self._as_often(now):
+        trial = self._trial
+        if trial is not None:
+            trial.refused += sent_at >= trial.began
+            if not trial.failed:
+                return False
+            self._trial = None
+            self._no_trial_before = now + self._trial_pause
+            self._trial_pause = min(self._TRIAL_RARELY, 2.0 * self._trial_pause)
+        elif now < self._noise_until and self._as_often(now):
             return False
         if self._shut_at is not None:
             if self._probe_sent is not None and sent_at >= self._probe_sent:
@@ -232,7 +256,7 @@ class Learned:
                 self._probe_after = now + (pause if retry_after is None else retry_after)
                 self._denied += 1
                 if self._denied >= self._NO_CHANCE:
-                    self._series = _Series(now, self.now(now) or 0.0)
+                    self._distances.clear()
             return True
         if sent_at < self._cut_at:
             return True  # It was on its way before the last cut could help.
@@ -246,7 +270,9 @@ class Learned:
                 self._let_through(now, seconds) / seconds, self._minute_before / 60, amount / 60
             )
             rate = rate if known is None else known
-        if self._is_noise(rate, since, now):
+        if trial is not None:
+            rate, since = trial.before, self._PLATEAU
+        elif self._doubtful(rate, now):
             return False
         self._known = known is not None
         self._plateau = rate
@@ -256,30 +282,34 @@ class Learned:
         self._probe_after = now + pause
         return True
 
-    def _is_noise(self, rate: float, since: float, now: float) -> bool:
-        """Whether a few are refused at whatever rate, so that going slower is no help.
-
-        Gateways with many upstreams do that. A limit that refuses one of seven at a rate refuses
-        none at 0.85 of it; where cut after cut is soon followed by the next refusal, and most pass
-        in between, the rate is not what they are about, unless a server stays shut for probe after
-        probe, which chance does not. The rate from before the cuts is restored.
-        """
-        series, passed = self._series, self._passed
+    def _doubtful(self, rate: float, now: float) -> bool:
+        """Whether a trial begins in place of a cut."""
+        distances = self._distances
+        distances.append(self._passed)
         self._passed = 0
-        if since > self._SOON or passed < 3:
-            self._series = _Series(now, rate)
+        if len(distances) <= self._NOISE_CUTS or now < self._no_trial_before:
             return False
-        series.cuts += 1
-        series.passed += passed
-        share = series.cuts / max(1, series.passed)
-        long = series.cuts >= self._NOISE_CUTS and now - series.began >= self._NOISE_SECONDS
-        if not long or share > self._NOISE_MOST:
+        mean = fmean(distances)
+        share = 1.0 / max(1.0, mean)
+        if share > self._NOISE_MOST or pstdev(distances) < self._IRREGULAR * mean:
             return False
-        self._noise, self._noise_until = share, now + self._NOISE_LASTS
-        self.rate, self._plateau = series.rate, series.rate / 0.7  # And on from there.
-        self._cut_at = now
-        self._series = _Series(now, series.rate)
+        self._try(rate, share, now)
         return True
+
+    def _try(self, rate: float, share: float, now: float) -> None:
+        self._trial = _Trial(now, rate, share)
+        self._shut_at = self._probe_sent = None
+        self.rate = self._plateau = 2.0 * rate
+        self._cut_at = now
+        self._distances.clear()
+
+    def _tried(self, trial: _Trial, now: float) -> None:
+        """One more was sent in a trial; after enough of them the next one begins."""
+        trial.sent += 1
+        if trial.sent >= self._TRIAL_SENT and now - trial.began >= self._TRIAL_SECONDS:
+            self._noise, self._noise_until = trial.share, now + self._NOISE_LASTS
+            self._trial_pause = self._TRIAL_AGAIN
+            self._try(2.0 * trial.before, trial.share, now)
 
     def _as_often(self, now: float) -> bool:
         """Whether no more are refused than were found to be at whatever rate."""

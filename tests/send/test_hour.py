@@ -34,12 +34,12 @@ def test_a_flood_at_the_start_is_not_taken_for_chance(unit):
     for seed in (1, 11, 21):
         share = reached(case, seed=seed)[0]
         assert share.used >= 0.98
-        assert share.refused <= 0.015
+        assert share.refused <= 0.02
 
 
 # A server that counts tokens by the second and books them after the answer refuses at random when
 # it is full: even a perfectly even client gets 86 % and 11 % of 429s there. See the README.
-BY_CHANCE = {"bucket-1s": (0.80, 0.03), "window-1s": (0.55, 0.03)}
+BY_CHANCE = {"bucket-1s": (0.80, 0.035), "window-1s": (0.55, 0.03)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,3 +206,39 @@ def test_a_model_reaches_its_own_limit_below_that_of_the_key():
     own, total = clock.run(_own_and_total(30_000.0, 120_000.0, 360.0))
     assert own >= 0.95
     assert 0.97 <= total <= 1.01
+
+
+async def _by_chance(part: float, seconds: float, seed: int):
+    """A gateway that refuses a part of all requests, whatever the rate; answers a second at the end."""
+    loop = asyncio.get_running_loop()
+    gate = Gate(Limits(concurrency=64), KeyGate(Limits(), loop.time), loop.time)
+    rng = random.Random(seed)
+    answered = 0
+
+    async def worker():
+        nonlocal answered
+        while loop.time() < seconds:
+            ticket = await gate.enter(100.0)
+            if rng.random() < part:
+                await asyncio.sleep(0.02)
+                gate.leave(ticket, Heard("refused"))
+                continue
+            await asyncio.sleep(rng.uniform(0.5, 1.0))
+            answered += loop.time() >= seconds - 20.0
+            gate.leave(ticket, Heard("answered", 0.75, 100.0))
+
+    workers = [asyncio.create_task(worker()) for _ in range(100)]
+    await asyncio.sleep(seconds)
+    gate.close()
+    for one in workers:
+        one.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    return answered / 20.0
+
+
+@pytest.mark.parametrize("part", [0.005, 0.01, 0.03, 0.05])
+def test_a_few_refusals_at_whatever_rate_slow_nothing_down(part):
+    """Gateways with many upstreams do that; to go slower for it would be to stand still."""
+    reached = sorted(clock.run(_by_chance(part, 150.0, seed)) for seed in range(5))
+    most = 64 / 0.75
+    assert reached[1] >= 0.8 * most  # Chance may spoil the first trials of one in five.
