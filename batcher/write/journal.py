@@ -84,6 +84,7 @@ class Journal:
         # What both threads touch: the segment's list of what is not synced, and these.
         self._state = threading.Condition()
         self._full: OpenSegment | None = None  # To be sealed.
+        self._syncing = False  # A segment in the syncer's hands must not be closed.
         self._failed: OSError | None = None  # Of a sync; the writer makes it good.
         self._over = self._given_up = False
         self._syncer = threading.Thread(target=self._keep_synced, name="sync", daemon=True)
@@ -200,6 +201,7 @@ class Journal:
         self._sound(error)
         self._make_room(error)
         with self._state:
+            self._state.wait_for(lambda: not self._syncing)
             synced = self._failed is None and error.errno in FULL  # What was written is sound.
             left: list[Result | Kept] = []
             for old in filter(None, dict.fromkeys((self._full, self._segment))):
@@ -255,6 +257,7 @@ class Journal:
                 segment, sealing = self._to_sync(), self._full is not None
                 if segment is None:
                     continue
+                self._syncing = True
             try:
                 synced = segment.sync()
                 if sealing:
@@ -264,6 +267,7 @@ class Journal:
                 error = failed
             last = time.monotonic()
             with self._state:
+                self._syncing = False
                 if error is not None:
                     self._failed = error
                     self._wake.set()
