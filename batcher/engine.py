@@ -83,7 +83,9 @@ class Engine:
         self._lanes: dict[str, EngineLane] = {}
         self._split = job.route == "split"
         self._shared = Queue()
-        self._tried: dict[int, set[str]] = {}  # Models that refused a row of a split, by row.
+        # Of a split, by row: models that refused it, how it failed last and when it may go again.
+        self._tried: dict[int, set[str]] = {}
+        self._failed: dict[int, tuple[Again, float]] = {}
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
@@ -197,41 +199,55 @@ class Engine:
 
     async def _take(self, lane: EngineLane) -> Prompt | None:
         """The next row of a split, once it could go at once: in line it would be no other's."""
+
+        def fits(prompt: Prompt) -> bool:
+            if not self._may(lane, prompt):
+                return False
+            size = len(prompt.fields)
+            return lane.gate.free(*lane.way.estimate.tokens(size, prompt.max_tokens))
+
         async with lane.turn:
             while lane.dead is None and not (lane.queue.closed and not lane.queue):
-                if self._free(lane, lane.queue.first):
-                    prompt = await lane.queue.take()
-                    if prompt is None or (self._free(lane, prompt) and self._may(lane, prompt)):
-                        return prompt
-                    lane.queue.put(prompt)
+                if lane.gate.free(0.0) and (prompt := lane.queue.pick(fits)) is not None:
+                    return prompt
                 await asyncio.sleep(_POLL_SECONDS)
         return None
 
-    def _free(self, lane: EngineLane, prompt: Prompt | None) -> bool:
-        size, most = (0, None) if prompt is None else (len(prompt.fields), prompt.max_tokens)
-        return self._stop.is_set() or lane.gate.free(*lane.way.estimate.tokens(size, most))
-
     def _may(self, lane: EngineLane, prompt: Prompt) -> bool:
-        """Whether a row of a split may go to a model: not to one that refused it, if there is another."""
+        """Whether a row of a split may go to a model now.
+
+        Not to one that refused it, if there is another; and not at once to one where it failed.
+        """
         tried = self._tried.get(prompt.row)
-        return not tried or lane.model not in tried or not self._untried(tried)
+        if tried and lane.model in tried and self._untried(tried):
+            return False
+        failed = self._failed.get(prompt.row)
+        if failed is None or failed[0].request.model != lane.model:
+            return True
+        return asyncio.get_running_loop().time() >= failed[1]
 
     def _untried(self, tried: set[str]) -> bool:
         return any(of.dead is None and of.model not in tried for of in self._lanes.values())
 
     async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
-        ended = await self._sender.first(request, lane.way)
+        before = self._failed.pop(prompt.row, None) if self._split else None
+        ended = await self._sender.first(request, lane.way, before and before[0])
         if isinstance(ended, Result):
             await self._done(lane, prompt, ended)
-        else:
-            lane.last = str(ended.error)
-            # The worker goes on; only when very many wait for a retry does it wait with them.
-            task = self._group.create_task(self._again(lane, prompt, ended))
-            lane.retrying.add(task)
-            task.add_done_callback(partial(self._retried, lane))
-            if len(lane.retrying) > 2 * lane.gate.concurrency.limit:
-                await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
+            return
+        lane.last = str(ended.error)
+        if self._split:  # Whichever can send it next; the same one after the wait.
+            again_at = asyncio.get_running_loop().time() + ended.wait
+            self._failed[prompt.row] = ended, again_at
+            self._give_back(prompt)
+            return
+        # The worker goes on; only when very many wait for a retry does it wait with them.
+        task = self._group.create_task(self._again(lane, prompt, ended))
+        lane.retrying.add(task)
+        task.add_done_callback(partial(self._retried, lane))
+        if len(lane.retrying) > 2 * lane.gate.concurrency.limit:
+            await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
 
     async def _again(self, lane: EngineLane, prompt: Prompt, failed: Again) -> None:
         try:
@@ -332,6 +348,7 @@ class Engine:
     def _close_lane(self, lane: EngineLane, result: Result) -> None:
         if lane.dead is None:  # Rows buried later quote it; it must not come to quote them.
             lane.dead, lane.dead_since = result, asyncio.get_running_loop().time()
+            lane.dropped = result.status is Outcome.QUOTA and lane.next is None and not self._split
         self._settled.set()
         known = self._job.models or self._read_all  # Later rows may name a model that works.
         if known and all(other.dead for other in self._lanes.values()):

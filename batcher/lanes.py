@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.estimate import Estimate, Patience
@@ -60,10 +60,14 @@ class Queue:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    @property
-    def first(self) -> Prompt | None:
-        """The prompt that would be taken now."""
-        return self._prompts[0] if self._prompts else None
+    def pick(self, fits: Callable[[Prompt], bool]) -> Prompt | None:
+        """The first prompt that fits, if there is one."""
+        for at, prompt in enumerate(self._prompts):
+            if fits(prompt):
+                del self._prompts[at]
+                self._taken(prompt)
+                return prompt
+        return None
 
     @property
     def full(self) -> bool:
@@ -85,10 +89,13 @@ class Queue:
             self._takers.append(taker)
             await taker
         prompt = self._prompts.popleft()
+        self._taken(prompt)
+        return prompt
+
+    def _taken(self, prompt: Prompt) -> None:
         self._bytes -= len(prompt.fields)
         if self.feed is not None:
             self.feed.room.set()
-        return prompt
 
     def close(self) -> None:
         """Nothing more comes; whoever waits is told."""

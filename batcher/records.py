@@ -154,6 +154,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
         started: Unix time in milliseconds.
         waited_ms: Time between the end of the attempt before and this one.
         cause: What was waited for: `requests`, `tokens`, `429`, `retry`, `an outage`.
+        model: Which model it was sent to, when it was another one than the result is of.
     """
 
     started: int
@@ -166,6 +167,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    model: str | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -28,7 +28,8 @@ def snapshot(
         age, row = max(
             ((now - since, name) for name, since in lane.way.flying.values()), default=(None, "")
         )
-        waiting = lane.gate.waiting + len(lane.retrying)
+        # Of those that go again some are in flight, some in line, some wait out a backoff.
+        waiting = max(lane.gate.waiting, len(lane.retrying) - lane.gate.in_flight)
         tokens = of.tokens[2]
         models.append(
             ModelSnapshot(

@@ -380,6 +380,9 @@ def by_model(**ways):
             return web.json_response({"choices": [said]})
         if way == "hangs":
             await asyncio.sleep(4)
+        if way == "limited":
+            error = {"error": {"message": "slow down"}}
+            return web.json_response(error, status=429, headers={"Retry-After": "100"})
         text = f"{way}: {body['messages'][0]['content']}"
         error = {"message": text, "code": "insufficient_quota" if way == 429 else None}
         return web.json_response({"error": error}, status=way)
@@ -469,6 +472,24 @@ def test_a_row_is_written_once_when_a_fallback_saves_it(tmp_path, rows):
     assert ended.returncode == 0, ended.stderr.decode()
     out = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [(r["model"], r["status"]) for r in out] == [("b", "ok")] * 20
+
+
+@pytest.mark.parametrize("way", [503, 500, 401, "limited", "hangs"])
+def test_a_model_of_a_split_that_fails_later_holds_up_no_other(tmp_path, rows, way):
+    """Its rows go to the one that works, at once; what they went through is listed."""
+    began = time.monotonic()
+    with by_model(works="ok", fails=("ok", way, 20)) as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "works", "-m", "fails", "--route",
+                        "split", "-n", "300", "--attempt-timeout", "2", cwd=tmp_path,
+                        url=gateway.url)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert time.monotonic() - began < 30
+    out = read_jsonl(tmp_path / "out.jsonl")
+    assert {r["status"] for r in out} == {"ok"}
+    if way != 401:
+        moved = next(r["row"] for r in out if r["attempts"] > 1 and r["model"] == "works")
+        told = batcher("explain", "out.jsonl", f"{moved}", cwd=tmp_path).stdout.decode()
+        assert "sent to fails" in told
 
 
 def test_a_limited_model_keeps_no_row_of_a_split_from_an_idle_one(tmp_path, rows):

@@ -68,6 +68,7 @@ def _line(attempt: Attempt) -> str:
         f"{attempt.prompt_tokens} + {attempt.completion_tokens} tokens"
         if attempt.prompt_tokens is not None
         else "",
+        f"sent to {attempt.model}" if attempt.model else "",
         f"request id {attempt.request_id}" if attempt.request_id else "",
         attempt.error or "",
     ]

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 
-from batcher.records import Outcome, Result
+from batcher.records import Attempt, Outcome, Result
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Summary"]
 
@@ -135,13 +135,15 @@ class ModelSummary:
         answered = status.answered
         self.outcomes[status] += 1
         attempts = result.attempts
+        if result.tries is not None:
+            own = [attempt for attempt in result.tries if attempt.model is None]
+            attempts = len(own)
+            self._tried_429 += sum(attempt.http_status == 429 for attempt in own)
+        elif result.http_status == 429:
+            self._tried_429 += 1
         self.requests += attempts
         if attempts > 1:
             self.retries += attempts - 1
-        if result.tries is not None:
-            self._tried_429 += sum(attempt.http_status == 429 for attempt in result.tries)
-        elif result.http_status == 429:
-            self._tried_429 += 1
 
         tokens = self.tokens
         for at, count in enumerate(
@@ -167,6 +169,11 @@ class ModelSummary:
                 self.cost_missing += 1
             if result.latency_ms is not None:
                 self.latencies.add(result.latency_ms)
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Counts an exchange for a row that another model ended."""
+        self.requests += 1
+        self._tried_429 += attempt.http_status == 429
 
     def asdict(self, seconds: float) -> dict[str, object]:
         """One model's part of the JSON summary; `seconds` is how long the run took."""
@@ -223,6 +230,9 @@ class Summary:
         """Counts a Result; one that is not `fresh` is from an earlier run (see `add_earlier`)."""
         if fresh:
             self.models[result.model].add(result)
+            for attempt in result.tries or ():
+                if attempt.model is not None:
+                    self.models[attempt.model].add_attempt(attempt)
         else:
             self.add_earlier(result.model, result.status)
 

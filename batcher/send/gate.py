@@ -267,14 +267,17 @@ class Gate:
         return most if self._up_front and most is not None else tokens
 
     def free(self, tokens: float, most: float | None = None) -> bool:
-        """Whether a request of so many tokens would be let in at once."""
+        """Whether a request of so many tokens would be let in at once, the key's breaker apart.
+
+        In an outage of the key the first in line of each model is its next probe, so there is to be
+        one, of the models that work above all.
+        """
         now = self._clock()
         asked = most if self._up_front and most is not None else tokens
         waits = (
             self._own.wait(asked, now)[0],
             self._key.level.wait(asked, now)[0],
             self.breaker.wait(now),
-            self._key.breaker.wait(now),
             self._shut_until - now,
         )
         return not self._line and max(waits) <= 0.0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import tenacity
 
 from batcher.errors import (
@@ -52,12 +53,21 @@ class Lane(NamedTuple):
 
 
 class Again(NamedTuple):
-    """A request whose first attempt failed and which goes again, until its time is up."""
+    """A request that failed and goes again.
+
+    Attributes:
+        request: As it was sent.
+        error: How it failed last.
+        tries: All attempts so far.
+        until: When its time is up (monotonic clock).
+        wait: Seconds until it may go to the same model again.
+    """
 
     request: Request
     error: RequestError
     tries: list[Attempt]
     until: float
+    wait: float
 
 
 class Sender:
@@ -89,21 +99,42 @@ class Sender:
         self._sleep = sleep
         self._rng = rng or random.Random()
 
-    async def first(self, request: Request, lane: Lane) -> Result | Again:
-        """One attempt: the Result, or what it takes to go on."""
+    async def first(
+        self, request: Request, lane: Lane, before: Again | None = None
+    ) -> Result | Again:
+        """One attempt: the Result, or what it takes to go on.
+
+        Args:
+            request: What to send.
+            lane: Where to.
+            before: How it failed so far, perhaps with another model.
+        """
         tries: list[Attempt] = []
+        until: float | None = None
+        if before is not None:
+            until = before.until
+            other = None if before.request.model == request.model else before.request.model
+            tries = [
+                t if other is None or t.model else msgspec.structs.replace(t, model=other)
+                for t in before.tries
+            ]
         try:
-            completion = await self._attempt(request, lane, tries, None)
+            completion = await self._attempt(request, lane, tries, until)
         except RequestError as error:
-            until = time.monotonic() + self._row_timeout - tries[0].latency_ms / 1000
-            if self._decide(error, tries, until) is None:
+            if until is None:
+                until = time.monotonic() + self._row_timeout - tries[0].latency_ms / 1000
+            wait = self._decide(error, tries, until)
+            if wait is None:
                 return _failed(request, error, tries)
-            return Again(request, error, tries, until)
+            return Again(request, error, tries, until, wait)
+        except _NoTime:
+            assert before is not None
+            return _failed(request, before.error, tries)
         return _answered(request, completion, tries)
 
     async def again(self, failed: Again, lane: Lane) -> Result:
         """The attempts after the first, until one is the last."""
-        request, error, tries, until = failed
+        request, error, tries, until, _wait = failed
         waiting: RequestError | None = error
 
         async def attempt() -> Completion:
