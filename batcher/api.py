@@ -37,7 +37,7 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     inputs, given = _inputs(rows)
     if isinstance(given, AsyncIterable):
         raise JobError("rows is an async iterable; use batcher.stream, or collect it first.")
-    job = Job.of(**{"quiet": True, **options, "inputs": inputs, "output": os.fspath(output)})
+    job = Job.of(**{"quiet": True, **options, "inputs": inputs, "output": output})
     runner = Runner(job, rows=given)
     ended: list[Report | BaseException] = []
     begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Report]]] = []

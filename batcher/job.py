@@ -7,6 +7,7 @@ it its meaning.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -199,6 +200,8 @@ class Job:
             value = asked.get(name)
             if isinstance(value, Mapping):
                 asked[name] = tuple(f"{model}={limit}" for model, limit in value.items())
+            elif isinstance(value, list | tuple):
+                asked[name] = tuple(map(str, value))
             elif value is not None:
                 asked[name] = (str(value),)
             else:
@@ -207,16 +210,16 @@ class Job:
             asked["params"] = tuple(
                 f"{name}={_as_json(name, value)}" for name, value in asked["params"].items()
             )
-        if "output" in asked:
+        if isinstance(asked.get("output"), os.PathLike):
             asked["output"] = os.fspath(asked["output"])
         types = get_type_hints(cls)
         for name, value in asked.items():
             try:
                 msgspec.convert(value, tuple[str, ...] if name == "retry" else types[name])
             except msgspec.ValidationError as error:
-                words = _words(types[name])
-                why = f"it is one of {', '.join(words)}" if words else error
-                raise JobError(f"{name}={value!r:.200}: {why}.") from None
+                raise JobError(
+                    f"{name}={value!r:.200}: {_choices(types[name]) or error}."
+                ) from None
         return cls(**asked)
 
     def __post_init__(self) -> None:
@@ -378,17 +381,19 @@ class Job:
         return Endpoint(url, url, key)
 
 
-def _words(kind: Any) -> list[str]:
-    """The words that a type allows, quoted; none for a type that allows anything else."""
+def _choices(kind: Any) -> str:
+    """Which words a type allows, as a sentence; "" for a type without words."""
     parts = (kind,) if get_origin(kind) is Literal else get_args(kind)
-    if not all(get_origin(part) is Literal or part is type(None) for part in parts):
-        return []
-    return [repr(word) for part in parts for word in get_args(part)]
+    words = [repr(word) for p in parts if get_origin(p) is Literal for word in get_args(p)]
+    number = "a number or " if any(part is float for part in parts) else ""
+    return f"it is {number}{'one of ' * (len(words) > 1)}{', '.join(words)}" if words else ""
 
 
-def _as_json(name: str, value: object) -> str:
+def _as_json(name: object, value: object) -> str:
     try:
-        return msgspec.json.encode(value).decode()
+        if not isinstance(name, str):
+            raise TypeError("a field has a text for its name")
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"params: {name!r} is nothing that JSON can hold ({error}).") from None
 

@@ -128,7 +128,7 @@ class EngineLane:
         dead: The result that closed the lane, or None.
         dead_since: When that was (monotonic clock).
         dropped: Whether rows of it stay pending since it is dead.
-        last: How a first attempt failed last.
+        last: What was said of the last failure.
         turn: Held by the one worker that looks for room before it takes a row (`split`).
     """
 
@@ -173,6 +173,7 @@ class EngineLane:
         request may refuse the dear ones only, and says so.
         """
         status = result.status
+        self.last = result.error or self.last
         if status is Outcome.BAD_REQUEST and not self.alive:
             same = self.fatal is not None and _words(self.fatal) == _words(result)
             self.responds |= self.fatal is not None and not same

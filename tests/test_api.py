@@ -105,7 +105,10 @@ def test_what_cannot_be_done_is_a_job_error(tmp_path, gateway):
         ({"route": "any"}, "one of 'each', 'fallback', 'split'"),
         ({"limit": 2.5}, "limit=2.5"),
         ({"max_retries": "3"}, "Expected `int`"),
-        ({"attempt_timeout": "soon"}, "attempt_timeout='soon'"),
+        ({"attempt_timeout": "soon"}, "attempt_timeout='soon': it is a number or 'auto'"),
+        ({"params": {"temperature": float("nan")}}, "nothing that JSON can hold"),
+        ({"params": {"stop": {"a"}}}, "nothing that JSON can hold"),
+        ({"output": None}, "output=None"),
         ({"models": [1]}, "Expected `str`"),
         ({"retry": ["fault"]}, "no such outcome"),
         ({"inputs": 5}, "inputs=5"),
@@ -140,3 +143,27 @@ def test_ctrl_c_in_a_script_keeps_what_is_in_flight(tmp_path):
     assert billed < 500
     kept = b"".join(p.read_bytes() for p in (tmp_path / "out.jsonl.run").glob("*.jsonl"))
     assert kept.count(b'"status":"ok"') == billed
+
+
+def test_text_views_and_columns_without_a_name_come_through(tmp_path, gateway):
+    """polars has all its texts as views; pandas writes its index as a CSV column named nothing."""
+    views = pa.array(["a", "b"]).cast(pa.string_view())
+    lists = pa.array([["x"], None]).cast(pa.list_(pa.string_view()))
+    kinds = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.uint32()), views)
+    table = pa.table({"prompt": views, "tags": lists, "kind": kinds, "": pa.array([17, 18])})
+    batcher.run(table, output=tmp_path / "rows.parquet", models=["sim-small"])
+    plain = pa.table({name: table[name] for name in ("prompt", "tags", "")})
+    pq.write_table(plain, tmp_path / "in.parquet")
+    batcher.run(tmp_path / "in.parquet", output=tmp_path / "file.parquet", models=["sim-small"])
+    for name in ("rows.parquet", "file.parquet"):
+        out = pq.read_table(tmp_path / name)
+        assert out["prompt"].to_pylist() == ["a", "b"]
+        assert out["tags"].to_pylist() == [["x"], None]
+        assert out[""].to_pylist() == [17, 18]
+
+
+def test_two_columns_of_one_name_are_refused_in_a_table_too(tmp_path, gateway):
+    """Else the last one would win without a word."""
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    with pytest.raises(batcher.JobError, match="two columns named 'prompt'"):
+        batcher.run(table, output=tmp_path / "o.jsonl", models=["sim-small"])

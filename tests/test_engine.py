@@ -232,6 +232,7 @@ def test_a_few_rows_that_are_all_refused_are_a_finished_run(tmp_path, rows):
                         url=gateway.url)  # fmt: skip
     assert ended.returncode == 3, ended.stderr.decode()
     assert [row["status"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["bad_request"]
+    assert b"bad_request, such as: " in ended.stderr
 
 
 def test_money_that_runs_out_on_the_way_leaves_the_rest_pending(tmp_path, rows):
@@ -438,6 +439,16 @@ def test_how_a_run_ends_does_not_hang_on_how_many_rows_it_has(tmp_path, n, own):
                         cwd=tmp_path, url=gateway.url)  # fmt: skip
     assert ended.returncode == 3, ended.stderr.decode()
     assert len(read_jsonl(tmp_path / "out.jsonl")) == 2 * n
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_money_that_is_out_leaves_rows_pending_however_many(tmp_path, rows, n):
+    """The one that was refused as well: it is no result."""
+    with by_model(works="ok", broke=429) as gateway:
+        ended = batcher("run", rows, "-o", "out.jsonl", "-m", "works", "-m", "broke", "-n", f"{n}",
+                        cwd=tmp_path, url=gateway.url)  # fmt: skip
+    assert ended.returncode == 4, ended.stderr.decode()
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_each_model_that_ends_a_run_is_named_with_its_own_failure(tmp_path, rows):

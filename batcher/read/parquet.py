@@ -10,7 +10,17 @@ import pyarrow.parquet as pq
 
 from batcher.errors import JobError
 
-__all__ = ["batches", "check", "count", "dicts", "schema", "without_nulls"]
+__all__ = [
+    "batches",
+    "check",
+    "check_names",
+    "count",
+    "dicts",
+    "plain",
+    "plain_batch",
+    "schema",
+    "without_nulls",
+]
 
 # With pyarrow's defaults a file of one large row group is held whole: 510 MB against 10 MB.
 _LEAN = {"pre_buffer": False, "buffer_size": 1 << 20}
@@ -19,8 +29,9 @@ _BATCH_ROWS = 1000
 
 
 def schema(path: str) -> pa.Schema:
-    """Names and types of the columns, from the footer."""
-    return pq.read_schema(path)
+    """Names and types of the columns, from the footer, as `plain` gives them."""
+    found = pq.read_schema(path)
+    return pa.schema([field.with_type(plain(field.type)) for field in found])
 
 
 def count(path: str) -> int:
@@ -64,7 +75,7 @@ def _batches(
             mean = max(1, held.total_byte_size // max(1, held.num_rows))
             batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // mean))
             for batch in file.iter_batches(batch_rows, row_groups=[group], columns=names):
-                yield at, batch
+                yield at, plain_batch(batch)
                 at += batch.num_rows
 
 
@@ -75,13 +86,55 @@ def check(path: str) -> None:
         JobError: Two have one name, or it is no Parquet.
     """
     try:
-        names = schema(path).names
+        names = pq.read_schema(path).names
     except (OSError, pa.ArrowException) as error:
         why = str(error).rstrip(".")
         raise JobError(f"{path}: it cannot be read as Parquet: {why}.") from None
+    check_names(names, path)
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Whether columns can be told apart; raises JobError when two have one name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise JobError(f"{path}: it has two columns named {twice!r}; rename one.")
+        raise JobError(f"{where}: it has two columns named {twice!r}; rename one.")
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type without views, with which pyarrow can do little; polars has all its texts so.
+
+    >>> plain(pa.list_(pa.string_view()))
+    ListType(list<item: string>)
+    """
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.string()
+    if types.is_binary_view(kind):
+        return pa.binary()
+    if types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, plain(kind.value_type), kind.ordered)
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(plain(field.type)) for field in kind])
+    if types.is_list(kind) or types.is_large_list(kind):
+        made = pa.list_ if types.is_list(kind) else pa.large_list
+        return made(kind.value_field.with_type(plain(kind.value_type)))
+    return kind
+
+
+def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with the types that `plain` gives."""
+    arrays = [_plain_array(column) for column in batch.columns]
+    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+def _plain_array(array: pa.Array) -> pa.Array:
+    kind = plain(array.type)
+    if kind == array.type:
+        return array
+    if pa.types.is_dictionary(kind):
+        values = array.dictionary.cast(kind.value_type)
+        return pa.DictionaryArray.from_arrays(array.indices, values, ordered=kind.ordered)
+    return array.cast(kind)
 
 
 def dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -56,14 +56,17 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
         import pyarrow as pa  # Takes its time to import.
         import pyarrow.parquet as pq
 
-        reader = pa.RecordBatchReader.from_stream(given)
+        from batcher.read import parquet
 
         def write_table(file: IO[bytes]) -> None:
             try:
-                with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
+                reader = pa.RecordBatchReader.from_stream(given)
+                parquet.check_names(reader.schema.names, "rows")
+                fields = [field.with_type(parquet.plain(field.type)) for field in reader.schema]
+                with pq.ParquetWriter(file, pa.schema(fields), compression="zstd") as writer:
                     for batch in reader:
                         go_on()
-                        writer.write_batch(batch, row_group_size=10_000)
+                        writer.write_batch(parquet.plain_batch(batch), row_group_size=10_000)
             except pa.ArrowException as error:
                 raise JobError(f"rows: the table cannot be kept as Parquet: {error}.") from None
 

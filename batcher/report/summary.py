@@ -19,6 +19,7 @@ TOKENS = ("prompt", "completion", "total", "cached", "reasoning")
 # Latencies of one bucket share their first six bits: exact below 64 ms, wrong by 1/64 at most
 # above, and an hour needs no more than 600 buckets.
 _BITS = 6
+_EXAMPLE = 160  # characters
 
 
 class Latencies:
@@ -67,6 +68,7 @@ class ModelSummary:
 
     Attributes:
         outcomes: Rows by how they ended.
+        examples: What was said of the first row that ended so, where something was.
         earlier: Rows by how they ended in earlier runs of the same job; in no other figure.
         tokens: Sum of what was reported, in the order of `TOKENS`; None when nothing was.
         missing: How many answered rows did not report it, in the same order.
@@ -85,6 +87,7 @@ class ModelSummary:
         "cost",
         "cost_missing",
         "earlier",
+        "examples",
         "latencies",
         "limit_used",
         "missing",
@@ -98,6 +101,7 @@ class ModelSummary:
 
     def __init__(self) -> None:
         self.outcomes: defaultdict[Outcome, int] = defaultdict(int)
+        self.examples: dict[Outcome, str] = {}
         self.earlier: defaultdict[Outcome, int] = defaultdict(int)
         self.tokens: list[int | None] = [None] * len(TOKENS)
         self.missing = [0] * len(TOKENS)
@@ -134,6 +138,8 @@ class ModelSummary:
         status = result.status
         answered = status.answered
         self.outcomes[status] += 1
+        if result.error is not None and status not in self.examples:
+            self.examples[status] = result.error[:_EXAMPLE]
         attempts = result.attempts
         if result.tries is not None:
             own = [attempt for attempt in result.tries if attempt.model is None]

@@ -84,6 +84,10 @@ def table(summary: Summary, width: int = 80) -> Table:
             told = re.sub(r"(?<=\d) (?=[a-z])", "\N{NO-BREAK SPACE}", told)
             told = f"{shown(model, width // 2)}: {told}"
             notes += textwrap.wrap(told, width, subsequent_indent="  ", break_on_hyphens=False)
+        if of.examples:
+            outcome = max(of.examples, key=lambda outcome: of.outcomes[outcome])
+            told = f"  {outcome}, such as: {' '.join(of.examples[outcome].split())}"
+            notes += textwrap.wrap(told, width, subsequent_indent="    ", max_lines=3)
     if summary.total_limit_used is not None:
         notes.append(f"all models: {100 * summary.total_limit_used:.0f}% of their common limit")
     if notes:

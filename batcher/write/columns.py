@@ -50,24 +50,24 @@ _NATIVE = frozenset({"tool_calls", "logprobs", "response"})
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
-def renames(columns: Mapping[str, Any]) -> dict[str, str]:
+def renames(columns: Mapping[str, Any]) -> dict[str, str | None]:
     """Input columns that have the name of a result, and the names they get instead.
 
     Args:
         columns: Names of the input's columns to their Arrow types, or to anything else.
 
-    A `custom_id` of texts is not repeated: it maps to "".
+    A `custom_id` of texts is not repeated: it maps to None.
 
     >>> renames({"text": None, "model": None, "input_model": None})
     {'model': 'input_input_model'}
     """
     taken = {*columns, *RESULT.names}
-    found = {}
+    found: dict[str, str | None] = {}
     for name, kind in columns.items():
         if name not in RESULT.names:
             continue
         if name == "custom_id" and isinstance(kind, pa.DataType) and _is_text(kind):
-            found[name] = ""
+            found[name] = None
             continue
         new = f"input_{name}"
         while new in taken:

@@ -161,7 +161,7 @@ def write_jsonl(
             for row in rows:
                 for name in row.keys() & set(columns.RESULT.names):
                     if name not in written.renamed:
-                        new = columns.renames(dict.fromkeys(row)).get(name, "")
+                        new = columns.renames(dict.fromkeys(row)).get(name) or ""
                         written.renamed[name] = new
             for place, line in picks.lines(positions):
                 if line is None:
@@ -208,11 +208,10 @@ def write_parquet(
     """
     written = Written()
     renamed = columns.renames(dict(zip(schema.names, schema.types, strict=True)))
-    written.renamed = {old: new for old, new in renamed.items() if new}
-    kept = [i for i, name in enumerate(schema.names) if renamed.get(name, name)]
-    fields = [
-        pa.field(renamed.get(schema.names[i], schema.names[i]), schema.types[i]) for i in kept
-    ]
+    written.renamed = {old: new for old, new in renamed.items() if new is not None}
+    shown = [renamed.get(name, name) for name in schema.names]
+    kept = [i for i, name in enumerate(shown) if name is not None]
+    fields = [pa.field(shown[i], schema.types[i]) for i in kept]
     names = columns.result_names(keep_raw=keep_raw, shown=picks.shown)
     out = pa.schema([*fields, *(columns.RESULT.field(name) for name in names)])
     custom_id = schema.get_field_index("custom_id")
