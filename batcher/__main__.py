@@ -12,6 +12,7 @@ def main() -> None:
 
         status = run()
     except KeyboardInterrupt:  # Before there was anything to stop.
+        sys.stderr.write("batcher: interrupted.\n")
         status = 130
     sys.exit(status)
 

@@ -45,6 +45,7 @@ def export(
     go_on: Callable[[], None] = lambda: None,
     *,
     locked: bool,
+    enough: Callable[[int, int], None] = lambda _rows, _missing: None,
 ) -> Finished:
     """Writes the output from what the journal holds now; the old file stays until the new is whole.
 
@@ -57,6 +58,8 @@ def export(
         go_on: Called now and then; what it raises ends the writing, and the old file stays.
         locked: Whether the caller holds the run folder; beside a running process nothing else in
             it is touched.
+        enough: Told how many rows are written and how many are missing, before they take the place
+            of the old file; what it raises ends the writing.
 
     Raises:
         Damaged: Answers are not what they were, and the output would lack them. Not raised when
@@ -72,7 +75,9 @@ def export(
             segment = index.load(path, number, keep=locked)
             winners.add(segment.entries, slots_of(segment.models, asked.models))
     strict = locked or output.exists()
-    picks = results.Picks(folder, winners, asked.route, len(slots), go_on, strict=strict)
+    picks = results.Picks(
+        folder, winners, asked.route, len(slots), go_on, strict=strict, whole=locked, enough=enough
+    )
     try:
         with picks:
             if output.suffix == ".jsonl":

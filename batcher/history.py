@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from batcher.records import Result
 from batcher.write import index
@@ -28,30 +29,39 @@ def results_of(folder: Path, name: str) -> Iterator[Result]:
         folder: The run folder.
         name: Position in decimal, or `custom_id`.
     """
-    position = int(name) if name.isascii() and name.isdecimal() else -1
+    rows = {int(name)} if name.isascii() and name.isdecimal() else set()
     wanted = b'"custom_id":' + msgspec.json.encode(name)
     placed = _placed_from(folder)
-    for number, path in segments(folder):
-        seen = set()
-        if position >= 0 and number >= placed:
-            entries = index.load(path, number, keep=False).entries
-            for entry in entries[entries["row"] == position]:
-                at = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
-                seen.add(at)
-                yield from _at(folder, *at)
-        offset = 0
+    there = [(number, path) for number, path in segments(folder) if number >= placed]
+    for _number, path in there:
         with path.open("rb") as file:
             for line in file:
-                text = line.rstrip(b"\n")
-                at = (number, offset, len(text))
-                offset += len(line)
-                if wanted in text and at not in seen and b'"at":[' not in text:
-                    yield from (
-                        result
-                        for result in _result(text)
-                        if result.custom_id == name
-                        and (number >= placed or result.custom_id != str(result.row))
-                    )
+                if wanted in line and index.checked(text := line.rstrip(b"\n")):
+                    named = _named(text)
+                    if named.custom_id == name:
+                        rows.add(named.row)
+    for number, path in there:
+        entries = index.load(path, number, keep=False).entries
+        for entry in entries[np.isin(entries["row"], list(rows))]:
+            at = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
+            yield from (_of_row(result, int(entry["row"]), name) for result in _at(folder, *at))
+
+
+class _Named(msgspec.Struct):
+    """The names of a line, also of one that refers to an answer elsewhere."""
+
+    row: int
+    custom_id: str
+
+
+_named = msgspec.json.Decoder(_Named).decode
+
+
+def _of_row(result: Result, row: int, name: str) -> Result:
+    """The result at its present place: one kept from an earlier input carries its old names."""
+    own = result.custom_id != str(result.row)
+    custom_id = name if not name.isdecimal() else result.custom_id if own else str(row)
+    return msgspec.structs.replace(result, row=row, custom_id=custom_id)
 
 
 def _placed_from(folder: Path) -> int:

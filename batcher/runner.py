@@ -39,6 +39,7 @@ from batcher.write import aside, status
 from batcher.write.journal import Journal
 from batcher.write.lock import FULL, Lock
 from batcher.write.manifest import Manifest
+from batcher.write.segment import segments
 
 __all__ = ["Report", "Runner"]
 
@@ -181,7 +182,9 @@ class Runner:
             async with contextlib.AsyncExitStack() as stack:
                 if job.simulate:
                     endpoint = await stack.enter_async_context(_simulated())
-                report = await self._answered(folder, inputs, plan, manifest, endpoint)
+                report = await self._answered(
+                    folder, inputs, plan, manifest, endpoint, replaces=replaced
+                )
             ended = "interrupted" if report.exit_status == 130 else "done"
         except RunStopped:
             ended = "stopped"
@@ -191,7 +194,7 @@ class Runner:
             raise
         finally:
             status.save(folder, {**self._heartbeat(), "state": ended})
-            if replaced and (ended == "done" or _any_answer(self.summary)):
+            if replaced and _any_answer(self.summary):
                 aside.forget(folder)
             elif replaced:
                 aside.restore(folder)
@@ -199,21 +202,34 @@ class Runner:
         return report
 
     async def _answered(
-        self, folder: Path, inputs: Inputs, plan: Plan, manifest: Manifest, endpoint: Endpoint
+        self,
+        folder: Path,
+        inputs: Inputs,
+        plan: Plan,
+        manifest: Manifest,
+        endpoint: Endpoint,
+        *,
+        replaces: bool,
     ) -> Report:
         """Sends what is to send and writes the output; again for what is found to be damaged then."""
         for healing in range(_HEALINGS + 1):
             manifest.save(folder)
             marks.save(folder, inputs.pins, inputs.marks)
             await self._send(folder, endpoint, plan)
+            manifest.last = max((number for number, _ in segments(folder)), default=0)
+            manifest.save(folder)
+            if replaces and not self._interrupted and not _any_answer(self.summary):
+                raise JobError(f"Not one row was answered{_first_words(self.summary)}.")
             try:
                 return await self._finish(folder, inputs, manifest)
             except Damaged as error:
                 if healing == _HEALINGS:
                     raise Damaged(f"{error}, again; see to the disk.") from None
-                self._say(f"{error}; those rows are sent again.")
+                self._say(f"{error}; what is lost is sent again.")
                 self._job = replace(self._job, overwrite=False)
+                told, self._say = self._say, lambda _text: None  # It was said just now.
                 plan, manifest = await asyncio.to_thread(self._prepare, folder, inputs, endpoint)
+                self._say = told
         raise AssertionError
 
     # Before
@@ -351,10 +367,6 @@ class Runner:
         )
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
         text = f"{written.rows:,} rows in {job.output}"
-        if written.missing:
-            raise OutputError(
-                f"{text}, but {written.missing:,} are missing; run the same command again."
-            )
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text + ".")
 
 
@@ -387,6 +399,12 @@ def _check_output(output: Path, folder: Path, job: Job) -> None:
             f"{output} is there already and batcher has no record of having written it; choose "
             "another --output, move it away, or replace it with --overwrite."
         )
+
+
+def _first_words(summary: Summary) -> str:
+    """Of the first failure there was, to be put behind a sentence."""
+    said = [text for of in summary.models.values() for text in of.examples.values()]
+    return f": {said[0]}" if said else ""
 
 
 def _any_answer(summary: Summary) -> bool:

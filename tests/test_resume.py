@@ -215,6 +215,99 @@ def test_a_kill_at_any_step_of_overwrite_loses_nothing(run, monkeypatch, restori
     assert steps > 4
 
 
+def test_overwrite_keeps_what_was_there_when_every_row_fails(run, gateway):
+    """A handful of rows is too few for a breaker, and no answer all the same."""
+    run(limit=5)
+    before = Path("out.jsonl").read_bytes()
+    gateway.gateway.shares = {"bad_request": 1.0}
+    with pytest.raises(JobError, match="Not one row was answered: "):
+        run(limit=5, overwrite=True)
+    assert Path("out.jsonl").read_bytes() == before
+    gateway.gateway.shares = {}
+    assert run(limit=5) == 0
+
+
+def test_the_other_commands_know_of_results_set_aside(run, tmp_path):
+    """A run with --overwrite was killed: what it set aside is not nothing."""
+    run()
+    aside.set_aside(tmp_path / "out.jsonl.run")
+    told = program.batcher("status", "out.jsonl", cwd=tmp_path)
+    assert b"40 ok" in told.stdout
+    aside.set_aside(tmp_path / "out.jsonl.run")
+    assert program.batcher("export", "out.jsonl", cwd=tmp_path).returncode == 0
+    assert len(read_jsonl(Path("out.jsonl"))) == 40
+
+
+def test_an_exact_answer_goes_before_a_kept_one(run):
+    """B was tried on ten rows, A came back, and B is meant after all: those ten are paid for."""
+    a, b = {"params": {"top_p": 0.1}}, {"params": {"top_p": 0.2}}
+    assert run(**a) == 40
+    assert run(**b, changed="resend", limit=10) == 10
+    tried = {r["content"] for r in read_jsonl(Path("out.jsonl"))}
+    assert run(**a, changed="resend") == 0
+    assert run(**b, changed="keep") == 0
+    assert {r["content"] for r in read_jsonl(Path("out.jsonl"))[:10]} == tried
+
+
+def test_what_vanishes_while_a_run_goes_on_is_sent_again(run, monkeypatch):
+    """A whole output is not replaced by what is left."""
+    run()
+    from batcher import finish
+
+    export, gone = finish.export, []
+
+    def robbed(*args, **more):
+        if not gone:
+            gone.append(Path("out.jsonl.run/journal-000001.jsonl"))
+            gone[0].unlink()
+        return export(*args, **more)
+
+    monkeypatch.setattr(finish, "export", robbed)
+    assert run() == 40
+    assert len(read_jsonl(Path("out.jsonl"))) == 40
+
+
+def test_export_replaces_no_output_by_one_with_fewer_rows(run, tmp_path, gateway):
+    """But writes another file."""
+    run()
+    gateway.gateway.shares = {"quota": 1.0}
+    with pytest.raises(JobError):
+        run(params={"top_p": 1}, changed="resend")
+    refused = program.batcher("export", "out.jsonl", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert b"has 40 rows, and only" in refused.stderr
+    assert len(read_jsonl(Path("out.jsonl"))) == 40
+    assert program.batcher("export", "out.jsonl", "part.jsonl", cwd=tmp_path).returncode == 3
+
+
+@pytest.mark.parametrize("less", [{"limit": 10}, {"models": ["sim-medium"]}])
+def test_clean_removes_no_answer_that_is_in_no_output(run, tmp_path, less):
+    """A trial with fewer rows or models wrote the last output."""
+    run(models=["sim-small", "sim-medium"])
+    run(**{"models": ["sim-small", "sim-medium"], **less})
+    refused = program.batcher("clean", "out.jsonl", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert b"answers of rows or models that the last run did not ask for" in refused.stderr
+    run(models=["sim-small", "sim-medium"])
+    assert program.batcher("clean", "out.jsonl", cwd=tmp_path).returncode == 0
+
+
+def test_explain_follows_names_that_moved(run, tmp_path):
+    """Rows reversed and named anew: each name shows the answer that stands beside it."""
+    write_jsonl(
+        tmp_path / "in.jsonl", [{"prompt": f"p{n}", "custom_id": f"c{n}"} for n in range(6)]
+    )
+    run()
+    moved = [{"prompt": f"p{n}", "custom_id": f"c{(n + 1) % 6}"} for n in range(6)][::-1]
+    write_jsonl(tmp_path / "in.jsonl", moved)
+    assert run() == 0
+    for row in read_jsonl(Path("out.jsonl")):
+        told = program.batcher("explain", "out.jsonl", row["custom_id"], cwd=tmp_path)
+        assert row["request_id"].encode() in told.stdout
+        assert told.stdout.startswith(f"row {row['row']} ({row['custom_id']})".encode())
+        assert told.stdout.count(b"sim-small") == 1
+
+
 def test_a_trial_of_changed_settings_says_so_again_for_the_rest(run):
     """`--changed resend -n 5` is consent for five rows."""
     run()
@@ -306,7 +399,9 @@ def test_a_damaged_journal_never_replaces_a_whole_output_by_a_short_one(run, gat
         file.write(bytes(size))
     refused = program.batcher("export", "out.jsonl", cwd=tmp_path)
     assert refused.returncode == 1
-    assert b"40 answers in it are damaged; out.jsonl is left as it is" in refused.stderr
+    assert (
+        b"40 answers there cannot be read any more; out.jsonl is left as it is" in refused.stderr
+    )
     left = program.batcher("export", "out.jsonl", "left.jsonl", cwd=tmp_path)
     assert left.returncode == 3
     assert len(read_jsonl(Path("out.jsonl"))) == 40
@@ -328,11 +423,13 @@ def test_a_segment_that_is_gone_or_shorter_is_said_once(tmp_path, gateway):
     folder = tmp_path / "out.jsonl.run"
     (folder / "journal-000001.jsonl").unlink()
     (folder / "journal-000002.jsonl").write_bytes(b"")
+    (folder / "journal-000003.jsonl").unlink()
     before = billed(gateway)
     again = program.batcher(*words, cwd=tmp_path, url=gateway.url)
     assert b"journal-000001.jsonl is gone" in again.stderr
     assert b"journal-000002.jsonl became shorter" in again.stderr
-    assert billed(gateway) == before + 20
+    assert b"journal-000003.jsonl is gone" in again.stderr
+    assert billed(gateway) == before + 40
     last = program.batcher(*words, cwd=tmp_path, url=gateway.url)
     assert b"journal-" not in last.stderr
 
@@ -436,10 +533,11 @@ def test_ctrl_c_while_the_output_is_written(run, tmp_path, monkeypatch):
     run()
     old = Path("out.jsonl").read_bytes()
     write_jsonl(tmp_path / "in.jsonl", ROWS[1:])
+    from batcher import finish
     from batcher import runner as of
 
     runners = []
-    made, export = of.Runner.__init__, of.export
+    made, export = of.Runner.__init__, finish.export
 
     def noted(self, *args, **more):
         runners.append(self)
@@ -451,7 +549,7 @@ def test_ctrl_c_while_the_output_is_written(run, tmp_path, monkeypatch):
         return export(*args, go_on=go_on, **more)
 
     monkeypatch.setattr(of.Runner, "__init__", noted)
-    monkeypatch.setattr(of, "export", slow)
+    monkeypatch.setattr(finish, "export", slow)
     with pytest.raises(batcher.RunStopped, match="while the output was written"):
         run()
     assert Path("out.jsonl").read_bytes() == old

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from batcher.errors import JobError
+from batcher.write.manifest import Manifest
 
 __all__ = ["clean"]
 
@@ -24,7 +25,7 @@ def clean(output: str, /) -> int:
     from batcher.write.lock import Lock
     from batcher.write.segment import segments
 
-    folder, _manifest = found(output)
+    folder, manifest = found(output)
     path = Path(output)
     if not os.access(folder.parent, os.W_OK):
         raise JobError(f"{folder}: it cannot be removed: {folder.parent} cannot be written.")
@@ -36,9 +37,33 @@ def clean(output: str, /) -> int:
                 f"{folder} holds answers that are not in {path}; write them with "
                 f"batcher export {path}, or finish the run, and clean then."
             )
+        if left := _left_out(folder, manifest):
+            raise JobError(
+                f"{folder} holds {left:,} answers of rows or models that the last run did not ask "
+                f"for, so they are not in {path}; run it for all of them, or remove the folder "
+                "yourself."
+            )
         size = sum(entry.stat().st_size for entry in folder.iterdir())
         shutil.rmtree(folder)
     finally:
         lock.release()
     print(f"{folder} removed, {size / 1e6:,.1f} MB.", file=sys.stderr)
     return 0
+
+
+def _left_out(folder: Path, manifest: Manifest) -> int:
+    """Answers to the present input and settings that a limit or a model less kept out."""
+    from batcher.write import index
+    from batcher.write.segment import segments
+    from batcher.write.winners import ANSWERED, slots_of
+
+    asked, left = manifest.asked, 0
+    for number, path in segments(folder):
+        if number >= manifest.trusted_from:
+            segment = index.load(path, number, keep=False)
+            entries = segment.entries[ANSWERED[segment.entries["outcome"]]]
+            out = slots_of(segment.models, asked.models)[entries["model"]] < 0
+            if asked.limit is not None:
+                out |= entries["row"] >= asked.limit
+            left += int(out.sum())
+    return left

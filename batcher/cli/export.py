@@ -48,8 +48,17 @@ def export(output: str, to: str | None = None, /) -> int:
             f"{name} is gone or changed since the run, so its rows and the answers cannot be put "
             "together; run the job again, which finds the answers that still fit."
         )
+    before = _rows(path) if path.exists() else 0
+
+    def enough(rows: int, missing: int) -> None:
+        if missing and rows < before:
+            raise JobError(
+                f"{path} has {before:,} rows, and only {rows:,} can be written now; name another "
+                f"file: batcher export {output} FILE."
+            )
+
     try:
-        written = finish.export(path, folder, inputs, manifest, say, locked=False)
+        written = finish.export(path, folder, inputs, manifest, say, locked=False, enough=enough)
     except Damaged as error:
         raise Damaged(
             f"{error}; {path} is left as it is. Run the job again, which sends those rows again, or "
@@ -59,3 +68,18 @@ def export(output: str, to: str | None = None, /) -> int:
     lost = f", {written.lost:,} of them have a damaged answer" if written.lost else ""
     say(f"{written.rows:,} rows in {path}{missing}{lost}.")
     return 0 if written.all_ok and not written.missing else 3
+
+
+def _rows(path: Path) -> int:
+    """How many rows an output has; 0 for what is none."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+
+        from batcher.read import parquet
+
+        try:
+            return parquet.count(str(path))
+        except (OSError, pa.ArrowException):
+            return 0
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 
 from batcher.errors import JobError
+from batcher.write import aside
+from batcher.write.lock import Lock
 from batcher.write.manifest import Manifest
 
 __all__ = ["at_work", "found"]
@@ -22,6 +24,10 @@ def found(output: str) -> tuple[Path, Manifest]:
         JobError: There is none.
     """
     folder = Path(f"{output}.run")
+    if (folder / "earlier").is_dir() and at_work(folder) is None:
+        lock = Lock(folder)
+        aside.settle(folder)  # A run with --overwrite was killed.
+        lock.release()
     manifest = Manifest.load(folder) if folder.is_dir() else None
     if manifest is None:
         raise JobError(f"{output}: there is no run of it ({folder}); name the --output of a run.")

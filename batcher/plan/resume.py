@@ -103,7 +103,7 @@ def resume(
             since = "an earlier run" if same else "the last run"
             kept = _decided(job, _changes(found[0], settings), since, lost, say)
         if kept:
-            epoch.accepts, epoch.keeps = found, grew is not None and epoch is not last
+            epoch.accepts = found  # Found by key, so that an exact answer goes before a kept one.
         epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, job.limit)
     winners = Winners(len(job.models or ("",)), folder, epoch.rows or 0, places=False)
     first = manifest.trusted_from
@@ -184,8 +184,9 @@ def _at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:
 def _tell_damage(read: _Reader, manifest: Manifest, say: Callable[[str], None]) -> None:
     """Says once what is wrong with the journal."""
     there = {*read.numbers, *manifest.missing}
-    missing = [n for n in range(1, max(there, default=0)) if n not in there]
+    missing = [number for number in range(1, manifest.last + 1) if number not in there]
     manifest.missing += missing
+    manifest.last = max(read.numbers, default=0)
     for name in [f"journal-{number:06}.jsonl" for number in missing]:
         say(f"{name} is gone; the answers in it are lost, and their rows are sent again.")
     for name in read.cut:

@@ -148,8 +148,8 @@ class Journal:
     def _run(self) -> None:
         """Until closed and all is synced and sealed."""
         while True:
+            self._wake.clear()  # Before anything is looked at, or what comes then wakes nobody.
             closing = self._closing
-            self._wake.clear()
             if self._failed is not None:
                 raise self._failed
             taken = [self._queue.popleft() for _ in range(len(self._queue))]

@@ -40,7 +40,6 @@ class Epoch(msgspec.Struct, kw_only=True):
         settings: All that shapes a request besides its row and model.
         first_segment: Number of the first journal segment that belongs to it.
         rows: How many rows the input holds; None until it was counted.
-        keeps: Whether the answers of the epoch before hold by position (`--changed keep`).
         accepts: Earlier settings, answers to whose requests are as good (`--changed keep`).
         gives_up: Earlier settings whose answers are given up (`--changed resend`).
         gave_up: For how many rows that was said, when a limit was asked for; None for all.
@@ -51,7 +50,6 @@ class Epoch(msgspec.Struct, kw_only=True):
     first_segment: int
     started: str
     rows: int | None = None
-    keeps: bool = False
     accepts: list[dict[str, Any]] = msgspec.field(default_factory=list)
     gives_up: list[dict[str, Any]] = msgspec.field(default_factory=list)
     gave_up: int | None = None
@@ -62,6 +60,7 @@ class Manifest(msgspec.Struct, kw_only=True):
 
     Attributes:
         missing: Numbers of segments that were found to be gone, and said to be.
+        last: Number of the last segment there was when a run began or ended.
     """
 
     version: int = 1
@@ -69,14 +68,12 @@ class Manifest(msgspec.Struct, kw_only=True):
     asked: Asked = Asked()
     epochs: list[Epoch] = msgspec.field(default_factory=list)
     missing: list[int] = msgspec.field(default_factory=list)
+    last: int = 0
 
     @property
     def trusted_from(self) -> int:
         """Number of the first segment whose answers hold by position."""
-        at = len(self.epochs) - 1
-        while at > 0 and self.epochs[at].keeps:
-            at -= 1
-        return self.epochs[at].first_segment if self.epochs else 1
+        return self.epochs[-1].first_segment if self.epochs else 1
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:

@@ -55,6 +55,8 @@ class Picks:
         route: `each` gives a row one line a slot; the others one line in all, the best.
         go_on: Called for every block of rows; what it raises ends the writing.
         strict: Whether an output that lacks what the index promises is no output.
+        whole: Whether one that lacks any row is none.
+        enough: Told how many rows there are and how many are missing, at the end.
 
     Attributes:
         damaged: Numbers of segments that do not hold what their index says.
@@ -70,8 +72,11 @@ class Picks:
         go_on: Callable[[], None] = lambda: None,
         *,
         strict: bool = False,
+        whole: bool = False,
+        enough: Callable[[int, int], None] = lambda _rows, _missing: None,
     ) -> None:
-        self._strict = strict
+        self._enough = enough
+        self._strict, self._whole = strict, whole
         self._folder = folder
         self._winners = winners
         self._one = route != "each"
@@ -136,15 +141,24 @@ class Picks:
         self.lost += 1
         return None
 
-    def confirm(self) -> None:
+    def confirm(self, rows: int, missing: int) -> None:
         """To be called when all lines were asked for, and before the output takes its place.
 
+        Args:
+            rows: How many there are.
+            missing: How many there are not.
+
         Raises:
-            Damaged: Lines are lost that an index promised.
+            Damaged: Lines are lost that an index promised, or that had to be there.
         """
         if self._strict and self.lost:
             names = ", ".join(f"journal-{number:06}.jsonl" for number in sorted(self.damaged))
-            raise Damaged(f"{names}: {self.lost:,} answers in it are damaged")
+            what = "one answer" if self.lost == 1 else f"{self.lost:,} answers"
+            raise Damaged(f"{names}: {what} there cannot be read any more")
+        if self._whole and missing:
+            what = "one result is" if missing == 1 else f"{missing:,} results are"
+            raise Damaged(f"{self._folder}: {what} not in the journal any more")
+        self._enough(rows, missing)
 
 
 def write_jsonl(
@@ -171,7 +185,7 @@ def write_jsonl(
                 file.write(columns.json_row(rows[place], result, keep_raw=keep_raw) + b"\n")
                 written.rows += 1
                 written.statuses[result.status.value] += 1
-        picks.confirm()
+        picks.confirm(written.rows, written.missing)
     written.renamed.pop("custom_id", None)
     return written
 
@@ -241,7 +255,7 @@ def write_parquet(
                 _flush(writer, held, written)
                 held, size, rows = [], 0, 0
         _flush(writer, held, written)
-        picks.confirm()
+        picks.confirm(written.rows, written.missing)
     return written
 
 
