@@ -58,6 +58,8 @@ BAD = {
     "not a template": (["one.jsonl", "-o", "out.jsonl", "--prompt", "{{ b"], "not a template"),
     "no prompt": (["cols.jsonl", "-o", "out.jsonl"], "--prompt"),
     "custom_id twice": (["twice.jsonl", "-o", "out.jsonl"], "twice.jsonl:1 and twice.jsonl:3"),
+    "custom_id of a position": (
+        ["position.jsonl", "-o", "out.jsonl"], "custom_id '0' stands twice, at position.jsonl:1"),
     "no scheme": (["one.jsonl", "-o", "out.jsonl", "--base-url", "host/v1"], "--base-url"),
     "password in URL": (
         ["one.jsonl", "-o", "out.jsonl", "--base-url", "https://u:hunter2@host/v1"], "no user"),
@@ -83,6 +85,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_sent(tmp_path, one, gateway, c
         "cols.jsonl": '{"a": 1}\n',
         "foreign.jsonl": '{"mine": true}\n',
         "fake.parquet": "PAR1 no",
+        "position.jsonl": '{"prompt": "a"}\n{"prompt": "b", "custom_id": "0"}\n',
         "twice.jsonl": "".join(
             json.dumps({"custom_id": c, "prompt": "x"}) + "\n" for c in ("a", "b", "a")
         ),

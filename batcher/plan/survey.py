@@ -13,11 +13,13 @@ import numpy as np
 from batcher.errors import JobError
 from batcher.plan.requests import Plan
 from batcher.read.inputs import Inputs
+from batcher.records import Row
 
 __all__ = ["survey"]
 
 _SAMPLE = 100
 _LOOK = 1024
+_NAMES = frozenset({"custom_id"})
 
 
 def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
@@ -64,6 +66,8 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
             f"--prompt names {', '.join(sorted(prompter.template_names))}, but {of} of {where} has "
             f"{'not ' if rows == 1 else ''}all of these; the first row has: {have}."
         )
+    if names and len(names) < rows:  # A row without a name is known by its position.
+        names = array("q", (hash(_name(row)) for row in inputs.rows(_NAMES)))
     _unique(inputs, names)
     return rows
 
@@ -74,12 +78,15 @@ def _unique(inputs: Inputs, names: array[int]) -> None:
     if not twice:
         return
     seen: dict[str, str] = {}
-    for row in inputs.rows(frozenset({"custom_id"})):
-        name = None if row.columns is None else row.columns.get("custom_id")
-        if name is None or hash(str(name)) not in twice:
-            continue
-        if (before := seen.setdefault(str(name), row.where)) != row.where:
+    for row in inputs.rows(_NAMES):
+        name = _name(row)
+        if hash(name) in twice and (before := seen.setdefault(name, row.where)) != row.where:
             raise JobError(
-                f"custom_id {str(name)!r} stands twice, at {before} and {row.where}; "
-                "give each row a name of its own, or none."
+                f"custom_id {name!r} stands twice, at {before} and {row.where} (a row without one "
+                "has its position); give each row a name of its own, or none."
             )
+
+
+def _name(row: Row) -> str:
+    name = None if row.columns is None else row.columns.get("custom_id")
+    return str(row.position) if name is None else str(name)
