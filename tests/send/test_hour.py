@@ -89,12 +89,7 @@ async def _outage(down: float, up: float, end: float):
             gate.leave(ticket, Heard("answered", 1.0, 100.0) if ok else Heard("failed"))
             answered += at >= up and ok
 
-    workers = [asyncio.create_task(worker()) for _ in range(64)]
-    await asyncio.sleep(end)
-    gate.close()
-    for one in workers:
-        one.cancel()
-    await asyncio.gather(*workers, return_exceptions=True)
+    await clock.busy((worker() for _ in range(64)), end, gate)
     return sent, answered
 
 
@@ -124,12 +119,7 @@ async def _queue(places: int, seconds: float):
             answered += loop.time() > seconds / 2
             gate.leave(ticket, Heard("answered", loop.time() - began, 100.0))
 
-    workers = [asyncio.create_task(worker()) for _ in range(1000)]
-    await asyncio.sleep(seconds)
-    gate.close()
-    for one in workers:
-        one.cancel()
-    await asyncio.gather(*workers, return_exceptions=True)
+    await clock.busy((worker() for _ in range(1000)), seconds, gate)
     return gate.concurrency.limit, answered / (seconds / 2)
 
 
@@ -156,13 +146,7 @@ async def _fair(total: float, sizes: list[float], seconds: float):
             used[n] += sizes[n]
             gates[n].leave(ticket, Heard("answered", 1.0, sizes[n]))
 
-    workers = [asyncio.create_task(worker(n)) for n in range(len(sizes)) for _ in range(50)]
-    await asyncio.sleep(seconds)
-    for gate in gates:
-        gate.close()
-    for one in workers:
-        one.cancel()
-    await asyncio.gather(*workers, return_exceptions=True)
+    await clock.busy((worker(n) for n in range(len(sizes)) for _ in range(50)), seconds, *gates)
     return [one / seconds * 60 for one in used]
 
 
@@ -190,13 +174,7 @@ async def _own_and_total(own: float, total: float, seconds: float):
             used[n] += tokens * (loop.time() >= 60.0)
             gates[n].leave(ticket, Heard("answered", 2.0, tokens))
 
-    workers = [asyncio.create_task(worker(n)) for n in (0, 1) for _ in range(100)]
-    await asyncio.sleep(seconds)
-    for gate in gates:
-        gate.close()
-    for one in workers:
-        one.cancel()
-    await asyncio.gather(*workers, return_exceptions=True)
+    await clock.busy((worker(n) for n in (0, 1) for _ in range(100)), seconds, *gates)
     minutes = (seconds - 60.0) / 60
     return used[0] / own / minutes, sum(used) / total / minutes
 
@@ -227,12 +205,7 @@ async def _by_chance(part: float, seconds: float, seed: int):
             answered += loop.time() >= seconds - 20.0
             gate.leave(ticket, Heard("answered", 0.75, 100.0))
 
-    workers = [asyncio.create_task(worker()) for _ in range(100)]
-    await asyncio.sleep(seconds)
-    gate.close()
-    for one in workers:
-        one.cancel()
-    await asyncio.gather(*workers, return_exceptions=True)
+    await clock.busy((worker() for _ in range(100)), seconds, gate)
     return answered / 20.0
 
 

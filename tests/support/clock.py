@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
+
+from batcher.send.gate import Gate
 
 T = TypeVar("T")
 
@@ -38,3 +40,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
+
+
+async def busy(work: Iterable[Coroutine[Any, Any, None]], seconds: float, *gates: Gate) -> None:
+    """Lets all of it work for so long, then closes the gates and ends it."""
+    tasks = [asyncio.create_task(one) for one in work]
+    await asyncio.sleep(seconds)
+    for gate in gates:
+        gate.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

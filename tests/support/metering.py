@@ -77,12 +77,7 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
             meter.settle(used, loop.time() + 1000.0)
             gate.leave(ticket, Heard("answered", latency, used, None, None, limits(told, 0.0)))
 
-    workers = [asyncio.create_task(worker()) for _ in range(400)]
-    await asyncio.sleep(end)
-    gate.close()
-    for one in workers:
-        one.cancel()
-    await asyncio.gather(*workers, return_exceptions=True)
+    await clock.busy((worker() for _ in range(400)), end, gate)
     return Share(charged / (case.limit / 60 * case.seconds), refused / max(1, sent))
 
 

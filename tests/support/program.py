@@ -31,8 +31,8 @@ def batcher(
 ):
     """Runs a command to its end; `url` is a gateway to use through OPENAI_BASE_URL.
 
-    In a process of its own, forked from one that has imported all that a run needs: four of five
-    seconds of a short run are imports. What is `started` begins from nothing, as a user's does.
+    In a process of its own, forked from one that has imported all that a run needs: most of a short
+    run are imports. What is `started` begins from nothing, as a user's does.
     """
     told = environment(**_gateway(url), **env)
     if stdin is None:

@@ -16,7 +16,8 @@ __all__ = ["LONG", "dice", "long_only", "tell", "times"]
 
 LONG = os.environ.get("BATCHER_TORTURE") == "long"
 long_only = pytest.mark.skipif(not LONG, reason="BATCHER_TORTURE=long only, for its time")
-"""Of tests whose sibling runs in the short form as well."""
+"""Minutes each, and too long for every change: of most of them a sibling runs in the short form, and
+`scripts/torture` runs them all."""
 
 
 def times(short: int, long: int) -> int:

@@ -331,9 +331,9 @@ def test_no_room_for_rows_from_stdin(tmp_path, disk):
         assert not books.bills
 
 
-@pytest.mark.skipif(not LONG, reason="BATCHER_TORTURE=long only: it is for ten million rows")
+@long_only
 def test_no_room_for_the_memory_of_a_large_job(tmp_path, disk):
-    """What is known of many rows is kept in a file; a full disk must not end as SIGBUS."""
+    """What is known of ten million rows is kept in a file; a full disk must not end as SIGBUS."""
     little = "from batcher.write import winners\nwinners._IN_MEMORY = 0"
     with opened(Simulation(speed=0)) as books:
         words = job(tmp_path, 3000, disk / "out.jsonl")
