@@ -35,6 +35,7 @@ from batcher.send.estimate import Patience
 from batcher.send.gate import Closed, Gate, KeyGate
 from batcher.send.retry import FATAL
 from batcher.send.sender import Again, Sender
+from batcher.split import Split
 from batcher.write.journal import Journal
 
 __all__ = ["Emit", "Engine"]
@@ -81,11 +82,8 @@ class Engine:
         self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
         self._lanes: dict[str, EngineLane] = {}
-        self._split = job.route == "split"
+        self._split = Split(self._lanes) if job.route == "split" else None
         self._shared = Queue()
-        # Of a split, by row: models that refused it, how it failed last and when it may go again.
-        self._tried: dict[int, set[str]] = {}
-        self._failed: dict[int, tuple[Again, float]] = {}
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
@@ -151,7 +149,7 @@ class Engine:
         lane = self._lanes.get(model)
         if lane is None:
             gate = Gate(self._job.limits(model), self._key_gate)
-            queue = self._shared if self._split else Queue()
+            queue = Queue() if self._split is None else self._shared
             lane = self._lanes[model] = EngineLane(
                 model, slot, gate, queue, Patience(self._job.patience)
             )
@@ -179,7 +177,7 @@ class Engine:
             while lane.workers <= max(1, lane.gate.concurrency.limit):
                 while lane.next is not None and lane.next.queue.full and not self._stop.is_set():  # noqa: ASYNC110 (rare)
                     await asyncio.sleep(_POLL_SECONDS)
-                prompt = await (self._take(lane) if self._split else lane.queue.take())
+                prompt = await self._take(lane)
                 if prompt is None:
                     break
                 if lane.dead is not None:
@@ -198,48 +196,26 @@ class Engine:
             self._upstream_done(lane)
 
     async def _take(self, lane: EngineLane) -> Prompt | None:
-        """The next row of a split, once it could go at once: in line it would be no other's."""
-
-        def fits(prompt: Prompt) -> bool:
-            if not self._may(lane, prompt):
-                return False
-            size = len(prompt.fields)
-            return lane.gate.free(*lane.way.estimate.tokens(size, prompt.max_tokens))
-
+        """The lane's next row; None when there will be none."""
+        if self._split is None:
+            return await lane.queue.take()
         async with lane.turn:
             while lane.dead is None and not (lane.queue.closed and not lane.queue):
-                if lane.gate.free(0.0) and (prompt := lane.queue.pick(fits)) is not None:
+                if (prompt := self._split.pick(lane)) is not None:
                     return prompt
                 await asyncio.sleep(_POLL_SECONDS)
         return None
 
-    def _may(self, lane: EngineLane, prompt: Prompt) -> bool:
-        """Whether a row of a split may go to a model now.
-
-        Not to one that refused it, if there is another; and not at once to one where it failed.
-        """
-        tried = self._tried.get(prompt.row)
-        if tried and lane.model in tried and self._untried(tried):
-            return False
-        failed = self._failed.get(prompt.row)
-        if failed is None or failed[0].request.model != lane.model:
-            return True
-        return asyncio.get_running_loop().time() >= failed[1]
-
-    def _untried(self, tried: set[str]) -> bool:
-        return any(of.dead is None and of.model not in tried for of in self._lanes.values())
-
     async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
-        before = self._failed.pop(prompt.row, None) if self._split else None
-        ended = await self._sender.first(request, lane.way, before and before[0])
+        before = None if self._split is None else self._split.before(prompt.row)
+        ended = await self._sender.first(request, lane.way, before)
         if isinstance(ended, Result):
             await self._done(lane, prompt, ended)
             return
         lane.last = str(ended.error)
-        if self._split:  # Whichever can send it next; the same one after the wait.
-            again_at = asyncio.get_running_loop().time() + ended.wait
-            self._failed[prompt.row] = ended, again_at
+        if self._split is not None:
+            self._split.failed(prompt.row, ended)
             self._give_back(prompt)
             return
         # The worker goes on; only when very many wait for a retry does it wait with them.
@@ -270,7 +246,7 @@ class Engine:
         raise Closed
 
     async def _done(self, lane: EngineLane, prompt: Prompt, result: Result) -> None:
-        again = self._split and self._for_another(lane, prompt, result)
+        again = self._split is not None and self._split.passes_on(lane, result)
         after = lane.next if result.status is not Outcome.OK else None
         while after is not None and after.slot not in self._plan.pending(prompt.row):
             after = after.next
@@ -282,16 +258,6 @@ class Engine:
             after.queue.put(prompt)
             self._spawn(after)
         await self._journal_room()
-
-    def _for_another(self, lane: EngineLane, prompt: Prompt, result: Result) -> bool:
-        """Whether a row of a split goes to another model: this one refuses whatever it is sent."""
-        if result.status in FATAL:
-            tried = self._tried.setdefault(prompt.row, set())
-            tried.add(lane.model)
-            if self._untried(tried):
-                return True
-        self._tried.pop(prompt.row, None)
-        return False
 
     def _give_back(self, prompt: Prompt) -> None:
         """Puts a row back for whichever model works; its workers may have ended already."""
@@ -348,7 +314,9 @@ class Engine:
     def _close_lane(self, lane: EngineLane, result: Result) -> None:
         if lane.dead is None:  # Rows buried later quote it; it must not come to quote them.
             lane.dead, lane.dead_since = result, asyncio.get_running_loop().time()
-            lane.dropped = result.status is Outcome.QUOTA and lane.next is None and not self._split
+            lane.dropped = (
+                result.status is Outcome.QUOTA and lane.next is None and self._split is None
+            )
         self._settled.set()
         known = self._job.models or self._read_all  # Later rows may name a model that works.
         if known and all(other.dead for other in self._lanes.values()):
@@ -363,7 +331,7 @@ class Engine:
         """
         dead = lane.dead
         assert dead is not None
-        if self._split:
+        if self._split is not None:
             self._give_back(prompt)
             return False
         if dead.status in PENDING and lane.next is None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from batcher.errors import Damaged
 from batcher.read import parquet
 from batcher.read.columns import Columns, Misfit
 from batcher.read.inputs import Inputs
-from batcher.write import index, results
+from batcher.write import results
 from batcher.write.manifest import Manifest
-from batcher.write.segment import segments
+from batcher.write.segment import loaded
 from batcher.write.winners import Winners, slots_of
 
 __all__ = ["Finished", "export"]
@@ -45,7 +47,7 @@ def export(
     go_on: Callable[[], None] = lambda: None,
     *,
     locked: bool,
-    enough: Callable[[int, int], None] = lambda _rows, _missing: None,
+    confirm: results.Confirm = lambda _written: None,
 ) -> Finished:
     """Writes the output from what the journal holds now; the old file stays until the new is whole.
 
@@ -58,33 +60,40 @@ def export(
         go_on: Called now and then; what it raises ends the writing, and the old file stays.
         locked: Whether the caller holds the run folder; beside a running process nothing else in
             it is touched.
-        enough: Told how many rows are written and how many are missing, before they take the place
-            of the old file; what it raises ends the writing.
+        confirm: Told what is written, before it takes the place of the old file; what it raises
+            leaves that as it is.
 
     Raises:
-        Damaged: Answers are not what they were, and the output would lack them. Not raised when
+        Damaged: Answers that there were are gone, and the output would lack them. Not raised when
             the caller holds no lock, so cannot send them again, and there is no output to spoil.
         OutputError: The output cannot be written.
     """
     asked = manifest.asked
     slots = asked.models or ("",)
     winners = Winners(len(slots), folder, manifest.epochs[-1].rows or 0)
-    for number, path in segments(folder):
-        if number >= manifest.trusted_from:
-            go_on()
-            segment = index.load(path, number, keep=locked)
-            winners.add(segment.entries, slots_of(segment.models, asked.models))
-    strict = locked or output.exists()
-    picks = results.Picks(
-        folder, winners, asked.route, len(slots), go_on, strict=strict, whole=locked, enough=enough
-    )
+    for segment in loaded(folder, manifest.trusted_from, keep=locked):
+        go_on()
+        winners.add(segment.entries, slots_of(segment.models, asked.models))
+    spoils = locked or output.exists()
+
+    def whole(written: results.Written) -> None:
+        if picks.lost and spoils:
+            names = ", ".join(f"journal-{number:06}.jsonl" for number in sorted(picks.damaged))
+            what = "one answer" if picks.lost == 1 else f"{picks.lost:,} answers"
+            raise Damaged(f"{names}: {what} there cannot be read any more")
+        if written.missing and locked:
+            what = "one result is" if written.missing == 1 else f"{written.missing:,} results are"
+            raise Damaged(f"{folder}: {what} not in the journal any more")
+        confirm(written)
+
+    picks = results.Picks(folder, winners, asked.route, len(slots), go_on)
+    how: dict[str, Any] = {"keep_raw": asked.keep_raw, "confirm": whole}
     try:
         with picks:
             if output.suffix == ".jsonl":
-                rows = inputs.dicts()
-                written = results.write_jsonl(output, rows, picks, keep_raw=asked.keep_raw)
+                written = results.write_jsonl(output, inputs.dicts(), picks, **how)
             else:
-                written = _parquet(output, inputs, picks, keep_raw=asked.keep_raw, say=say)
+                written = _parquet(output, inputs, picks, say, **how)
     finally:
         for number in picks.damaged if locked else ():
             # Its sidecar promises lines that are not there: the segment is to be read again.
@@ -98,9 +107,8 @@ def _parquet(
     output: Path,
     inputs: Inputs,
     picks: results.Picks,
-    *,
-    keep_raw: bool,
     say: Callable[[str], None],
+    **how: Any,
 ) -> results.Written:
     mixed: set[str] = set()
     while True:
@@ -110,9 +118,7 @@ def _parquet(
             columns = Columns.found_in(inputs.native(), mixed)
         schema = pa.schema(list(columns.types.items()))
         try:
-            written = results.write_parquet(
-                output, _arrays(inputs, columns), schema, picks, keep_raw=keep_raw
-            )
+            written = results.write_parquet(output, _arrays(inputs, columns), schema, picks, **how)
         except Misfit as misfit:
             mixed.add(misfit.name)
             continue

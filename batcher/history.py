@@ -13,7 +13,7 @@ import numpy as np
 from batcher.records import Result
 from batcher.write import index
 from batcher.write.manifest import Manifest
-from batcher.write.segment import segments
+from batcher.write.segment import loaded, segments
 
 __all__ = ["results_of"]
 
@@ -32,16 +32,17 @@ def results_of(folder: Path, name: str) -> Iterator[Result]:
     rows = {int(name)} if name.isascii() and name.isdecimal() else set()
     wanted = b'"custom_id":' + msgspec.json.encode(name)
     placed = _placed_from(folder)
-    there = [(number, path) for number, path in segments(folder) if number >= placed]
-    for _number, path in there:
+    for number, path in segments(folder):
+        if number < placed:
+            continue
         with path.open("rb") as file:
             for line in file:
                 if wanted in line and index.checked(text := line.rstrip(b"\n")):
                     named = _named(text)
                     if named.custom_id == name:
                         rows.add(named.row)
-    for number, path in there:
-        entries = index.load(path, number, keep=False).entries
+    for segment in loaded(folder, placed):
+        entries = segment.entries
         for entry in entries[np.isin(entries["row"], list(rows))]:
             at = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
             yield from (_of_row(result, int(entry["row"]), name) for result in _at(folder, *at))

@@ -168,7 +168,9 @@ class Runner:
         job = self._job
         endpoint = job.endpoint() if not job.simulate else Endpoint("", "simulated:")
         inputs = await self._inputs(folder)
-        plan, manifest = await asyncio.to_thread(self._prepare, folder, inputs, endpoint)
+        plan, manifest = await asyncio.to_thread(
+            self._prepare, folder, inputs, endpoint, say=self._say
+        )
         if job.dry_run:
             return await asyncio.to_thread(self._dry, plan)
         replaced = job.overwrite and aside.set_aside(folder)
@@ -177,7 +179,7 @@ class Runner:
         for slot, model in enumerate(plan.slots):
             for outcome, n in plan.settled(slot).items():
                 self.summary.add_earlier(model, outcome, n)
-        ended, report = "failed", None
+        ended = "failed"
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if job.simulate:
@@ -212,7 +214,8 @@ class Runner:
         replaces: bool,
     ) -> Report:
         """Sends what is to send and writes the output; again for what is found to be damaged then."""
-        for healing in range(_HEALINGS + 1):
+        healings = 0
+        while True:
             manifest.save(folder)
             marks.save(folder, inputs.pins, inputs.marks)
             await self._send(folder, endpoint, plan)
@@ -223,14 +226,14 @@ class Runner:
             try:
                 return await self._finish(folder, inputs, manifest)
             except Damaged as error:
-                if healing == _HEALINGS:
+                healings += 1
+                if healings > _HEALINGS:
                     raise Damaged(f"{error}, again; see to the disk.") from None
                 self._say(f"{error}; what is lost is sent again.")
                 self._job = replace(self._job, overwrite=False)
-                told, self._say = self._say, lambda _text: None  # It was said just now.
-                plan, manifest = await asyncio.to_thread(self._prepare, folder, inputs, endpoint)
-                self._say = told
-        raise AssertionError
+                plan, manifest = await asyncio.to_thread(
+                    self._prepare, folder, inputs, endpoint, say=lambda _text: None
+                )
 
     # Before
 
@@ -250,10 +253,12 @@ class Runner:
             files = expand(job.inputs, job.output)
         return Inputs(files, job.limit)
 
-    def _prepare(self, folder: Path, inputs: Inputs, endpoint: Endpoint) -> tuple[Plan, Manifest]:
+    def _prepare(
+        self, folder: Path, inputs: Inputs, endpoint: Endpoint, *, say: Callable[[str], None]
+    ) -> tuple[Plan, Manifest]:
         """What is still to send, and what is to be kept in `run.json`; reads, and writes nothing."""
         job, settings = self._job, settings_of(self._job, endpoint.name)
-        found = resume(job, settings, folder, inputs, self._say, self._go_on)
+        found = resume(job, settings, folder, inputs, say, self._go_on)
         epoch = found.manifest.epochs[-1]
         plan = Plan(job, settings, inputs, found.winners, found.earlier, epoch.accepts)
         self._surveyed = epoch.rows
@@ -393,7 +398,7 @@ def _check_output(output: Path, folder: Path, job: Job) -> None:
             raise JobError(f"{folder}: it cannot be read: {error.strerror}.") from None
         if names and not {"LOCK", "run.json", "journal-000001.jsonl"} & {*names}:
             raise JobError(f"{folder}: it is in the way of the run folder; move it.")
-    recorded = any(name.startswith(("run.json", "journal-", "earlier")) for name in names)
+    recorded = any(name.startswith(("run.json", "journal-", aside.ASIDE)) for name in names)
     if output.exists() and not recorded and not job.overwrite:
         raise JobError(
             f"{output} is there already and batcher has no record of having written it; choose "

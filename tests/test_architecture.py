@@ -17,6 +17,7 @@ FLOORS = (
     STAGES,
     ("plan",),
     ("lanes",),
+    ("split",),
     ("engine",),
     ("watch", "finish", "history"),
     ("runner",),

@@ -53,17 +53,14 @@ def clean(output: str, /) -> int:
 
 def _left_out(folder: Path, manifest: Manifest) -> int:
     """Answers to the present input and settings that a limit or a model less kept out."""
-    from batcher.write import index
-    from batcher.write.segment import segments
+    from batcher.write.segment import loaded
     from batcher.write.winners import ANSWERED, slots_of
 
     asked, left = manifest.asked, 0
-    for number, path in segments(folder):
-        if number >= manifest.trusted_from:
-            segment = index.load(path, number, keep=False)
-            entries = segment.entries[ANSWERED[segment.entries["outcome"]]]
-            out = slots_of(segment.models, asked.models)[entries["model"]] < 0
-            if asked.limit is not None:
-                out |= entries["row"] >= asked.limit
-            left += int(out.sum())
+    for segment in loaded(folder, manifest.trusted_from):
+        entries = segment.entries[ANSWERED[segment.entries["outcome"]]]
+        out = slots_of(segment.models, asked.models)[entries["model"]] < 0
+        if asked.limit is not None:
+            out |= entries["row"] >= asked.limit
+        left += int(out.sum())
     return left

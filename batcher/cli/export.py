@@ -28,6 +28,7 @@ def export(output: str, to: str | None = None, /) -> int:
     from batcher.cli.folder import found
     from batcher.read.files import InputFile, Pin
     from batcher.read.inputs import Inputs
+    from batcher.write.results import Written
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
@@ -50,15 +51,15 @@ def export(output: str, to: str | None = None, /) -> int:
         )
     before = _rows(path) if path.exists() else 0
 
-    def enough(rows: int, missing: int) -> None:
-        if missing and rows < before:
+    def enough(written: Written) -> None:
+        if written.missing and written.rows < before:
             raise JobError(
-                f"{path} has {before:,} rows, and only {rows:,} can be written now; name another "
-                f"file: batcher export {output} FILE."
+                f"{path} has {before:,} rows, and only {written.rows:,} can be written now; name "
+                f"another file: batcher export {output} FILE."
             )
 
     try:
-        written = finish.export(path, folder, inputs, manifest, say, locked=False, enough=enough)
+        written = finish.export(path, folder, inputs, manifest, say, locked=False, confirm=enough)
     except Damaged as error:
         raise Damaged(
             f"{error}; {path} is left as it is. Run the job again, which sends those rows again, or "

@@ -24,10 +24,12 @@ def found(output: str) -> tuple[Path, Manifest]:
         JobError: There is none.
     """
     folder = Path(f"{output}.run")
-    if (folder / "earlier").is_dir() and at_work(folder) is None:
+    if (folder / aside.ASIDE).is_dir() and at_work(folder) is None:
         lock = Lock(folder)
-        aside.settle(folder)  # A run with --overwrite was killed.
-        lock.release()
+        try:
+            aside.settle(folder)  # A run with --overwrite was killed.
+        finally:
+            lock.release()
     manifest = Manifest.load(folder) if folder.is_dir() else None
     if manifest is None:
         raise JobError(f"{output}: there is no run of it ({folder}); name the --output of a run.")

@@ -17,7 +17,7 @@ def status(output: str, /) -> int:
     from batcher.report.table import duration, others
     from batcher.write import index
     from batcher.write import status as heartbeat
-    from batcher.write.segment import segments
+    from batcher.write.segment import loaded
     from batcher.write.winners import Winners, slots_of
 
     folder, manifest = found(output)
@@ -34,10 +34,8 @@ def status(output: str, /) -> int:
         rows if manifest.asked.limit is None or rows is None else min(rows, manifest.asked.limit)
     )
     winners = Winners(len(models or ("",)), folder, rows or 0, places=False)
-    for number, path in segments(folder):
-        if number >= manifest.trusted_from:
-            segment = index.load(path, number, keep=False)
-            winners.add(segment.entries, slots_of(segment.models, models))
+    for segment in loaded(folder, manifest.trusted_from):
+        winners.add(segment.entries, slots_of(segment.models, models))
     for slot, model in enumerate(models or ("the rows' own models",)):
         states = winners.outcomes(slot)
         counts = {

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from batcher.errors import JobError
 from batcher.job import Job
@@ -107,16 +106,19 @@ def resume(
         epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, job.limit)
     winners = Winners(len(job.models or ("",)), folder, epoch.rows or 0, places=False)
     first = manifest.trusted_from
-    gone = {model: _Rows() for model in manifest.asked.models if model not in job.models}
+    gone: dict[str, list[Any]] = {
+        model: [] for model in manifest.asked.models if model not in job.models
+    }
     for segment in read.all():  # One at a time: there may be gigabytes of them.
         if segment.number >= first:
             winners.add(segment.entries, slots_of(segment.models, job.models))
         for slot, model in enumerate(segment.models):
             if model in gone:
                 of = segment.entries[segment.entries["model"] == slot]
-                gone[model].add(of["row"][ANSWERED[of["outcome"]]])
+                gone[model].append(of["row"][ANSWERED[of["outcome"]]])
     _tell_damage(read, manifest, say)
-    _settle_models(job, manifest.asked, {model: len(of) for model, of in gone.items()}, say)
+    dropped = {model: len(np.unique(np.concatenate(of))) for model, of in gone.items() if of}
+    _settle_models(job, manifest.asked, dropped, say)
     if job.keep_raw and not manifest.asked.keep_raw and read.numbers:
         say("--keep-raw: answers of earlier runs were kept without it; their response is null.")
     manifest.asked = Asked(
@@ -154,23 +156,6 @@ class _Reader:
                 if segment.cut:
                     self.cut.append(path.name)
                 yield segment
-
-
-class _Rows:
-    """How many different rows were added."""
-
-    def __init__(self) -> None:
-        self._seen = np.zeros(0, np.bool_)
-
-    def add(self, rows: npt.NDArray[np.int64]) -> None:
-        """Positions, each as often as it comes."""
-        if len(rows):
-            more = max(0, int(rows.max()) + 1 - len(self._seen))
-            self._seen = np.pad(self._seen, (0, more))
-            self._seen[rows] = True
-
-    def __len__(self) -> int:
-        return int(self._seen.sum())
 
 
 def _at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:
@@ -241,7 +226,7 @@ def _settle_models(
         return
     told = ", ".join(f"{n:,} of {model}" for model, n in gone.items())
     # With one answer a row, the rows of a model that is gone have none.
-    one = "each" not in (job.route, asked.route) or job.route != asked.route
+    one = not job.route == asked.route == "each"
     takers = [model for model in job.models if one or model not in asked.models]
     if not takers or job.changed == "resend":
         say(f"Answers of models that are not asked any more leave the output: {told}.")

@@ -16,13 +16,14 @@ import os
 import shutil
 from pathlib import Path
 
-from batcher.write import index
-from batcher.write.segment import segments, sync_folder
+from batcher.write.segment import loaded, sync_folder
 from batcher.write.winners import ANSWERED
 
-__all__ = ["forget", "restore", "set_aside", "settle"]
+__all__ = ["ASIDE", "forget", "restore", "set_aside", "settle"]
 
-_ASIDE, _FORGOTTEN, _RECORD = "earlier", "forgotten", "run.json"
+ASIDE = "earlier"
+"""Name of the folder in the run folder."""
+_FORGOTTEN, _RECORD = "forgotten", "run.json"
 
 
 def set_aside(folder: Path) -> bool:
@@ -30,7 +31,7 @@ def set_aside(folder: Path) -> bool:
     moved = _parts(folder)
     if not moved:
         return False
-    aside = folder / _ASIDE
+    aside = folder / ASIDE
     aside.mkdir(mode=0o700, exist_ok=True)
     for path in moved:
         os.replace(path, aside / path.name)
@@ -42,13 +43,13 @@ def set_aside(folder: Path) -> bool:
 def forget(folder: Path) -> None:
     """Removes what was set aside."""
     # Under another name at once: half of it must not be taken for something to move back.
-    os.replace(folder / _ASIDE, folder / _FORGOTTEN)
+    os.replace(folder / ASIDE, folder / _FORGOTTEN)
     shutil.rmtree(folder / _FORGOTTEN)
 
 
 def restore(folder: Path) -> None:
     """Puts back what was set aside, in place of what the new run left."""
-    aside = folder / _ASIDE
+    aside = folder / ASIDE
     if (aside / _RECORD).exists() and (folder / _RECORD).exists():
         for path in _parts(folder):
             path.unlink()
@@ -62,7 +63,7 @@ def settle(folder: Path) -> None:
     """Ends what a kill left half done."""
     if (folder / _FORGOTTEN).exists():
         shutil.rmtree(folder / _FORGOTTEN)
-    aside = folder / _ASIDE
+    aside = folder / ASIDE
     if not aside.is_dir():
         return
     begun = (aside / _RECORD).exists() and (folder / _RECORD).exists()
@@ -79,5 +80,4 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _answered(folder: Path) -> bool:
-    found = (index.load(path, number, keep=False).entries for number, path in segments(folder))
-    return any(ANSWERED[entries["outcome"]].any() for entries in found)
+    return any(ANSWERED[segment.entries["outcome"]].any() for segment in loaded(folder))

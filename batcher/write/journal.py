@@ -7,6 +7,7 @@ Beside `labels.parquet` stands `labels.parquet.run/`:
     journal-000001.jsonl  segments, only ever appended to by the process that made them
     journal-000001.idx    their sidecars (`write.index`)
     reserve               64 MB kept free while a run goes on, for what is in flight when the disk is full
+    earlier/              journal and run.json from before an --overwrite that goes on (`write.aside`)
     status.json           how the run stands, for whoever watches (`write.status`)
     lines.idx             where lines of the input begin (`read.marks`)
 

@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from batcher.errors import Damaged, OutputError
+from batcher.errors import OutputError
 from batcher.records import Result
 from batcher.write import columns, index
 from batcher.write.winners import Winners
 
-__all__ = ["Picks", "Written", "write_jsonl", "write_parquet"]
+__all__ = ["Confirm", "Picks", "Written", "write_jsonl", "write_parquet"]
 
 _GROUP_BYTES = 8 << 20
 _GROUP_ROWS = 32 << 10
@@ -46,6 +46,9 @@ class Written:
     renamed: dict[str, str] = field(default_factory=dict)
 
 
+Confirm = Callable[[Written], None]
+
+
 class Picks:
     """Finds the journal lines of input rows; a context manager that holds the segments open.
 
@@ -54,9 +57,6 @@ class Picks:
         winners: Where the lines are.
         route: `each` gives a row one line a slot; the others one line in all, the best.
         go_on: Called for every block of rows; what it raises ends the writing.
-        strict: Whether an output that lacks what the index promises is no output.
-        whole: Whether one that lacks any row is none.
-        enough: Told how many rows there are and how many are missing, at the end.
 
     Attributes:
         damaged: Numbers of segments that do not hold what their index says.
@@ -70,13 +70,7 @@ class Picks:
         route: str,
         slots: int,
         go_on: Callable[[], None] = lambda: None,
-        *,
-        strict: bool = False,
-        whole: bool = False,
-        enough: Callable[[int, int], None] = lambda _rows, _missing: None,
     ) -> None:
-        self._enough = enough
-        self._strict, self._whole = strict, whole
         self._folder = folder
         self._winners = winners
         self._one = route != "each"
@@ -141,25 +135,6 @@ class Picks:
         self.lost += 1
         return None
 
-    def confirm(self, rows: int, missing: int) -> None:
-        """To be called when all lines were asked for, and before the output takes its place.
-
-        Args:
-            rows: How many there are.
-            missing: How many there are not.
-
-        Raises:
-            Damaged: Lines are lost that an index promised, or that had to be there.
-        """
-        if self._strict and self.lost:
-            names = ", ".join(f"journal-{number:06}.jsonl" for number in sorted(self.damaged))
-            what = "one answer" if self.lost == 1 else f"{self.lost:,} answers"
-            raise Damaged(f"{names}: {what} there cannot be read any more")
-        if self._whole and missing:
-            what = "one result is" if missing == 1 else f"{missing:,} results are"
-            raise Damaged(f"{self._folder}: {what} not in the journal any more")
-        self._enough(rows, missing)
-
 
 def write_jsonl(
     path: Path,
@@ -167,8 +142,9 @@ def write_jsonl(
     picks: Picks,
     *,
     keep_raw: bool,
+    confirm: Confirm = lambda _written: None,
 ) -> Written:
-    """Writes JSONL; see `Written`. Raises OutputError when the disk refuses."""
+    """Writes JSONL; see `Written` and `write_parquet`. Raises OutputError when the disk refuses."""
     written = Written()
     with _whole(path) as file:
         for positions, rows in blocks:
@@ -185,7 +161,7 @@ def write_jsonl(
                 file.write(columns.json_row(rows[place], result, keep_raw=keep_raw) + b"\n")
                 written.rows += 1
                 written.statuses[result.status.value] += 1
-        picks.confirm(written.rows, written.missing)
+        confirm(written)
     written.renamed.pop("custom_id", None)
     return written
 
@@ -208,6 +184,7 @@ def write_parquet(
     picks: Picks,
     *,
     keep_raw: bool,
+    confirm: Confirm = lambda _written: None,
 ) -> Written:
     """Writes Parquet with the input's columns in their types; see `Written`.
 
@@ -219,6 +196,8 @@ def write_parquet(
         schema: The input's columns.
         picks: Finds the lines.
         keep_raw: Whether there is a `response` column.
+        confirm: Told what is written, before it takes the place of the old file; what it raises
+            leaves that as it is.
     """
     written = Written()
     renamed = columns.renames(dict(zip(schema.names, schema.types, strict=True)))
@@ -255,7 +234,7 @@ def write_parquet(
                 _flush(writer, held, written)
                 held, size, rows = [], 0, 0
         _flush(writer, held, written)
-        picks.confirm(written.rows, written.missing)
+        confirm(written)
     return written
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ import numpy as np
 from batcher.records import Outcome, Result
 from batcher.write import index
 
-__all__ = ["Kept", "OpenSegment", "segments", "sync_folder"]
+__all__ = ["Kept", "OpenSegment", "loaded", "segments", "sync_folder"]
 
 _NAME = re.compile(r"journal-(\d{6})\.jsonl")
 _encode = msgspec.json.Encoder().encode
@@ -50,6 +50,13 @@ def segments(folder: Path) -> list[tuple[int, Path]]:
         return []
     named = [(_NAME.fullmatch(name), folder / name) for name in names]
     return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def loaded(folder: Path, first: int = 1, *, keep: bool = False) -> Iterator[index.Segment]:
+    """What stands in the segments from number `first` on; `keep` as in `index.load`."""
+    return (
+        index.load(path, number, keep=keep) for number, path in segments(folder) if number >= first
+    )
 
 
 class OpenSegment:
