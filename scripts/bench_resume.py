@@ -42,6 +42,10 @@ class First(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionResetError):  # It is killed where the start is all.
+            super().handle()
+
     def do_POST(self) -> None:
         self.server.first.append(time.monotonic())
         self.rfile.read(int(self.headers["Content-Length"]))
