@@ -218,6 +218,8 @@ class Runner:
         while True:
             manifest.save(folder)
             marks.save(folder, inputs.pins, inputs.marks)
+            if not replaces:
+                spool.sweep(folder, inputs.pins)
             await self._send(folder, endpoint, plan)
             manifest.last = max((number for number, _ in segments(folder)), default=0)
             manifest.save(folder)
@@ -230,6 +232,7 @@ class Runner:
                 if healings > _HEALINGS:
                     raise Damaged(f"{error}, again; see to the disk.") from None
                 self._say(f"{error}; what is lost is sent again.")
+                self._keep_output(folder)
                 self._job = replace(self._job, overwrite=False)
                 plan, manifest = await asyncio.to_thread(
                     self._prepare, folder, inputs, endpoint, say=lambda _text: None
@@ -261,6 +264,8 @@ class Runner:
         found = resume(job, settings, folder, inputs, say, self._go_on)
         epoch = found.manifest.epochs[-1]
         plan = Plan(job, settings, inputs, found.winners, found.earlier, epoch.accepts)
+        if found.damaged and not job.dry_run:
+            self._keep_output(folder)
         self._surveyed = epoch.rows
         if epoch.rows is not None and inputs.limit is None and not job.dry_run:
             inputs.marks = marks.load(folder, inputs.pins)
@@ -271,6 +276,19 @@ class Runner:
             pins = [file.with_digest(self._go_on).pin for file in inputs.files]
             epoch.inputs = msgspec.to_builtins(pins)
         return plan, found.manifest
+
+    def _keep_output(self, folder: Path) -> None:
+        """Keeps the output as it is, when it may be the only place of answers the journal lost."""
+        output = Path(self._job.output)
+        kept = folder.glob("output-*")
+        if not output.exists() or any(output.samefile(path) for path in kept):
+            return
+        path = folder / f"output-{time.strftime('%Y%m%dT%H%M%S')}{output.suffix}"
+        try:
+            os.link(output, path)
+        except OSError:  # Not every file system has links.
+            shutil.copy2(output, path)
+        self._say(f"The output as it is stays in {path}.")
 
     def _say_if_killed(self, folder: Path) -> None:
         told = status.load(folder)
@@ -353,6 +371,7 @@ class Runner:
             kept = "kept" if job.output != "-" else "written"
             return Report(self.summary, 130, None, f"Interrupted; what was answered is {kept}.")
         self._state = "writing output"
+        status.save(folder, self._heartbeat())  # From here on a kill finds nothing in flight.
         if job.output == "-":
             self.summary.finish("done")
             all_ok = self._engine is None or self._engine.all_ok

@@ -102,6 +102,41 @@ def test_an_earlier_answer_is_given_once_and_to_its_own_row_first(tmp_path):
     assert earlier.take(request(plan, 3, "y")) is None
 
 
+def test_of_a_row_that_was_sent_again_the_best_answer_is_found(tmp_path):
+    """Truncated, then ok with --retry truncated: an edit elsewhere must not bring the first back."""
+    plan = a_plan(tmp_path, [{"prompt": "x"}])
+    key, cut, ok = request(plan, 0, "x").key, NUMBER[Outcome.TRUNCATED], NUMBER[Outcome.OK]
+    for of, at in [((cut, ok), 100), ((ok, cut), 0), ((cut, cut), 100)]:
+        lines = entries(*((5, key, outcome, 0) for outcome in of))
+        assert Earlier([Segment(1, ["a"], lines)]).take(request(plan, 5, "x")).at[1] == at
+        moved = Earlier([Segment(1, ["a"], lines)])
+        assert moved.take(request(plan, 2, "x")).at[1] == at
+        assert moved.take(request(plan, 3, "x")) is None
+
+
+@given(st.data())
+def test_each_answer_to_equal_rows_is_given_to_one_row(tmp_path_factory, data):
+    """Against the rule in three lines: own, taken before, any that is free."""
+    plan = a_plan(tmp_path_factory.mktemp("plan"), [{"prompt": "x"}])
+    kinds = st.tuples(st.integers(0, 9), st.sampled_from("xy"))
+    given_, asked = data.draw(st.sets(kinds)), data.draw(st.lists(kinds, max_size=30))
+    ok, order = NUMBER[Outcome.OK], data.draw(st.permutations(sorted(given_)))
+    lines = entries(*((row, request(plan, row, text).key, ok, 0) for row, text in order))
+    earlier, taken = Earlier([Segment(1, ["a"], lines)]), {}
+    for row, text in asked:
+        found = earlier.take(request(plan, row, text))
+        at = None if found is None else order[found.at[1] // 100]
+        if taken.get((row, text)) is not None:
+            assert at == taken[row, text] or at == (row, text)
+        elif at is not None:
+            assert at[1] == text
+            assert at not in taken.values()
+            assert at == (row, text) or (row, text) not in given_ or (row, text) in taken.values()
+        else:
+            assert not {of for of in given_ if of[1] == text} - {*taken.values()}
+        taken[row, text] = at
+
+
 def test_a_failure_is_no_answer_to_give_away(tmp_path):
     """It would be taken for the row's result, and the row never sent."""
     plan = a_plan(tmp_path, [{"prompt": "x"}])

@@ -1,6 +1,7 @@
 """A second start: what is sent again, what is not, and what is said before."""
 
 import os
+import pty
 import signal
 import subprocess
 import time
@@ -414,6 +415,79 @@ def test_a_damaged_journal_never_replaces_a_whole_output_by_a_short_one(run, gat
     assert run() == 40
 
 
+def test_the_output_is_kept_when_answers_in_it_are_lost_from_the_journal(run, gateway):
+    """Bought again they may be refused, and the output was the only place that still had them."""
+    run()
+    before = Path("out.jsonl").read_bytes()
+    Path("out.jsonl.run/journal-000001.jsonl").unlink()
+    gateway.gateway.shares = {"bad_request": 0.5}
+    run()
+    assert {row["status"] for row in read_jsonl(Path("out.jsonl"))} == {"ok", "bad_request"}
+    (kept,) = Path("out.jsonl.run").glob("output-*.jsonl")
+    assert kept.read_bytes() == before
+
+
+def test_the_copy_of_stdin_stays_with_the_answers_to_it(tmp_path, gateway):
+    """Another input that is refused must not stand beside the answers of the one before."""
+    one, two = (b'{"prompt": "p", "tag": "%d"}\n' % tag for tag in (1, 2))
+    words = ("run", "-", "-o", "out.jsonl", "-m", "sim-small")
+    with_ = {"cwd": tmp_path, "url": gateway.url}
+    assert program.batcher(*words, stdin=one, **with_).returncode == 0
+    refused = program.batcher(*words, "--param", "top_p=1", stdin=two, **with_)
+    assert refused.returncode == 2
+    assert program.batcher("export", "out.jsonl", "part.jsonl", cwd=tmp_path).returncode == 0
+    assert [row["tag"] for row in read_jsonl(tmp_path / "part.jsonl")] == ["1"]
+    gateway.gateway.shares = {"quota": 1.0}
+    assert program.batcher(*words, "--overwrite", stdin=two, **with_).returncode == 2
+    assert program.batcher("export", "out.jsonl", "part.jsonl", cwd=tmp_path).returncode == 0
+    assert [row["tag"] for row in read_jsonl(tmp_path / "part.jsonl")] == ["1"]
+    gateway.gateway.shares = {}
+    before = billed(gateway)
+    assert program.batcher(*words, stdin=one, **with_).returncode == 0
+    assert billed(gateway) == before
+    assert len(list((tmp_path / "out.jsonl.run").glob("stdin-*"))) == 1
+
+
+def test_a_split_of_what_each_answered_says_what_leaves_the_output(tmp_path, gateway):
+    """Nothing is sent, and the answers come back with the old route."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "-m", "sim-medium")
+    program.batcher(*words, cwd=tmp_path, url=gateway.url)
+    before = billed(gateway)
+    split = program.batcher(*words, "--route", "split", cwd=tmp_path, url=gateway.url)
+    assert b"of a row with several answers one stays in the output" in split.stderr
+    program.batcher(*words, cwd=tmp_path, url=gateway.url)
+    assert len(read_jsonl(tmp_path / "out.jsonl")) == 80
+    assert billed(gateway) == before
+
+
+def test_ctrl_c_at_the_question_sends_nothing_and_says_how_to_go_on(tmp_path, gateway):
+    """It is asked on a terminal only, so it is asked on one here."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small")
+    program.batcher(*words, cwd=tmp_path, url=gateway.url)
+    before = billed(gateway)
+    ours, its = pty.openpty()
+    try:
+        with subprocess.Popen(
+            program.command(*words, "--param", "top_p=1"),
+            cwd=tmp_path, stdin=its, stdout=its, stderr=its, start_new_session=True,
+            env=program.environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY=program.SECRET),
+        ) as process:  # fmt: skip
+            told = b""
+            while b"or stop (stop)?" not in told:
+                told += os.read(ours, 4096)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+            told += os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(its)
+    last = told.decode().strip().splitlines()[-1]
+    assert last.startswith("Go on with: batcher run in.jsonl -o out.jsonl")
+    assert billed(gateway) == before
+
+
 def test_a_segment_that_is_gone_or_shorter_is_said_once(tmp_path, gateway):
     """And its rows are bought again, which somebody with a copy of it may not want."""
     write_jsonl(tmp_path / "in.jsonl", ROWS)
@@ -521,7 +595,7 @@ def test_a_stop_before_the_first_request_ends_at_once(tmp_path, stop):
     ) as process:  # fmt: skip
         process.stdin.write(b'{"prompt": "a"}\n')
         process.stdin.flush()
-        while not list(tmp_path.glob("out.jsonl.run/stdin.jsonl.tmp")):
+        while not list(tmp_path.glob("out.jsonl.run/stdin.copying")):
             time.sleep(0.01)
         process.send_signal(stop)
         assert process.wait(20) == 130

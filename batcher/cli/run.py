@@ -43,9 +43,16 @@ def run(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
     except BatcherError as error:
         from batcher.plan.resume import SettingsChanged
 
-        if isinstance(error, SettingsChanged) and sys.stdin.isatty() and sys.stderr.isatty():
-            return _run(replace(job, changed=_ask(error)))
-        raise
+        if not (isinstance(error, SettingsChanged) and sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        try:
+            changed = _ask(error)
+        except KeyboardInterrupt:
+            print(
+                f"\nInterrupted; nothing was sent.\nGo on with: {_same_command()}", file=sys.stderr
+            )
+            return 130
+        return _run(replace(job, changed=changed))
 
 
 def check(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:

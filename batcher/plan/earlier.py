@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from batcher.records import Request
+from batcher.records import Outcome, Request
 from batcher.write.index import ENTRY, OUTCOMES, Segment
 from batcher.write.segment import Kept
+from batcher.write.winners import ANSWERED
 
 __all__ = ["Earlier"]
+
+_OK = OUTCOMES.index(Outcome.OK)
 
 
 class Earlier:
@@ -23,18 +26,25 @@ class Earlier:
     """
 
     def __init__(self, segments: Sequence[Segment], since: Sequence[Segment] = ()) -> None:
-        answered = [n for n, outcome in enumerate(OUTCOMES) if outcome.answered]
-        parts = [s.entries[np.isin(s.entries["outcome"], answered)] for s in segments]
+        parts = [s.entries[ANSWERED[s.entries["outcome"]]] for s in segments]
         entries: Any = np.concatenate(parts) if parts else np.empty(0, ENTRY)
         # One answer may have been referred to by several epochs; the last place counts.
         _, last = np.unique(_places(entries)[::-1], return_index=True)
-        entries = entries[len(entries) - 1 - last]
+        entries = entries[len(entries) - 1 - last[::-1]]
+        high, low, row = (entries[name] for name in ("key_high", "key_low", "row"))
+        order = np.lexsort((entries["outcome"] != _OK, row, low, high))
+        # Of the answers that one row had, one after the other, the best; else the latest.
+        new = np.ones(len(order), np.bool_)
+        new[1:] = np.any([np.diff(of[order]) != 0 for of in (high, low, row)], axis=0)
+        entries = entries[order[new]]
         for segment in since:
             entries = entries[~np.isin(_places(entries), _places(segment.entries))]
-        entries = entries[np.argsort(entries["key_high"], kind="stable")]
         self._entries = entries
-        self._keys = entries["key_high"].copy()
+        self._highs, self._lows = entries["key_high"].copy(), entries["key_low"].copy()
+        self._rows = entries["row"].copy()
         self._takers = np.full(len(entries), -1, np.int64)
+        self._free: dict[int, int] = {}
+        self._again: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -44,25 +54,12 @@ class Earlier:
 
         The same row asking again gets the same answer again.
         """
-        if not len(self._keys):
+        if not len(self._highs):
             return None
         raw, row = bytes.fromhex(request.key), request.row
-        high = np.uint64(int.from_bytes(raw[:8], "little"))
-        low = int.from_bytes(raw[8:], "little")
-        begin = int(np.searchsorted(self._keys, high, "left"))
-        end = int(np.searchsorted(self._keys, high, "right"))
-        best = -1
-        for at in range(begin, end):
-            entry = self._entries[at]
-            taker = int(self._takers[at])
-            if taker not in (-1, row) or int(entry["key_low"]) != low:
-                continue
-            if taker == row or int(entry["row"]) == row:
-                best = at
-                break
-            if best < 0:
-                best = at
-        if best < 0:
+        begin, end = _range(self._highs, raw[:8], 0, len(self._highs))
+        begin, end = _range(self._lows, raw[8:], begin, end)
+        if begin == end or (best := self._best(begin, end, row)) < 0:
             return None
         self._takers[best] = row
         entry = self._entries[best]
@@ -76,6 +73,33 @@ class Earlier:
             at=(int(entry["segment"]), int(entry["offset"]), int(entry["length"])),
             extras=int(entry["extras"]),
         )
+
+    def _best(self, begin: int, end: int, row: int) -> int:
+        """Among equal requests: the row's own, the one it took before, one that is free; or -1."""
+        own = begin
+        if end - begin > 1:
+            own += int(self._rows[begin:end].searchsorted(row))
+        if own < end and self._rows[own] == row and self._takers[own] in (-1, row):
+            return own
+        if (before := self._again.get((begin, row))) is not None:
+            return before
+        free = self._free.get(begin, begin)
+        while free < end and self._takers[free] >= 0:
+            free += 1
+        if free == end:
+            return -1
+        self._free[begin] = free + 1
+        self._again[begin, row] = free
+        return free
+
+
+def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
+    """Where a number of 8 bytes stands in a sorted stretch of an array."""
+    number = np.uint64(int.from_bytes(raw, "little"))
+    if end - begin == 1:  # Most often.
+        return (begin, end) if numbers[begin] == number else (begin, begin)
+    of = numbers[begin:end]
+    return begin + int(of.searchsorted(number)), begin + int(of.searchsorted(number, "right"))
 
 
 def _places(entries: Any) -> Any:

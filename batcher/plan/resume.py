@@ -36,11 +36,13 @@ class Resumed:
         manifest: With the present epoch at its end; not saved yet.
         winners: What holds by position.
         earlier: What may be found by key; None when there is nothing.
+        damaged: Whether answers that there were are gone from the journal.
     """
 
     manifest: Manifest
     winners: Winners
     earlier: Earlier | None
+    damaged: bool
 
 
 def resume(
@@ -116,7 +118,7 @@ def resume(
             if model in gone:
                 of = segment.entries[segment.entries["model"] == slot]
                 gone[model].append(of["row"][ANSWERED[of["outcome"]]])
-    _tell_damage(read, manifest, say)
+    damaged = _tell_damage(read, manifest, say)
     dropped = {model: len(np.unique(np.concatenate(of))) for model, of in gone.items() if of}
     _settle_models(job, manifest.asked, dropped, say)
     if job.keep_raw and not manifest.asked.keep_raw and read.numbers:
@@ -127,7 +129,8 @@ def resume(
     earlier = None
     if any(number < first for number in read.numbers):
         earlier = Earlier(list(read.all(end=first)), list(read.all(first)))
-    return Resumed(manifest, winners, earlier if earlier is None or len(earlier) else None)
+    earlier = earlier if earlier is None or len(earlier) else None
+    return Resumed(manifest, winners, earlier, damaged)
 
 
 class _Reader:
@@ -166,8 +169,8 @@ def _at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:
     return last.gives_up if more else []
 
 
-def _tell_damage(read: _Reader, manifest: Manifest, say: Callable[[str], None]) -> None:
-    """Says once what is wrong with the journal."""
+def _tell_damage(read: _Reader, manifest: Manifest, say: Callable[[str], None]) -> bool:
+    """Says once what is wrong with the journal; whether there is anything."""
     there = {*read.numbers, *manifest.missing}
     missing = [number for number in range(1, manifest.last + 1) if number not in there]
     manifest.missing += missing
@@ -179,6 +182,7 @@ def _tell_damage(read: _Reader, manifest: Manifest, say: Callable[[str], None]) 
     if read.bad:
         places = "one place" if read.bad == 1 else f"{read.bad:,} places"
         say(f"The journal is torn or damaged in {places}; what stood there is sent again.")
+    return bool(missing or read.cut or read.bad)
 
 
 def _stale(plan: Plan, go_on: Callable[[], None]) -> int:
@@ -222,6 +226,8 @@ def _settle_models(
 ) -> None:
     """Models that are asked no more: their answers leave the output, which must be meant."""
     gone = {model: n for model, n in dropped.items() if n}
+    if asked.route == "each" != job.route and len({*asked.models} & {*job.models}) > 1:
+        say(f"--route {job.route}: of a row with several answers one stays in the output.")
     if not gone or not job.models:
         return
     told = ", ".join(f"{n:,} of {model}" for model, n in gone.items())

@@ -64,7 +64,7 @@ class InputFile:
     def of_pin(cls, pin: Pin, folder: Path) -> Self:
         """The file that was pinned; `folder` holds the copies of stdin and of iterables."""
         path = str(folder / pin.path)  # An absolute path stays as it is.
-        name = pin.path if os.path.isabs(pin.path) else Path(pin.path).stem
+        name = pin.path if os.path.isabs(pin.path) else pin.path.partition("-")[0]
         return cls(path, name, _kind(path) or "jsonl", pin)
 
     def with_digest(self, go_on: Callable[[], None]) -> Self:

@@ -1,8 +1,11 @@
-"""Rows from stdin or from Python, copied to a file that can be read twice. Touches: files, stdin."""
+"""Rows from stdin or from Python, copied to a file that can be read twice. Touches: files, stdin.
+
+A copy has its hash in its name: the copy that earlier answers belong to stays until a run with
+another one has begun.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
 import sys
@@ -13,16 +16,16 @@ from typing import IO, Any
 import msgspec
 
 from batcher.errors import JobError
-from batcher.read.files import InputFile, Pin
+from batcher.read.files import InputFile, Pin, digest
 
-__all__ = ["rows", "stdin"]
+__all__ = ["rows", "stdin", "sweep"]
 
 _LOOK_SECONDS = 0.2
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
 def stdin(folder: Path, go_on: Callable[[], None] = lambda: None) -> InputFile:
-    """JSONL from standard input, whole, as `stdin.jsonl` in the run folder.
+    """JSONL from standard input, whole, as `stdin-HASH.jsonl` in the run folder.
 
     Args:
         folder: The run folder.
@@ -41,7 +44,7 @@ def stdin(folder: Path, go_on: Callable[[], None] = lambda: None) -> InputFile:
                     return
                 file.write(block)
 
-    return _copied(folder, "stdin.jsonl", "stdin", "jsonl", write)
+    return _copied(folder, "stdin", "jsonl", write)
 
 
 def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> InputFile:
@@ -70,7 +73,7 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
             except pa.ArrowException as error:
                 raise JobError(f"rows: the table cannot be kept as Parquet: {error}.") from None
 
-        return _copied(folder, "rows.parquet", "rows", "parquet", write_table)
+        return _copied(folder, "rows", "parquet", write_table)
     if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
         raise JobError(
             f"rows must be an iterable of dicts or a table, not {type(given).__name__}."
@@ -86,19 +89,29 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
             except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
                 raise JobError(f"rows: item {number} cannot be kept as JSON ({error}).") from None
 
-    return _copied(folder, "rows.jsonl", "rows", "jsonl", write)
+    return _copied(folder, "rows", "jsonl", write)
 
 
-def _copied(folder: Path, file_name: str, name: str, kind: str, write: Any) -> InputFile:
-    """Writes the copy beside the last one and replaces it; a hash of the content pins it."""
-    path, temporary = folder / file_name, folder / f"{file_name}.tmp"
+def sweep(folder: Path, pins: Iterable[Pin]) -> None:
+    """Removes the copies in a run folder that none of the pins names."""
+    kept = {pin.path for pin in pins}
+    for copies in ("stdin-*.jsonl", "rows-*.jsonl", "rows-*.parquet", "*.copying"):
+        for path in folder.glob(copies):
+            if path.name not in kept:
+                path.unlink()
+
+
+def _copied(folder: Path, name: str, kind: str, write: Any) -> InputFile:
+    """Writes the copy, pinned by the hash of its content."""
+    temporary = folder / f"{name}.copying"
     with open(temporary, "wb", buffering=1 << 20) as file:
         os.chmod(temporary, 0o600)
         write(file)
         file.flush()
         os.fsync(file.fileno())
-    with open(temporary, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = temporary.stat().st_size
+    content = digest(str(temporary), size)
+    path = folder / f"{name}-{content[:16]}.{kind}"
     os.replace(temporary, path)
-    pin = Pin(path=file_name, size=path.stat().st_size, digest=digest)
+    pin = Pin(path=path.name, size=size, digest=content)
     return InputFile(str(path), name, kind, pin)

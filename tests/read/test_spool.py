@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -98,7 +99,7 @@ def test_standard_input_is_kept_byte_by_byte(tmp_path, monkeypatch):
     with open(reading) as piped:
         monkeypatch.setattr("sys.stdin", piped)
         file = spool.stdin(tmp_path)
-    assert (tmp_path / "stdin.jsonl").read_bytes() == content
+    assert Path(file.path).read_bytes() == content
     assert [row.where for row in Inputs([file]).rows()] == ["stdin:1", "stdin:3", "stdin:4"]
 
 
