@@ -1,19 +1,29 @@
 """One HTTP exchange, and nothing about chat. Touches: the network.
 
+aiohttp makes the connections (names, TLS, which of them are still good) and reads the answers; the
+request itself is one write of bytes that are the same each time but for the body. Its client session
+takes twice as long for each request, and looks up the environment's proxies in a thread each time; it
+is used where there is a proxy. `tests/send/test_client.py` holds both to the same behaviour.
+
 aiohttp's exceptions end here: what goes wrong below HTTP comes out as `NoAnswer`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp import StreamReader
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
+from yarl import URL
 
 from batcher.errors import BadResponse, NoAnswer
 from batcher.job import Endpoint
@@ -24,6 +34,8 @@ __all__ = ["Client", "Reply"]
 _CONNECT_SECONDS = 30.0
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
+_JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
 
 
 class Reply(NamedTuple):
@@ -45,26 +57,38 @@ class Client:
 
     Args:
         endpoint: Address and key.
+        direct: Whether requests go past aiohttp's session; by default they do without a proxy.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._url = endpoint.url
-        self._headers = {"Content-Type": "application/json", "User-Agent": "batcher"}
+    def __init__(self, endpoint: Endpoint, *, direct: bool | None = None) -> None:
+        self._url = URL(endpoint.url)
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "batcher",
+        }
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key}"
         self._key = endpoint.key or ""
+        self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         _raise_open_files()
+        self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+            connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             trust_env=True,
             max_line_size=_MOST_HEADER_BYTES,
             max_field_size=_MOST_HEADER_BYTES,
         )
+        # What a connection is asked for with, and what each request begins with.
+        self._request = aiohttp.ClientRequest("POST", self._url, headers=self._headers)
+        lines = [f"POST {self._url.raw_path_qs} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in self._request.headers.items()
+                  if name.lower() not in ("content-length", "transfer-encoding")]  # fmt: skip
+        self._head = "\r\n".join((*lines, "Content-Length: ")).encode()
         return self
 
     async def __aexit__(
@@ -76,7 +100,7 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, body: bytes, timeout: float) -> Reply:  # noqa: ASYNC109 (aiohttp keeps it)
+    async def post(self, body: bytes, timeout: float) -> Reply:  # noqa: ASYNC109 (one for all of it)
         """Sends the body and reads the whole answer, of at most 64 MB.
 
         A redirect is not followed: it would carry the key, or turn the POST into a GET.
@@ -92,55 +116,102 @@ class Client:
         if self._session is None:
             raise RuntimeError("Client is used outside of its `async with`")
         try:
-            async with self._session.post(
-                self._url,
-                data=body,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_SECONDS),
-            ) as response:
-                body = await _bounded(response)
-                return self._without_key(response.status, response.headers, body)
-        except TimeoutError as error:
-            connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
-            limit = _CONNECT_SECONDS if connecting else timeout
-            what = "connection" if connecting else "whole answer"
-            raise NoAnswer(f"no {what} within {limit:g} s", outcome=Outcome.TIMEOUT) from None
-        except aiohttp.ContentTypeError as error:
-            raise BadResponse(f"the answer cannot be read: {error}") from None
-        except (aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as error:
+            async with asyncio.timeout(timeout):
+                reply = await (self._exchange(body) if self._direct else self._by_session(body))
+        except aiohttp.ConnectionTimeoutError:
+            raise _late("connection", _CONNECT_SECONDS) from None
+        except TimeoutError:
+            raise _late("whole answer", timeout) from None
+        except aiohttp.ClientPayloadError as error:
             raise NoAnswer(f"the answer was cut: {_short(error)}") from None
+        except (aiohttp.ClientResponseError, HttpProcessingError) as error:
+            raise NoAnswer(f"the answer is no HTTP: {_short(error.message)}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {_short(error)}") from None
+        return self._without_key(reply)
 
-    def _without_key(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+    async def _exchange(self, body: bytes) -> Reply:
+        """What aiohttp's session would do, without what is the same for every request."""
+        try:
+            connection = await self._connector.connect(self._request, [], _TIMEOUT)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError from error
+        try:
+            protocol, transport = connection.protocol, connection.transport
+            if protocol is None or transport is None:
+                raise aiohttp.ServerDisconnectedError
+            protocol.set_response_params(
+                read_until_eof=True,
+                max_line_size=_MOST_HEADER_BYTES,
+                max_field_size=_MOST_HEADER_BYTES,
+            )
+            head = b"%b%d\r\n\r\n" % (self._head, len(body))
+            if len(body) <= _JOINED_BYTES:
+                transport.write(head + body)
+            else:
+                transport.writelines((head, body))
+            while True:
+                message, payload = await protocol.read()
+                if not 100 <= message.code <= 199:  # What is said before the answer.
+                    break
+            answer = payload.read_nowait() if payload.is_eof() else None
+            if answer is None or not payload.at_eof():
+                answer = (answer or b"") + await _bounded(payload, message.headers)
+        except BaseException:
+            connection.close()
+            raise
+        connection.release()
+        return Reply(message.code, message.headers, answer)
+
+    async def _by_session(self, body: bytes) -> Reply:
+        assert self._session is not None
+        async with self._session.post(
+            self._url, data=body, allow_redirects=False, timeout=_TIMEOUT
+        ) as response:
+            try:
+                answer = await _bounded(response.content, response.headers)
+            except BadResponse:
+                response.close()
+                raise
+            return Reply(response.status, response.headers, answer)
+
+    def _without_key(self, reply: Reply) -> Reply:
         """The reply; some gateways echo the key in their errors, or in a header."""
         if self._key:
+            status, headers, body = reply
             if (key := self._key.encode()) in body:
                 body = body.replace(key, b"[key]")
-            if any(self._key in value for value in headers.values()):
+            if self._key in "\n".join(headers.values()):
                 clean = (
                     (name, value.replace(self._key, "[key]")) for name, value in headers.items()
                 )
                 headers = CIMultiDict(clean)
-        return Reply(status, headers, body)
+            return Reply(status, headers, body)
+        return reply
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    length = response.content_length
-    if length is not None and length > _MOST_BYTES:
-        response.close()
-        raise BadResponse(f"the answer is {length:,} bytes long; {_MOST_BYTES:,} is the most")
+async def _bounded(content: StreamReader, headers: Mapping[str, str]) -> bytes:
+    length = headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > _MOST_BYTES:
+        raise BadResponse(f"the answer is {int(length):,} bytes long; {_MOST_BYTES:,} is the most")
     chunks, size = [], 0
-    async for chunk in response.content.iter_any():
+    async for chunk in content.iter_any():
         size += len(chunk)
         if size > _MOST_BYTES:
-            response.close()
             raise BadResponse(f"the answer is longer than {_MOST_BYTES:,} bytes")
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _short(error: BaseException) -> str:
+def _behind_proxy(url: URL) -> bool:
+    return url.scheme in getproxies() and not proxy_bypass(url.host or "")
+
+
+def _late(what: str, seconds: float) -> NoAnswer:
+    return NoAnswer(f"no {what} within {seconds:g} s", outcome=Outcome.TIMEOUT)
+
+
+def _short(error: BaseException | str) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:300]
 
 

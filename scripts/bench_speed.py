@@ -1,0 +1,284 @@
+"""Rows a second of the whole command, beside a loop of aiohttp as one would write it by hand.
+
+Both send the same rows to the same server and write what comes back to a file; batcher does so with
+journal, limits, retries and live view. They take turns, so that both meet the same machine, and each
+is measured as a whole process, from its start to its end. Client and server have a core each.
+
+The server is one of raw asyncio (uvloop): it looks for the end of a request and answers with the same
+bytes, at once or after a while. Its own CPU time is printed: a server that is busy all the time would
+be what is measured.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+SAID = "The customer was charged twice and asks for the money back; this is about billing. " * 3
+USAGE = {"prompt_tokens": 40, "completion_tokens": 60, "total_tokens": 100}
+CHOICE = {"index": 0, "message": {"role": "assistant", "content": SAID}, "finish_reason": "stop"}
+ANSWER = json.dumps(
+    {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [CHOICE], "usage": USAGE}
+).encode()  # fmt: skip
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: Wed, 25 Nov 2026 12:00:00 GMT\r\n"
+    b"X-Request-Id: 7d1c3a52\r\nContent-Length: %d\r\n\r\n"
+)
+
+
+# The server
+
+
+class Origin(asyncio.Protocol):
+    """Answers each POST with the same bytes, each GET with what was counted."""
+
+    latency = 0.0
+    slow = 0.0  # Every thousandth takes so long.
+    received = flying = most = 0
+    first = last = 0.0
+
+    def connection_made(self, transport):
+        self.transport, self.buffer, self.wanted = transport, b"", 0
+
+    def data_received(self, data):
+        self.buffer = self.buffer + data if self.buffer else data
+        while True:
+            end = self.buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self.buffer[:end].lower()
+            at = head.find(b"content-length:")
+            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self.buffer) < end + 4 + length:
+                return
+            self.buffer = self.buffer[end + 4 + length :]
+            self.request(head)
+
+    def request(self, head):
+        of = Origin
+        if head.startswith(b"get"):
+            told = {"received": of.received, "most": of.most, "first": of.first, "last": of.last,
+                    "cpu": time.process_time()}  # fmt: skip
+            body = json.dumps(told).encode()
+            self.transport.write(HEAD % len(body) + body)
+            of.received = of.most = 0
+            of.first = of.last = 0.0
+            return
+        of.received += 1
+        of.flying += 1
+        of.most = max(of.most, of.flying)
+        of.first = of.first or time.monotonic()
+        wait = of.slow if of.slow and of.received % 1000 == 500 else of.latency
+        if wait:
+            asyncio.get_running_loop().call_later(wait, self.answer)
+        else:
+            self.answer()
+
+    def answer(self):
+        Origin.flying -= 1
+        Origin.last = time.monotonic()
+        if not self.transport.is_closing():
+            self.transport.write(HEAD % len(ANSWER) + ANSWER)
+
+
+def serve(latency, slow, certificate):
+    import uvloop
+
+    async def main():
+        Origin.latency, Origin.slow = latency, slow
+        context = None
+        if certificate:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Origin, "127.0.0.1", 0, backlog=8192, ssl=context)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await loop.run_in_executor(None, sys.stdin.read)
+
+    uvloop.run(main())
+
+
+# What one would write by hand
+
+
+def bare(url, source, target, in_flight):
+    import aiohttp
+
+    async def main():
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": "Bearer none"}
+        ) as session:
+            with open(source) as rows, open(target, "w") as out:
+
+                async def work():
+                    for line in rows:
+                        row = json.loads(line)
+                        message = {"role": "user", "content": row["prompt"]}
+                        body = {"model": "m", "messages": [message]}
+                        async with session.post(f"{url}/chat/completions", json=body) as response:
+                            answer = await response.json()
+                        row["content"] = answer["choices"][0]["message"]["content"]
+                        row.update(answer["usage"])
+                        out.write(json.dumps(row) + "\n")
+
+                await asyncio.gather(*(work() for _ in range(in_flight)))
+
+    asyncio.run(main())
+
+
+# The bench
+
+
+class Bench:
+    """Starts servers and contestants, each with a core of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        cores = sorted(os.sched_getaffinity(0))
+        self.client, self.server = {cores[0]}, {cores[-1]}
+
+    @contextlib.contextmanager
+    def origin(self, *, latency=0.0, slow=0.0, certificate=""):
+        words = [sys.executable, __file__, "--serve", str(latency), str(slow), str(certificate)]
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            preexec_fn=lambda: os.sched_setaffinity(0, self.server),
+        ) as process:  # fmt: skip
+            scheme = "https" if certificate else "http"
+            self.url = f"{scheme}://127.0.0.1:{int(process.stdout.readline())}/v1"
+            try:
+                yield
+            finally:
+                process.stdin.close()
+
+    def counted(self):
+        context = ssl._create_unverified_context() if self.url.startswith("https") else None
+        with urllib.request.urlopen(f"{self.url}/counted", context=context) as answer:
+            return json.load(answer)
+
+    def rows(self, count):
+        path = self.folder / f"{count}.jsonl"
+        if not path.exists():
+            with path.open("w") as file:
+                for n in range(count):
+                    text = f"Ticket {n}: I was charged twice for my subscription. Which team is it for?"
+                    file.write(json.dumps({"id": n, "prompt": text}) + "\n")
+        return path
+
+    def run(self, who, rows, in_flight, *more):
+        """Seconds, CPU seconds, peak MB, and what the server counted."""
+        source, target = self.rows(rows), self.folder / f"out-{who}.jsonl"
+        if who == "batcher":
+            words = [str(Path(sys.executable).with_name("batcher")), "run", str(source), "-o", str(target),
+                     "-m", "m", "--concurrency", str(in_flight), "--overwrite",
+                     *(("--rpm", "100000000", "--tpm", "1000000000000") if not more else more)]  # fmt: skip
+        else:
+            words = [sys.executable, __file__, "--bare", self.url, source, target, str(in_flight)]
+        before = self.counted()["cpu"]
+        ours, its = pty.openpty()  # With the live view, as on a terminal.
+        began = time.monotonic()
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=its, stderr=its,
+            env={**os.environ, "OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": "none"},
+            preexec_fn=lambda: os.sched_setaffinity(0, self.client),
+        )  # fmt: skip
+        os.close(its)
+        seen = []
+        drain = threading.Thread(target=_drain, args=(ours, seen))
+        drain.start()
+        _pid, status, used = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        drain.join()
+        os.close(ours)
+        told = self.counted()
+        with target.open("rb") as file:
+            written = sum(1 for _ in file)
+        if process.returncode or written != rows:
+            sys.stdout.write(b"".join(seen).decode(errors="replace")[-2000:])
+            raise SystemExit(f"{who}: exit status {process.returncode}, {written:,} of {rows:,} rows")
+        cpu = used.ru_utime + used.ru_stime
+        return {
+            "seconds": seconds,
+            "cpu": cpu,
+            "peak": used.ru_maxrss / 1024,
+            "sending": told["last"] - told["first"],
+            "server": (told["cpu"] - before) / seconds,
+            "most": told["most"],
+            "received": told["received"],
+        }
+
+
+def _drain(handle, seen):
+    with contextlib.suppress(OSError):
+        while block := os.read(handle, 1 << 16):
+            seen.append(block)
+
+
+def spread(numbers, form=".2f"):
+    low, mid, high = min(numbers), statistics.median(numbers), max(numbers)
+    return f"{mid:{form}} ({low:{form}}–{high:{form}})"
+
+
+def beside(bench, rows, in_flight, rounds, title=""):
+    told = {"bare": [], "batcher": []}
+    for _ in range(rounds):
+        for who, found in told.items():
+            found.append(bench.run(who, rows, in_flight))
+    pairs = list(zip(told["bare"], told["batcher"], strict=True))
+    faster = [one["seconds"] / ours["seconds"] for one, ours in pairs]
+    cpu = [ours["cpu"] / one["cpu"] for one, ours in pairs]
+    print(f"{title}{in_flight} in flight, {rows:,} rows, {rounds} rounds:")
+    for who, found in told.items():
+        rate = [rows / one["seconds"] for one in found]
+        each = [one["cpu"] / rows * 1000 for one in found]
+        peak, server = max(one["peak"] for one in found), max(one["server"] for one in found)
+        print(f"  {who:8} {spread(rate, ',.0f')} rows/s, {spread(each)} CPU s per 1,000, "
+              f"peak {peak:.0f} MB; server busy {server:.0%}")  # fmt: skip
+    print(f"  batcher ÷ bare: rows/s {spread(faster)}, CPU {spread(cpu)}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one round of fewer rows")
+    parser.add_argument("--only", default="", help="flat, latency, slow or tls")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", nargs=4, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        serve(float(asked.serve[0]), float(asked.serve[1]), asked.serve[2])
+        return
+    if asked.bare:
+        url, source, target, in_flight = asked.bare
+        bare(url, source, target, int(in_flight))
+        return
+    rows, rounds = (10_000, 1) if asked.quick else (40_000, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        if asked.only in ("", "flat"):
+            with bench.origin():
+                for in_flight in (64, 256):
+                    beside(bench, rows, in_flight, rounds)
+        if asked.only in ("", "latency"):
+            for in_flight in (1000, 5000):
+                with bench.origin(latency=1.0):
+                    for _ in range(1 if asked.quick else 3):
+                        told = bench.run("batcher", 10_000, in_flight)
+                        print(f"10,000 rows of 1 s, {in_flight:,} in flight: {told['seconds']:.2f} s, from the first "
+                              f"request to the last answer {told['sending']:.2f} s; most in flight {told['most']:,}, "
+                              f"received {told['received']:,}, peak {told['peak']:.0f} MB", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""One exchange over a real socket, in both ways: past aiohttp's session and through it."""
+
+import asyncio
+import contextlib
+import gzip
+
+import pytest
+
+from batcher.errors import BadResponse, NoAnswer
+from batcher.job import Endpoint
+from batcher.records import Outcome
+from batcher.send.client import Client
+
+KEY = "sk-secret"
+BODY = b'{"model":"m","messages":[{"role":"user","content":"\xc3\xa9"}]}'
+OK = b"HTTP/1.1 200 OK\r\n"
+PLAIN = OK + b"X-Request-Id: 7\r\nContent-Length: 4\r\n\r\nfine"
+MOST = 64 << 20
+
+
+class Server:
+    """Sends canned bytes for each request; counts connections, keeps requests.
+
+    Args:
+        sends: What to send, in turn, for each request; a number is a wait in seconds, None closes.
+    """
+
+    def __init__(self, *sends):
+        self.sends = sends
+        self.connections = 0
+        self.requests = []
+        self.serving = set()
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        for task in self.serving:
+            task.cancel()
+        await asyncio.gather(*self.serving, return_exceptions=True)
+
+    async def _serve(self, reader, writer):
+        self.connections += 1
+        self.serving.add(asyncio.current_task())
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(
+                ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError
+            ),
+        ):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = head.lower().split(b"content-length:")[1].split(b"\r\n")[0]
+                self.requests.append((head, await reader.readexactly(int(length))))
+                for part in self.sends:
+                    if part is None:
+                        return
+                    if isinstance(part, bytes):
+                        writer.write(part)
+                        await writer.drain()
+                    else:
+                        await asyncio.sleep(part)
+
+
+async def exchanged(server, *, direct, times=1, timeout=10.0, body=BODY):
+    """How each of some exchanges ended: (status, headers, body), or what was raised."""
+    ended = []
+    async with Client(Endpoint(server.url, server.url, KEY), direct=direct) as client:
+        for _ in range(times):
+            try:
+                status, headers, answer = await client.post(body, timeout)
+                ended.append((status, sorted(headers.items()), answer))
+            except (NoAnswer, BadResponse) as error:
+                ended.append((type(error), error.outcome, str(error)))
+    return ended
+
+
+def both(*sends, **how):
+    """The same in both ways; how it ended, and the two servers."""
+
+    async def work():
+        found = []
+        for direct in (True, False):
+            async with Server(*sends) as server:
+                found.append((await exchanged(server, direct=direct, **how), server))
+        return found
+
+    (one, first), (other, second) = asyncio.run(work())
+    assert one == other
+    assert first.connections == second.connections
+    assert [_sorted(head) for head, _ in first.requests] == [
+        _sorted(head).replace(_port(second), _port(first)) for head, _ in second.requests
+    ]
+    assert [body for _, body in first.requests] == [body for _, body in second.requests]
+    return one, first
+
+
+def _sorted(head):
+    first, *lines = head.decode().rstrip().split("\r\n")
+    return "\n".join((first, *sorted(lines, key=str.lower)))
+
+
+def _port(server):
+    return server.url.split(":")[2].split("/")[0]
+
+
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+ZIPPED = gzip.compress(b"fine" * 1000)
+ANSWERS = {
+    "plain": ((PLAIN,), 200, b"fine"),
+    "in two parts": ((PLAIN[:20], 0.02, PLAIN[20:-2], 0.02, PLAIN[-2:]), 200, b"fine"),
+    "chunked": ((CHUNKED + b"2\r\nfi\r\n", 0.02, b"2\r\nne\r\n0\r\n\r\n"), 200, b"fine"),
+    "gzip": ((OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(ZIPPED) + ZIPPED,),
+             200, b"fine" * 1000),
+    "until it closes": ((OK + b"\r\nfi", 0.02, b"ne", None), 200, b"fine"),
+    "nothing": ((b"HTTP/1.1 204 No Content\r\n\r\n",), 204, b""),
+    "empty": ((OK + b"Content-Length: 0\r\n\r\n",), 200, b""),
+    "early hints": ((b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + PLAIN,), 200, b"fine"),
+    "continue": ((b"HTTP/1.1 100 Continue\r\n\r\n", 0.02, PLAIN), 200, b"fine"),
+    "a redirect": ((b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://other/\r\n"
+                    b"Content-Length: 2\r\n\r\nno",), 307, b"no"),
+    "HTTP/1.0": ((PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"), None), 200, b"fine"),
+    "long headers": ((OK + b"X-Long: %b\r\nContent-Length: 4\r\n\r\nfine" % (b"x" * 60_000),),
+                     200, b"fine"),
+    "large": ((OK + b"Content-Length: 3000000\r\n\r\n", b"x" * 3_000_000), 200, b"x" * 3_000_000),
+    "an error": ((b"HTTP/1.1 429 Too Many\r\nRetry-After: 1\r\nContent-Length: 4\r\n\r\nslow",),
+                 429, b"slow"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sends", "status", "body"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_an_answer_comes_out_as_it_was_sent(sends, status, body):
+    """Whatever HTTP allows; three in a row, so that a connection is used again where it may be."""
+    ended, server = both(*sends, times=3)
+    assert [(one[0], one[2]) for one in ended] == [(status, body)] * 3
+    assert server.connections == (3 if None in sends else 1)
+
+
+FAILURES = {
+    "closed": ((None,), NoAnswer, Outcome.CONNECTION, "no connection"),
+    "closed in the headers": ((PLAIN[:30], None), NoAnswer, Outcome.CONNECTION, "no connection"),
+    "cut": ((PLAIN[:-2], None), NoAnswer, Outcome.CONNECTION, "the answer was cut"),
+    "a chunk cut": ((CHUNKED + b"9\r\nfi", None), NoAnswer, Outcome.CONNECTION, "was cut"),
+    "no HTTP": ((b"220 mail ready\r\n\r\n",), NoAnswer, Outcome.CONNECTION, "is no HTTP"),
+    "no gzip": ((OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nfine",),
+                NoAnswer, Outcome.CONNECTION, ""),
+    "headers without end": ((OK + b"X-Long: %b\r\n\r\n" % (b"x" * 80_000),),
+                            NoAnswer, Outcome.CONNECTION, ""),
+    "too long, and says so": ((OK + b"Content-Length: 67108865\r\n\r\nx",),
+                              BadResponse, Outcome.BAD_RESPONSE, "67,108,865 bytes long"),
+    "too long": ((CHUNKED, *[b"1000000\r\n" + b"x" * (16 << 20) + b"\r\n"] * 5),
+                 BadResponse, Outcome.BAD_RESPONSE, "longer than 67,108,864 bytes"),
+    "silent": ((60,), NoAnswer, Outcome.TIMEOUT, "no whole answer within 0.3 s"),
+    "silent after the headers": ((PLAIN[:-4], 60), NoAnswer, Outcome.TIMEOUT, "within 0.3 s"),
+    "a byte now and then": ((PLAIN[:-4], 0.2, b"f", 0.2, b"i", 0.2, b"n", 0.2, b"e"),
+                            NoAnswer, Outcome.TIMEOUT, "within 0.3 s"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sends", "kind", "outcome", "said"), FAILURES.values(), ids=FAILURES)
+def test_what_is_no_answer_is_told_apart(sends, kind, outcome, said):
+    """And its connection is not used again: what is left of the answer would be the next one's."""
+    slow = outcome is Outcome.TIMEOUT
+    ended, server = both(*sends, times=2, timeout=0.3 if slow else 20.0)
+    for one in ended:
+        assert one[:2] == (kind, outcome)
+        assert said in one[2]
+    assert server.connections == 2
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_a_body_of_any_size_arrives_as_it_is():
+    """A prompt may be 20 MB of base64."""
+    for size in (1, 65_536, 65_537, 20_000_000):
+        body = b'"' + b"x" * size + b'"'
+        ended, server = both(PLAIN, body=body)
+        assert ended[0][0] == 200
+        assert server.requests[0][1] == body
+        assert b"Authorization: Bearer sk-secret\r\n" in server.requests[0][0]
+
+
+def test_a_key_that_comes_back_is_taken_out():
+    """Some gateways repeat it in their errors."""
+    said = b"HTTP/1.1 401 No\r\nX-Key: <sk-secret>\r\nContent-Length: 13\r\n\r\nbad sk-secret"
+    ended, _ = both(said)
+    assert (ended[0][1][1], ended[0][2]) == (("X-Key", "<[key]>"), b"bad [key]")
+
+
+def test_many_at_once_have_a_connection_each():
+    """And after a cancel in mid-answer the next exchange has a new one."""
+
+    async def work():
+        async with Server(0.1, PLAIN) as server:
+            async with Client(Endpoint(server.url, server.url, KEY)) as client:
+                answers = await asyncio.gather(*(client.post(BODY, 10.0) for _ in range(50)))
+                assert {answer.body for answer in answers} == {b"fine"}
+                assert server.connections == 50
+                task = asyncio.create_task(client.post(BODY, 10.0))
+                await asyncio.sleep(0.05)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                await asyncio.gather(*(client.post(BODY, 10.0) for _ in range(50)))
+            assert server.connections == 51
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("environment", "proxied"),
+    [
+        ({}, False),
+        ({"http_proxy": "proxy"}, True),
+        ({"https_proxy": "proxy"}, False),
+        ({"http_proxy": "proxy", "no_proxy": "127.0.0.1"}, False),
+    ],
+)
+def test_a_proxy_of_the_environment_is_used(monkeypatch, environment, proxied):
+    """Many a cluster has no other way out."""
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    async def work():
+        async with Server(PLAIN) as server, Server(PLAIN) as proxy:
+            for name, value in environment.items():
+                at = value.replace("proxy", f"http://127.0.0.1:{_port(proxy)}")
+                monkeypatch.setenv(name, at)
+            await exchanged(server, direct=None)
+            assert (len(proxy.requests), len(server.requests)) == (proxied, not proxied)
+            if proxied:
+                assert proxy.requests[0][0].startswith(f"POST {server.url} HTTP/1.1".encode())
+
+    asyncio.run(work())
+
+
+def test_an_address_where_nobody_is():
+    """Refused at once is no timeout."""
+
+    async def work(direct):
+        async with Server() as server:
+            pass
+        await asyncio.sleep(0.05)
+        return await exchanged(server, direct=direct)
+
+    ended = [asyncio.run(work(direct))[0] for direct in (True, False)]
+    assert {one[:2] for one in ended} == {(NoAnswer, Outcome.CONNECTION)}
