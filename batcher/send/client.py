@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import resource
 import ssl
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -35,7 +36,7 @@ _CONNECT_SECONDS = 30.0
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
+_CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
 
 
 class Reply(NamedTuple):
@@ -115,11 +116,14 @@ class Client:
         """
         if self._session is None:
             raise RuntimeError("Client is used outside of its `async with`")
+        connecting = _CONNECTING
+        if timeout < _CONNECT_SECONDS:
+            connecting = aiohttp.ClientTimeout(total=None, connect=timeout)
+        exchange = self._exchange if self._direct else self._by_session
         try:
-            async with asyncio.timeout(timeout):
-                reply = await (self._exchange(body) if self._direct else self._by_session(body))
+            reply = await exchange(body, connecting, timeout)
         except aiohttp.ConnectionTimeoutError:
-            raise _late("connection", _CONNECT_SECONDS) from None
+            raise _late("connection", min(timeout, _CONNECT_SECONDS)) from None
         except TimeoutError:
             raise _late("whole answer", timeout) from None
         except aiohttp.ClientPayloadError as error:
@@ -130,14 +134,21 @@ class Client:
             raise NoAnswer(f"no connection: {_short(error)}") from None
         return self._without_key(reply)
 
-    async def _exchange(self, body: bytes) -> Reply:
+    async def _exchange(
+        self,
+        body: bytes,
+        connecting: aiohttp.ClientTimeout,
+        timeout: float,  # noqa: ASYNC109 (a deadline that costs less than asyncio's)
+    ) -> Reply:
         """What aiohttp's session would do, without what is the same for every request."""
+        began = time.monotonic()
         try:
-            connection = await self._connector.connect(self._request, [], _TIMEOUT)
+            connection = await self._connector.connect(self._request, [], connecting)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError from error
+        protocol, transport = connection.protocol, connection.transport
+        deadline = _Deadline(transport, began + timeout)
         try:
-            protocol, transport = connection.protocol, connection.transport
             if protocol is None or transport is None:
                 raise aiohttp.ServerDisconnectedError
             protocol.set_response_params(
@@ -157,17 +168,29 @@ class Client:
             answer = payload.read_nowait() if payload.is_eof() else None
             if answer is None or not payload.at_eof():
                 answer = (answer or b"") + await _bounded(payload, message.headers)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if deadline.passed and isinstance(error, Exception):
+                raise TimeoutError from None
             raise
+        finally:
+            deadline.cancel()
         connection.release()
         return Reply(message.code, message.headers, answer)
 
-    async def _by_session(self, body: bytes) -> Reply:
+    async def _by_session(
+        self,
+        body: bytes,
+        connecting: aiohttp.ClientTimeout,
+        timeout: float,  # noqa: ASYNC109
+    ) -> Reply:
         assert self._session is not None
-        async with self._session.post(
-            self._url, data=body, allow_redirects=False, timeout=_TIMEOUT
-        ) as response:
+        async with (
+            asyncio.timeout(timeout),
+            self._session.post(
+                self._url, data=body, allow_redirects=False, timeout=connecting
+            ) as response,
+        ):
             try:
                 answer = await _bounded(response.content, response.headers)
             except BadResponse:
@@ -188,6 +211,26 @@ class Client:
                 headers = CIMultiDict(clean)
             return Reply(status, headers, body)
         return reply
+
+
+class _Deadline:
+    """Cuts a connection at a time (monotonic clock); `asyncio.timeout` costs three times as much."""
+
+    __slots__ = ("_handle", "_transport", "passed")
+
+    def __init__(self, transport: asyncio.Transport | None, at: float) -> None:
+        self.passed = False
+        self._transport = transport
+        left = at - time.monotonic()
+        self._handle = asyncio.get_running_loop().call_later(max(0.0, left), self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def cancel(self) -> None:
+        self._handle.cancel()
 
 
 async def _bounded(content: StreamReader, headers: Mapping[str, str]) -> bytes:

@@ -257,8 +257,11 @@ class Gate:
         if self._key.limited:
             self._key.look()
             return
-        while self.ready(self._clock()):
-            self.admit(self._clock())
+        now = self._clock()
+        while self.ready(now):
+            self.admit(now)
+            if not self._line:
+                return
 
     @property
     def asked(self) -> float:
@@ -407,6 +410,11 @@ class Gate:
                     breaker.unsent(ticket.sent_at, now)
 
     def _hear_limits(self, heard: Heard, now: float) -> None:
+        if not heard.said:
+            if heard.how == "answered":
+                self._own.requests.read(None, now)
+                self._own.tokens.read(None, now)
+            return
         for what, measure in (("requests", self._own.requests), ("tokens", self._own.tokens)):
             said = [one for one in heard.said if one.what == what]
             paces = [pace for one in said if (pace := one.per_minute) is not None and pace >= 1.0]

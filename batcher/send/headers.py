@@ -77,6 +77,8 @@ def limits(headers: Mapping[str, str], now: float) -> list[Said]:
         now: Unix time in seconds, for resets that are dates.
     """
     told: dict[tuple[str, ...], dict[str, str]] = {}
+    if "limit" not in "".join(headers).lower():  # Most servers tell nothing, with every answer.
+        return []
     for name in headers:
         low = name.lower()
         if "ratelimit" in low or "tokenlimit" in low:

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import tenacity
@@ -181,7 +181,7 @@ class Sender:
         """
         gate, estimate, patience, flying = lane
         size = len(request.body)
-        asked = time.time()
+        asked = time.monotonic()
         amounts = estimate.tokens(size, request.max_tokens)
         if until is None:
             ticket = await gate.enter(*amounts)
@@ -194,13 +194,15 @@ class Sender:
                 raise _NoTime from None
             left = max(_LEAST_SECONDS, until - time.monotonic())
         started, clock = time.time(), time.monotonic()
+        waited = clock - asked
         if tries:
-            asked = (tries[-1].started + tries[-1].latency_ms) / 1000
+            waited = started - (tries[-1].started + tries[-1].latency_ms) / 1000
         flying[id(request)] = (request.custom_id, clock)
-        heard = Heard("unsent")
-        ended: Completion | RequestError | None = None
+        heard = _UNSENT
+        ended: Completion | RequestError
         try:
             reply = await self._client.post(request.body, min(patience.seconds, left))
+            latency = time.monotonic() - clock
             said = limits(reply.headers, started)
             try:
                 ended = wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
@@ -208,20 +210,18 @@ class Sender:
                 ended = error
                 heard = _failure(error, said)
             else:
-                used = ended.usage.prompt_tokens, ended.usage.completion_tokens
-                estimate.learn(size, *used)
-                heard = Heard("answered", 0.0, _sum(*used), said=said)
+                prompt, answer = ended.usage.prompt_tokens, ended.usage.completion_tokens
+                estimate.learn(size, prompt, answer)
+                patience.answered(latency)
+                heard = Heard("answered", latency, _sum(prompt, answer), said=said)
         except RequestError as error:
             ended = error
+            latency = time.monotonic() - clock
             heard = _failure(error, ())
         finally:
             del flying[id(request)]
-            latency = time.monotonic() - clock
-            if heard.how == "answered":
-                patience.answered(latency)
-                heard = heard._replace(latency=latency)
             gate.leave(ticket, heard)
-        tries.append(_try(started, latency, started - asked, _cause(tries, ticket.cause), ended))
+        tries.append(_try(started, latency, waited, _cause(tries, ticket.cause), ended))
         if isinstance(ended, RequestError):
             raise self._final(ended)
         return ended
@@ -237,6 +237,9 @@ class Sender:
                 error_type=error.error_type,
             )
         return error
+
+
+_UNSENT = Heard("unsent")
 
 
 class _NoTime(Exception):
@@ -278,28 +281,34 @@ def _try(
     cause: str,
     ended: Completion | RequestError,
 ) -> Attempt:
-    shared: dict[str, Any] = {
-        "started": int(started * 1000),
-        "latency_ms": round(latency * 1000),
-        "waited_ms": round(max(0.0, waited) * 1000),
-        "cause": cause,
-        "request_id": ended.request_id,
-    }
-    if isinstance(ended, Completion):
+    began, took, stood = int(started * 1000), round(latency * 1000), round(max(0.0, waited) * 1000)
+    if isinstance(ended, RequestError):
         return Attempt(
-            **shared,
-            status=ended.outcome,
-            http_status=200,
-            prompt_tokens=ended.usage.prompt_tokens,
-            completion_tokens=ended.usage.completion_tokens,
+            began,
+            took,
+            stood,
+            ended.outcome,
+            cause,
+            http_status=ended.status,
+            request_id=ended.request_id,
+            error=str(ended)[:300],
         )
     return Attempt(
-        **shared, status=ended.outcome, http_status=ended.status, error=str(ended)[:300]
+        began,
+        took,
+        stood,
+        ended.outcome,
+        cause,
+        http_status=200,
+        request_id=ended.request_id,
+        prompt_tokens=ended.usage.prompt_tokens,
+        completion_tokens=ended.usage.completion_tokens,
     )
 
 
 def _answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
     usage, last = completion.usage, tries[-1]
+    waited, cause, kept = _waits(tries)
     return Result(
         row=request.row,
         model=request.model,
@@ -325,12 +334,15 @@ def _answered(request: Request, completion: Completion, tries: list[Attempt]) ->
         request_id=completion.request_id,
         created_at=last.started,
         response=completion.response,
-        **_waits(tries),
+        waited_ms=waited,
+        cause=cause,
+        tries=kept,
     )
 
 
 def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Result:
     last = tries[-1] if tries else None
+    waited, cause, kept = _waits(tries)
     return Result(
         row=request.row,
         model=request.model,
@@ -345,14 +357,16 @@ def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Resu
         error=str(error),
         request_id=error.request_id,
         created_at=last.started if last else None,
-        **_waits(tries),
+        waited_ms=waited,
+        cause=cause,
+        tries=kept,
     )
 
 
-def _waits(tries: list[Attempt]) -> dict[str, Any]:
-    """A single attempt is its own record; of more, each one is kept."""
+def _waits(tries: list[Attempt]) -> tuple[int, str, list[Attempt] | None]:
+    """A single attempt is its own record, with what it waited for; of more, each one is kept."""
     if len(tries) > 1:
-        return {"tries": tries}
+        return 0, "", tries
     if tries and tries[0].waited_ms:
-        return {"waited_ms": tries[0].waited_ms, "cause": tries[0].cause}
-    return {}
+        return tries[0].waited_ms, tries[0].cause, None
+    return 0, "", None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batcher.records import Result
 
-__all__ = ["JOURNAL", "RESULT", "json_row", "renames", "result_names"]
+__all__ = ["JOURNAL", "NAMES", "RESULT", "json_row", "renames", "result_names"]
 
 _TEXT, _COUNT = pa.string(), pa.int64()
 RESULT = pa.schema(
@@ -43,9 +43,12 @@ RESULT = pa.schema(
         ("response", _TEXT),
     ]
 )
+NAMES = dict.fromkeys(RESULT.names)
+"""Their names, in order; a schema makes them anew each time it is asked."""
 JOURNAL = pa.schema([pa.field(f.name, _COUNT) if f.name == "created_at" else f for f in RESULT])
 """The same as they stand in the journal, where time is a number."""
 
+_EPOCH = datetime(1970, 1, 1)
 _NATIVE = frozenset({"tool_calls", "logprobs", "response"})
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
@@ -61,10 +64,10 @@ def renames(columns: Mapping[str, Any]) -> dict[str, str | None]:
     >>> renames({"text": None, "model": None, "input_model": None})
     {'model': 'input_input_model'}
     """
-    taken = {*columns, *RESULT.names}
+    taken = {*columns, *NAMES}
     found: dict[str, str | None] = {}
     for name, kind in columns.items():
-        if name not in RESULT.names:
+        if name not in NAMES:
             continue
         if name == "custom_id" and isinstance(kind, pa.DataType) and _is_text(kind):
             found[name] = None
@@ -86,15 +89,14 @@ def result_names(*, keep_raw: bool, shown: Iterable[str] = ()) -> list[str]:
     optional = {"tool_calls", "logprobs", "response"} - set(shown)
     if keep_raw:
         optional.discard("response")
-    return [name for name in RESULT.names if name not in optional]
+    return [name for name in NAMES if name not in optional]
 
 
 def json_row(columns: Mapping[str, Any], result: Result, *, keep_raw: bool = False) -> bytes:
     """One output row as JSON: the input's columns, then the result's, null where there is none."""
-    clash = RESULT.names
     row: dict[str, Any] = {}
     for name, value in columns.items():
-        if name in clash:
+        if name in NAMES:
             if name == "custom_id" and _as_text(value) is not None:
                 continue
             new = f"input_{name}"
@@ -102,7 +104,7 @@ def json_row(columns: Mapping[str, Any], result: Result, *, keep_raw: bool = Fal
                 new = f"input_{new}"
             name = new
         row[name] = value
-    for name in clash:
+    for name in NAMES:
         value = getattr(result, name)
         if name in _NATIVE:
             if value is not None and (name != "response" or keep_raw):
@@ -123,5 +125,5 @@ def _as_text(value: Any) -> str | None:
 
 
 def _iso(milliseconds: int) -> str:
-    time = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03}Z"
+    time = _EPOCH + timedelta(milliseconds=milliseconds)
+    return time.isoformat(timespec="milliseconds") + "Z"

@@ -149,7 +149,7 @@ def write_jsonl(
     with _whole(path) as file:
         for positions, rows in blocks:
             for row in rows:
-                for name in row.keys() & set(columns.RESULT.names):
+                for name in row.keys() & columns.NAMES.keys():
                     if name not in written.renamed:
                         new = columns.renames(dict.fromkeys(row)).get(name) or ""
                         written.renamed[name] = new
