@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
@@ -21,20 +20,22 @@ from batcher.errors import BatcherError
 
 __all__ = ["app", "main"]
 
+def _version() -> str:
+    from importlib.metadata import version  # Takes its time to import.
+
+    return version("batcher")
+
+
 app = App(
     name="batcher",
     help="Rows of a file × model IDs → answered rows in a file.",
-    version=lambda: version("batcher"),
+    help_format="plaintext",  # Markdown brings a parser that takes as long as all else.
+    version=_version,
     # "[default: ()]" tells nobody anything; the texts name the defaults that matter.
     default_parameter=Parameter(show_default=False),
 )
-app.command(run)
-app.command(check)
-app.command(status)
-app.command(export)
-app.command(explain)
-app.command(clean)
-app.command(simulate)
+for command in (run, check, status, export, explain, clean, simulate):
+    app.command(command, help_format="markdown")
 
 
 def main() -> int:

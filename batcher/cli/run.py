@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shlex
@@ -77,6 +76,8 @@ def _run(job: Job) -> int:
     # looks at this once, when it is imported.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     stops = _Stops()  # There may be half a second of imports before there is a loop.
+    import asyncio
+
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -108,6 +109,8 @@ class _Stops:
 
     def attend(self, act: Callable[[], None]) -> None:
         """Calls `act` for each signal from now on, and for those that came before."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         self._act = partial(loop.call_soon_threadsafe, act)
         for _ in range(self._early):
@@ -121,6 +124,8 @@ class _Stops:
 
 
 async def _conduct(job: Job, stops: _Stops) -> int:
+    import asyncio
+
     from batcher.report.progress import Stderr
     from batcher.report.table import table
     from batcher.runner import Runner

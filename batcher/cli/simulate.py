@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from typing import Annotated
@@ -42,6 +41,10 @@ def simulate(
         fault: NAME=SHARE, such as http_500=0.05; repeatable. Names: see the README.
         until_stdin_closes: Ends with the process that started it.
     """
+    import asyncio
+
+    import uvloop
+
     from batcher.simulate import server
     from batcher.simulate.settings import Simulation
 
@@ -74,8 +77,6 @@ def simulate(
             print("The simulated gateway is up; end it with Ctrl-C.", file=sys.stderr)
         await ended.wait()
         await running.stop()
-
-    import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
