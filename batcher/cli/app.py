@@ -20,6 +20,7 @@ from batcher.errors import BatcherError
 
 __all__ = ["app", "main"]
 
+
 def _version() -> str:
     from importlib.metadata import version  # Takes its time to import.
 

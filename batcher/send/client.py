@@ -15,13 +15,15 @@ import contextlib
 import resource
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp import StreamReader
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
@@ -33,6 +35,7 @@ from batcher.records import Outcome
 __all__ = ["Client", "Reply"]
 
 _CONNECT_SECONDS = 30.0
+_KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
@@ -72,9 +75,11 @@ class Client:
         self._key = endpoint.key or ""
         self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
+        self._idle: list[tuple[Connection, float]] = []  # And since when.
 
     async def __aenter__(self) -> Self:
         _raise_open_files()
+        self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
@@ -98,6 +103,8 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for connection, _since in self._idle:
+            connection.close()
         if self._session is not None:
             await self._session.close()
 
@@ -121,7 +128,7 @@ class Client:
             connecting = aiohttp.ClientTimeout(total=None, connect=timeout)
         exchange = self._exchange if self._direct else self._by_session
         try:
-            reply = await exchange(body, connecting, timeout)
+            return await exchange(body, connecting, timeout)
         except aiohttp.ConnectionTimeoutError:
             raise _late("connection", min(timeout, _CONNECT_SECONDS)) from None
         except TimeoutError:
@@ -132,7 +139,6 @@ class Client:
             raise NoAnswer(f"the answer is no HTTP: {_short(error.message)}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {_short(error)}") from None
-        return self._without_key(reply)
 
     async def _exchange(
         self,
@@ -142,41 +148,61 @@ class Client:
     ) -> Reply:
         """What aiohttp's session would do, without what is the same for every request."""
         began = time.monotonic()
-        try:
-            connection = await self._connector.connect(self._request, [], connecting)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError from error
-        protocol, transport = connection.protocol, connection.transport
-        deadline = _Deadline(transport, began + timeout)
+        connection = self._idle_connection(began) or await self._connect(connecting)
+        transport, protocol = connection.transport, connection.protocol
         try:
             if protocol is None or transport is None:
                 raise aiohttp.ServerDisconnectedError
-            protocol.set_response_params(
-                read_until_eof=True,
-                max_line_size=_MOST_HEADER_BYTES,
-                max_field_size=_MOST_HEADER_BYTES,
-            )
-            head = b"%b%d\r\n\r\n" % (self._head, len(body))
-            if len(body) <= _JOINED_BYTES:
-                transport.write(head + body)
-            else:
-                transport.writelines((head, body))
-            while True:
+            # `asyncio.timeout` takes three times as long.
+            deadline = self._loop.call_later(timeout, transport.abort)
+            try:
+                protocol.set_response_params(
+                    read_until_eof=True,
+                    max_line_size=_MOST_HEADER_BYTES,
+                    max_field_size=_MOST_HEADER_BYTES,
+                )
+                head = b"%b%d\r\n\r\n" % (self._head, len(body))
+                if len(body) <= _JOINED_BYTES:
+                    transport.write(head + body)
+                else:
+                    transport.writelines((head, body))
                 message, payload = await protocol.read()
-                if not 100 <= message.code <= 199:  # What is said before the answer.
-                    break
-            answer = payload.read_nowait() if payload.is_eof() else None
-            if answer is None or not payload.at_eof():
-                answer = (answer or b"") + await _bounded(payload, message.headers)
-        except BaseException as error:
+                while 100 <= message.code <= 199 and message.code != 101:  # Not the answer yet.
+                    message, payload = await protocol.read()
+                if payload.is_eof():
+                    answer = payload.read_nowait()
+                else:
+                    answer = await _bounded(payload, message.headers)
+            finally:
+                deadline.cancel()
+        except Exception as error:
             connection.close()
-            if deadline.passed and isinstance(error, Exception):
+            if not isinstance(error, BadResponse) and time.monotonic() - began >= timeout:
                 raise TimeoutError from None
             raise
-        finally:
-            deadline.cancel()
-        connection.release()
-        return Reply(message.code, message.headers, answer)
+        except BaseException:
+            connection.close()
+            raise
+        if protocol.should_close:
+            connection.close()
+        else:
+            self._idle.append((connection, time.monotonic()))
+        return self._reply(message.code, message.headers, message.raw_headers, answer)
+
+    def _idle_connection(self, now: float) -> Connection | None:
+        """The one that was used last, so that those not needed any more grow old."""
+        while self._idle:
+            connection, since = self._idle.pop()
+            if not connection.closed and now - since < _KEEP_SECONDS:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, within: aiohttp.ClientTimeout) -> Connection:
+        try:
+            return await self._connector.connect(self._request, [], within)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError from error
 
     async def _by_session(
         self,
@@ -196,41 +222,25 @@ class Client:
             except BadResponse:
                 response.close()
                 raise
-            return Reply(response.status, response.headers, answer)
+            return self._reply(response.status, response.headers, response.raw_headers, answer)
 
-    def _without_key(self, reply: Reply) -> Reply:
-        """The reply; some gateways echo the key in their errors, or in a header."""
-        if self._key:
-            status, headers, body = reply
-            if (key := self._key.encode()) in body:
+    def _reply(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        raw: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> Reply:
+        """The reply without the key, which some gateways repeat in their errors, or in a header."""
+        if key := self._key.encode():
+            if key in body:
                 body = body.replace(key, b"[key]")
-            if self._key in "\n".join(headers.values()):
+            if key in b"".join(chain.from_iterable(raw)):
                 clean = (
                     (name, value.replace(self._key, "[key]")) for name, value in headers.items()
                 )
                 headers = CIMultiDict(clean)
-            return Reply(status, headers, body)
-        return reply
-
-
-class _Deadline:
-    """Cuts a connection at a time (monotonic clock); `asyncio.timeout` costs three times as much."""
-
-    __slots__ = ("_handle", "_transport", "passed")
-
-    def __init__(self, transport: asyncio.Transport | None, at: float) -> None:
-        self.passed = False
-        self._transport = transport
-        left = at - time.monotonic()
-        self._handle = asyncio.get_running_loop().call_later(max(0.0, left), self._pass)
-
-    def _pass(self) -> None:
-        self.passed = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    def cancel(self) -> None:
-        self._handle.cancel()
+        return Reply(status, headers, body)
 
 
 async def _bounded(content: StreamReader, headers: Mapping[str, str]) -> bytes:

@@ -86,6 +86,9 @@ class Recent:
     def add(self, amount: float, at: float) -> None:
         """Adds `amount` at a time, which may lie a little in the past."""
         step = at // self._STEP
+        if self._steps and self._steps[-1][0] == step:  # Most often.
+            self._steps[-1][1] += amount
+            return
         for held in reversed(self._steps):
             if held[0] == step:
                 held[1] += amount
