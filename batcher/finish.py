@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from batcher.errors import Damaged
-from batcher.read import parquet
-from batcher.read.columns import Columns, Misfit
 from batcher.read.inputs import Inputs
 from batcher.write import results
 from batcher.write.manifest import Manifest
@@ -91,7 +87,9 @@ def export(
     try:
         with picks:
             if output.suffix == ".jsonl":
-                written = results.write_jsonl(output, inputs.dicts(), picks, **how)
+                from batcher.write.jsonl import write_jsonl
+
+                written = write_jsonl(output, inputs.dicts(), picks, **how)
             else:
                 written = _parquet(output, inputs, picks, say, **how)
     finally:
@@ -110,6 +108,16 @@ def _parquet(
     say: Callable[[str], None],
     **how: Any,
 ) -> results.Written:
+    import pyarrow as pa  # Takes its time to import, and is not needed for JSONL.
+
+    from batcher.read import parquet
+    from batcher.read.columns import Columns, Misfit
+    from batcher.write.parquet import write_parquet
+
+    def arrays(columns: Columns) -> Iterator[tuple[list[int], list[pa.Array]]]:
+        for positions, rows in inputs.native():
+            yield positions, list(columns.arrays(rows))
+
     mixed: set[str] = set()
     while True:
         if len(inputs.files) == 1 and inputs.files[0].kind == "parquet":
@@ -118,15 +126,10 @@ def _parquet(
             columns = Columns.found_in(inputs.native(), mixed)
         schema = pa.schema(list(columns.types.items()))
         try:
-            written = results.write_parquet(output, _arrays(inputs, columns), schema, picks, **how)
+            written = write_parquet(output, arrays(columns), schema, picks, **how)
         except Misfit as misfit:
             mixed.add(misfit.name)
             continue
         for name in sorted(columns.as_json):
             say(f"The rows disagree on the type of {name!r}; it is a column of JSON text.")
         return written
-
-
-def _arrays(inputs: Inputs, columns: Columns) -> Iterator[tuple[list[int], list[pa.Array]]]:
-    for positions, rows in inputs.native():
-        yield positions, list(columns.arrays(rows))

@@ -15,7 +15,7 @@ from batcher.records import Outcome
 from batcher.simulate.faults import FAULTS
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
-from batcher.write.columns import RESULT
+from batcher.write.columns import COLUMNS
 from tests.support.program import environment
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +73,7 @@ def test_every_column_status_and_fault_is_named():
     table = "\n".join(
         line.split("|")[1] for line in columns.splitlines() if line.startswith("| `")
     )
-    assert re.findall(r"`(\w+)`", table) == RESULT.names
+    assert re.findall(r"`(\w+)`", table) == [*COLUMNS]
     statuses = README.split("| status |")[1].split("| exit status |")[0]
     assert set(re.findall(r"^\| (.*?) \|", statuses, re.MULTILINE)) >= {"`ok`"}
     for outcome in Outcome:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import IO
 
+import msgspec
+
 from batcher.records import Prompt, Result
-from batcher.write.columns import json_row
+from batcher.write.jsonl import json_row
 
 __all__ = ["RowWriter"]
+
+_encode = msgspec.json.Encoder().encode
 
 
 class RowWriter:
@@ -18,5 +22,5 @@ class RowWriter:
 
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
-        self._file.write(json_row(prompt.columns or {}, result) + b"\n")
+        self._file.write(json_row(prompt.columns or {}, _encode(result), prompt.row))
         self._file.flush()

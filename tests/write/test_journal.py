@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from batcher.errors import JobError, OutputError
 from batcher.records import Outcome, Result
-from batcher.write import index, journal, results, segment
+from batcher.write import index, journal, jsonl, parquet, results, segment
 from batcher.write.journal import Journal
 from batcher.write.lock import Lock
 from batcher.write.segment import segments
@@ -82,14 +82,14 @@ def test_what_was_put_comes_out_in_both_formats(tmp_path_factory, made):
     kept(folder, made)
     positions = list(range(len(made)))
     with picks(folder, len(made)) as chosen:
-        results.write_jsonl(
+        jsonl.write_jsonl(
             folder / "o.jsonl",
             iter([(positions, [{"q": n} for n in positions])]),
             chosen,
             keep_raw=False,
         )
         blocks = iter([(positions, [pa.array(positions, pa.int64())])])
-        results.write_parquet(
+        parquet.write_parquet(
             folder / "o.parquet", blocks, pa.schema([("q", pa.int64())]), chosen, keep_raw=False
         )
     rows = [json.loads(line) for line in (folder / "o.jsonl").read_bytes().split(b"\n") if line]
@@ -299,7 +299,7 @@ def test_the_old_output_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(results.os, "fsync", no_sync)
     with picks(tmp_path, 1) as chosen, pytest.raises(OutputError, match="cannot be written"):
-        results.write_jsonl(output, iter([([0], [{}])]), chosen, keep_raw=False)
+        jsonl.write_jsonl(output, iter([([0], [{}])]), chosen, keep_raw=False)
     assert output.read_text() == "old\n"
     assert not list(tmp_path.glob(".o.jsonl*"))
 
@@ -308,7 +308,7 @@ def test_rows_without_a_result_are_counted_and_left_out(tmp_path):
     """A partial output never shows a row that has no answer and no reason."""
     kept(tmp_path, [result(1, content="x")])
     with picks(tmp_path, 3) as chosen:
-        written = results.write_jsonl(
+        written = jsonl.write_jsonl(
             tmp_path / "o.jsonl", iter([([0, 1, 2], [{}, {}, {}])]), chosen, keep_raw=False
         )
     assert (written.rows, written.missing) == (1, 2)
@@ -321,10 +321,8 @@ def test_columns_with_names_of_results_stay_under_another_name(tmp_path):
     block = [pa.array([value]) for value in row.values()]
     schema = pa.schema([(name, array.type) for name, array in zip(row, block, strict=True)])
     with picks(tmp_path, 1) as chosen:
-        one = results.write_jsonl(
-            tmp_path / "o.jsonl", iter([([0], [row])]), chosen, keep_raw=False
-        )
-        other = results.write_parquet(
+        one = jsonl.write_jsonl(tmp_path / "o.jsonl", iter([([0], [row])]), chosen, keep_raw=False)
+        other = parquet.write_parquet(
             tmp_path / "o.parquet", iter([([0], block)]), schema, chosen, keep_raw=False
         )
     assert one.renamed == other.renamed == {"model": "input_model", "error": "input_input_error"}

@@ -1,0 +1,145 @@
+"""The output as JSONL: the input's columns, then the result's. Touches: files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batcher.write.columns import COLUMNS, renames
+from batcher.write.results import Confirm, Picks, Written, whole
+
+__all__ = ["json_row", "write_jsonl"]
+
+_EPOCH = datetime(1970, 1, 1)
+_encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
+
+
+class _Row(msgspec.Struct):
+    """A journal line as it comes out: `columns.COLUMNS`, those of few rows only where there is one.
+
+    What stands in the journal as text of JSON, and time, change their form in between.
+    """
+
+    row: int
+    custom_id: str
+    model: str | None
+    sample: int
+    status: str
+    content: str | None = None
+    finish_reason: str | None = None
+    refusal: str | None = None
+    tool_calls: Any = msgspec.UNSET
+    logprobs: Any = msgspec.UNSET
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_ms: int | None = None
+    attempts: int = 0
+    http_status: int | None = None
+    error_type: str | None = None
+    error: str | None = None
+    response_model: str | None = None
+    request_id: str | None = None
+    created_at: Any = None
+    response: Any = msgspec.UNSET
+
+
+_decode = msgspec.json.Decoder(_Row).decode
+
+
+def write_jsonl(
+    path: Path,
+    blocks: Iterator[tuple[list[int], list[dict[str, Any]]]],
+    picks: Picks,
+    *,
+    keep_raw: bool,
+    confirm: Confirm = lambda _written: None,
+) -> Written:
+    """Writes JSONL; see `Written`.
+
+    Args:
+        path: The output.
+        blocks: (positions, the input's columns at each).
+        picks: Finds the lines.
+        keep_raw: Whether rows have their `response`.
+        confirm: Told what is written, before it takes the place of the old file; what it raises
+            leaves that as it is.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    written = Written()
+    with whole(path) as file:
+        for positions, rows in blocks:
+            for row in rows:
+                if row.keys() & COLUMNS.keys():
+                    written.renamed |= _renames(row)
+            for place, line in picks.lines(positions):
+                if line is None:
+                    written.missing += 1
+                    continue
+                text, status = _json_row(rows[place], line, positions[place], keep_raw=keep_raw)
+                file.write(text)
+                written.rows += 1
+                written.statuses[status] += 1
+        confirm(written)
+    return written
+
+
+def json_row(
+    columns: Mapping[str, Any], line: bytes, position: int, *, keep_raw: bool = False
+) -> bytes:
+    """One output line: the input's columns, then the result's, null where there is none.
+
+    Args:
+        columns: The row's own.
+        line: The result as in the journal.
+        position: Of the row now; a result kept from an earlier input carries its old names.
+        keep_raw: Whether it has its `response`.
+    """
+    return _json_row(columns, line, position, keep_raw=keep_raw)[0]
+
+
+def _json_row(
+    columns: Mapping[str, Any], line: bytes, position: int, *, keep_raw: bool
+) -> tuple[bytes, str]:
+    row = _decode(line)
+    name = columns.get("custom_id")
+    if isinstance(name, msgspec.Raw):
+        name = msgspec.json.decode(name)
+    row.row, row.custom_id = position, str(position if name is None else name)
+    row.model = row.model or None
+    if row.created_at is not None:
+        time = _EPOCH + timedelta(milliseconds=row.created_at)
+        row.created_at = time.isoformat(timespec="milliseconds") + "Z"
+    if not keep_raw:
+        row.response = msgspec.UNSET
+    for native in ("tool_calls", "logprobs", "response"):
+        if isinstance(text := getattr(row, native), str):
+            setattr(row, native, msgspec.Raw(text.encode()))
+    if columns.keys() & COLUMNS.keys():
+        new = _renames(columns)
+        columns = {
+            new.get(name, name): value
+            for name, value in columns.items()
+            if name != "custom_id" or name in new
+        }
+    result = _encode(row)
+    if not columns:
+        return result + b"\n", row.status
+    return b"%b,%b\n" % (_encode(columns)[:-1], result[1:]), row.status
+
+
+def _renames(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Other names for a row's columns; a `custom_id` that is a text is not repeated."""
+    name = columns.get("custom_id")
+    if isinstance(name, msgspec.Raw):
+        name = msgspec.json.decode(name)
+    return renames(of for of in columns if of != "custom_id" or not isinstance(name, str))

@@ -1,0 +1,135 @@
+"""The output as Parquet: the input's columns in their types, then the result's. Touches: files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from batcher.write.columns import COLUMNS, renames, result_names
+from batcher.write.results import Confirm, Picks, Written, whole
+
+__all__ = ["write_parquet"]
+
+_GROUP_BYTES = 8 << 20
+_GROUP_ROWS = 32 << 10
+_TIME = pa.timestamp("ms", "UTC")
+_RESULT = pa.schema(
+    (name, _TIME if kind.startswith("timestamp") else pa.type_for_alias(kind))
+    for name, kind in COLUMNS.items()
+)
+_JOURNAL = pa.schema(
+    pa.field(field.name, pa.int64()) if field.name == "created_at" else field for field in _RESULT
+)
+"""The same as they stand in the journal, where time is a number."""
+
+
+def write_parquet(
+    path: Path,
+    blocks: Iterator[tuple[list[int], list[pa.Array]]],
+    schema: pa.Schema,
+    picks: Picks,
+    *,
+    keep_raw: bool,
+    confirm: Confirm = lambda _written: None,
+) -> Written:
+    """Writes Parquet; see `Written`.
+
+    `tool_calls` and `logprobs` are there when any row has them.
+
+    Args:
+        path: The output.
+        blocks: (positions, one array for each field of `schema`).
+        schema: The input's columns.
+        picks: Finds the lines.
+        keep_raw: Whether there is a `response` column.
+        confirm: Told what is written, before it takes the place of the old file; what it raises
+            leaves that as it is.
+    """
+    written = Written()
+    custom_id = schema.get_field_index("custom_id")
+    # One of texts is not repeated: the result's has the same.
+    same = custom_id >= 0 and _is_text(schema.types[custom_id])
+    kept = [i for i in range(len(schema)) if not (same and i == custom_id)]
+    renamed = renames(schema.names[i] for i in kept)
+    written.renamed = renamed
+    fields = [pa.field(renamed.get(name := schema.names[i], name), schema.types[i]) for i in kept]
+    names = result_names(keep_raw=keep_raw, shown=picks.shown)
+    out = pa.schema([*fields, *(_RESULT.field(name) for name in names)])
+    with whole(path) as file, pq.ParquetWriter(file, out, compression="zstd") as writer:
+        held: list[pa.Table] = []
+        size = rows = 0
+        for positions, arrays in blocks:
+            own = arrays[custom_id].to_pylist() if custom_id >= 0 else [None] * len(positions)
+            places: list[int] = []
+            lines: list[bytes] = []
+            pending = 0
+            for place, line in picks.lines(positions):
+                if line is None:
+                    written.missing += 1
+                    continue
+                places.append(place)
+                lines.append(line)
+                pending += len(line)
+                if pending >= _GROUP_BYTES // 4:
+                    held.append(_table(out, arrays, kept, places, lines, positions, own, names))
+                    size, rows = size + pending, rows + len(places)
+                    places, lines, pending = [], [], 0
+            if lines:
+                held.append(_table(out, arrays, kept, places, lines, positions, own, names))
+                size, rows = size + pending, rows + len(places)
+            if size >= _GROUP_BYTES or rows >= _GROUP_ROWS:
+                _flush(writer, held, written)
+                held, size, rows = [], 0, 0
+        _flush(writer, held, written)
+        confirm(written)
+    return written
+
+
+def _flush(writer: pq.ParquetWriter, held: list[pa.Table], written: Written) -> None:
+    if not held:
+        return
+    table = pa.concat_tables(held)
+    writer.write_table(table, row_group_size=_GROUP_ROWS)
+    written.rows += table.num_rows
+    for item in pc.value_counts(table["status"]).to_pylist():
+        written.statuses[item["values"]] += item["counts"]
+
+
+def _table(
+    out: pa.Schema,
+    arrays: list[pa.Array],
+    kept: list[int],
+    places: list[int],
+    lines: list[bytes],
+    positions: list[int],
+    own: list[Any],
+    names: list[str],
+) -> pa.Table:
+    """One block of output rows."""
+    found = pj.read_json(
+        io.BytesIO(b"\n".join(lines) + b"\n"),
+        pj.ReadOptions(use_threads=False, block_size=max(1 << 20, 2 * max(map(len, lines)))),
+        pj.ParseOptions(explicit_schema=_JOURNAL, unexpected_field_behavior="ignore"),
+    )
+    take = pa.array(places, pa.int64())
+    results: dict[str, Any] = {name: found[name] for name in names}
+    results["row"] = pa.array([positions[place] for place in places], pa.int64())
+    results["custom_id"] = pa.array(
+        [str(positions[p]) if own[p] is None else str(own[p]) for p in places], pa.string()
+    )
+    results["created_at"] = found["created_at"].cast(_TIME)
+    results["model"] = pc.if_else(pc.equal(found["model"], ""), None, found["model"])
+    return pa.Table.from_arrays(
+        [*(arrays[i].take(take) for i in kept), *(results[name] for name in names)], schema=out
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
