@@ -46,7 +46,7 @@ class Origin(asyncio.Protocol):
     latency = 0.0
     slow = 0.0  # Every thousandth takes so long.
     received = flying = most = 0
-    first = last = 0.0
+    first = last = last_fast = 0.0
 
     def connection_made(self, transport):
         self.transport, self.buffer, self.wanted = transport, b"", 0
@@ -69,7 +69,7 @@ class Origin(asyncio.Protocol):
         of = Origin
         if head.startswith(b"get"):
             told = {"received": of.received, "most": of.most, "first": of.first, "last": of.last,
-                    "cpu": time.process_time()}  # fmt: skip
+                    "fast": of.last_fast, "cpu": time.process_time()}  # fmt: skip
             body = json.dumps(told).encode()
             self.transport.write(HEAD % len(body) + body)
             of.received = of.most = 0
@@ -79,15 +79,18 @@ class Origin(asyncio.Protocol):
         of.flying += 1
         of.most = max(of.most, of.flying)
         of.first = of.first or time.monotonic()
-        wait = of.slow if of.slow and of.received % 1000 == 500 else of.latency
+        slow = bool(of.slow) and of.received % 1000 == 500
+        wait = of.slow if slow else of.latency
         if wait:
-            asyncio.get_running_loop().call_later(wait, self.answer)
+            asyncio.get_running_loop().call_later(wait, self.answer, slow)
         else:
-            self.answer()
+            self.answer(slow)
 
-    def answer(self):
+    def answer(self, slow):
         Origin.flying -= 1
         Origin.last = time.monotonic()
+        if not slow:
+            Origin.last_fast = Origin.last
         if not self.transport.is_closing():
             self.transport.write(HEAD % len(ANSWER) + ANSWER)
 
@@ -112,29 +115,59 @@ def serve(latency, slow, certificate):
 # What one would write by hand
 
 
-def bare(url, source, target, in_flight):
+async def bare(url, source, target, in_flight):
     import aiohttp
 
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": "Bearer none"}
+    ) as session:
+        with open(source) as rows, open(target, "w") as out:
+
+            async def work():
+                for line in rows:
+                    row = json.loads(line)
+                    message = {"role": "user", "content": row["prompt"]}
+                    body = {"model": "m", "messages": [message]}
+                    async with session.post(f"{url}/chat/completions", json=body) as response:
+                        answer = await response.json()
+                    row["content"] = answer["choices"][0]["message"]["content"]
+                    row.update(answer["usage"])
+                    out.write(json.dumps(row) + "\n")
+
+            await asyncio.gather(*(work() for _ in range(in_flight)))
+
+
+# The event loop while it runs at full rate
+
+
+def probe(who, source, target, in_flight):
+    """Runs one of them in this process; prints how late a timer of 5 ms was, in ms."""
+    import uvloop
+
+    late = []
+
+    async def look():
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.005)
+            late.append(1000 * (time.perf_counter() - began - 0.005))
+
     async def main():
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": "Bearer none"}
-        ) as session:
-            with open(source) as rows, open(target, "w") as out:
+        looking = asyncio.create_task(look())
+        if who == "bare":
+            await bare(os.environ["OPENAI_BASE_URL"], source, target, int(in_flight))
+        else:
+            from batcher.job import Job
+            from batcher.runner import Runner
 
-                async def work():
-                    for line in rows:
-                        row = json.loads(line)
-                        message = {"role": "user", "content": row["prompt"]}
-                        body = {"model": "m", "messages": [message]}
-                        async with session.post(f"{url}/chat/completions", json=body) as response:
-                            answer = await response.json()
-                        row["content"] = answer["choices"][0]["message"]["content"]
-                        row.update(answer["usage"])
-                        out.write(json.dumps(row) + "\n")
+            asked = {"concurrency": (in_flight,), "overwrite": True, "quiet": True}
+            await Runner(Job.of(inputs=[source], output=target, models=["m"], **asked)).run()
+        looking.cancel()
 
-                await asyncio.gather(*(work() for _ in range(in_flight)))
-
-    asyncio.run(main())
+    uvloop.run(main()) if who == "batcher" else asyncio.run(main())
+    late.sort()
+    told = {"p50": late[len(late) // 2], "p99": late[int(0.99 * len(late))], "max": late[-1]}
+    print(json.dumps(told), flush=True)
 
 
 # The bench
@@ -147,16 +180,21 @@ class Bench:
         self.folder = folder
         cores = sorted(os.sched_getaffinity(0))
         self.client, self.server = {cores[0]}, {cores[-1]}
+        self.certificate = folder / "server.pem"
 
     @contextlib.contextmanager
     def origin(self, *, latency=0.0, slow=0.0, certificate=""):
         words = [sys.executable, __file__, "--serve", str(latency), str(slow), str(certificate)]
+        self.env = {**os.environ, "OPENAI_API_KEY": "none"}
+        if certificate:
+            self.env["SSL_CERT_FILE"] = str(certificate)
         with subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             preexec_fn=lambda: os.sched_setaffinity(0, self.server),
         ) as process:  # fmt: skip
             scheme = "https" if certificate else "http"
             self.url = f"{scheme}://127.0.0.1:{int(process.stdout.readline())}/v1"
+            self.env["OPENAI_BASE_URL"] = self.url
             try:
                 yield
             finally:
@@ -190,7 +228,7 @@ class Bench:
         began = time.monotonic()
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=its, stderr=its,
-            env={**os.environ, "OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": "none"},
+            env=self.env,
             preexec_fn=lambda: os.sched_setaffinity(0, self.client),
         )  # fmt: skip
         os.close(its)
@@ -214,6 +252,7 @@ class Bench:
             "cpu": cpu,
             "peak": used.ru_maxrss / 1024,
             "sending": told["last"] - told["first"],
+            "fast": told["fast"] - told["first"],
             "server": (told["cpu"] - before) / seconds,
             "most": told["most"],
             "received": told["received"],
@@ -249,19 +288,78 @@ def beside(bench, rows, in_flight, rounds, title=""):
     print(f"  batcher ÷ bare: rows/s {spread(faster)}, CPU {spread(cpu)}", flush=True)
 
 
+def waiting(bench, in_flight, rounds):
+    """10,000 rows of a second each: ideally rows ÷ in flight seconds, and one for the first row."""
+    told = {"bare": [], "batcher": []}
+    with bench.origin(latency=1.0):
+        for _ in range(rounds):
+            for who, found in told.items():
+                found.append(bench.run(who, 10_000, in_flight))
+    print(f"10,000 rows of 1 s, {in_flight:,} in flight, {rounds} rounds:")
+    for who, found in told.items():
+        first = 1.0 if who == "batcher" else 0.0
+        whole = spread([one["seconds"] for one in found])
+        rest = spread([one["sending"] - first for one in found])
+        cpu = spread([one["cpu"] for one in found])
+        of = "first answer" if first else "first request"
+        print(f"  {who:8} {whole} s in all, from the {of} to the last answer {rest} s; CPU {cpu} s; most in flight "
+              f"{max(one['most'] for one in found):,}, peak {max(one['peak'] for one in found):.0f} MB", flush=True)  # fmt: skip
+
+
+def slow_rows(bench, rows, seconds):
+    """One row in a thousand takes very long: the others must not."""
+    print(f"{rows:,} rows of 50 ms, 256 in flight; of the second run every thousandth takes {seconds:g} s:")
+    for slow in (0.0, seconds):
+        with bench.origin(latency=0.05, slow=slow):
+            told = bench.run("batcher", rows, 256)
+        print(f"  all fast rows answered after {told['fast']:.1f} s, the last row after {told['sending']:.1f} s; "
+              f"peak {told['peak']:.0f} MB", flush=True)  # fmt: skip
+
+
+def lag(bench, rows):
+    print(f"event loop at full rate, {rows:,} rows, start and finish included; how late a timer is:")
+    for in_flight in (16, 64, 256):
+        for who in ("bare", "batcher"):
+            with bench.origin():
+                target = bench.folder / f"probed-{who}.jsonl"
+                words = [sys.executable, __file__, "--probe", who, bench.rows(rows), target, str(in_flight)]
+                done = subprocess.run(
+                    words, check=True, capture_output=True, env=bench.env,
+                    preexec_fn=lambda: os.sched_setaffinity(0, bench.client),
+                )  # fmt: skip
+            told = json.loads(done.stdout)
+            print(f"  {in_flight:3} in flight, {who:8} {told['p50']:.1f} ms (p50), {told['p99']:.1f} ms (p99), "
+                  f"{told['max']:.0f} ms at most", flush=True)  # fmt: skip
+
+
+def certified(path):
+    """A certificate for 127.0.0.1, signed by itself; False where there is no openssl."""
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-", "-out", "-"]  # fmt: skip
+    try:
+        made = subprocess.run(words, check=True, capture_output=True)
+    except OSError:
+        return False
+    path.write_bytes(made.stdout)
+    return True
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of fewer rows")
-    parser.add_argument("--only", default="", help="flat, latency, slow or tls")
+    parser.add_argument("--only", default="", help="flat, tls, waiting, slow or lag")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--bare", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--probe", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         serve(float(asked.serve[0]), float(asked.serve[1]), asked.serve[2])
         return
     if asked.bare:
-        url, source, target, in_flight = asked.bare
-        bare(url, source, target, int(in_flight))
+        asyncio.run(bare(*asked.bare[:3], int(asked.bare[3])))
+        return
+    if asked.probe:
+        probe(*asked.probe)
         return
     rows, rounds = (10_000, 1) if asked.quick else (40_000, 5)
     with tempfile.TemporaryDirectory() as folder:
@@ -270,14 +368,19 @@ def main():
             with bench.origin():
                 for in_flight in (64, 256):
                     beside(bench, rows, in_flight, rounds)
-        if asked.only in ("", "latency"):
+        if asked.only in ("", "tls"):
+            if certified(bench.certificate):
+                with bench.origin(certificate=bench.certificate):
+                    beside(bench, rows, 64, min(rounds, 3), "TLS, ")
+            else:
+                print("TLS: not measured, there is no openssl to make a certificate with")
+        if asked.only in ("", "waiting"):
             for in_flight in (1000, 5000):
-                with bench.origin(latency=1.0):
-                    for _ in range(1 if asked.quick else 3):
-                        told = bench.run("batcher", 10_000, in_flight)
-                        print(f"10,000 rows of 1 s, {in_flight:,} in flight: {told['seconds']:.2f} s, from the first "
-                              f"request to the last answer {told['sending']:.2f} s; most in flight {told['most']:,}, "
-                              f"received {told['received']:,}, peak {told['peak']:.0f} MB", flush=True)  # fmt: skip
+                waiting(bench, in_flight, 1 if asked.quick else 3)
+        if asked.only in ("", "slow"):
+            slow_rows(bench, 10_000 if asked.quick else 20_000, 15.0 if asked.quick else 60.0)
+        if asked.only in ("", "lag"):
+            lag(bench, rows)
 
 
 if __name__ == "__main__":
