@@ -34,6 +34,8 @@ from batcher.read.files import InputFile, expand
 from batcher.read.inputs import Inputs
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
+from batcher.send.client import open_files
+from batcher.send.concurrency import MOST
 from batcher.watch import heartbeat, snapshot
 from batcher.write import aside, status
 from batcher.write.journal import Journal
@@ -45,6 +47,7 @@ __all__ = ["Report", "Runner"]
 
 _BEAT_SECONDS = 5.0
 _HEALINGS = 2
+_OTHER_FILES = 64  # Besides connections: journal, input, output, what libraries open.
 
 
 @dataclass(frozen=True)
@@ -330,7 +333,7 @@ class Runner:
             return
         journal = Journal(folder, alarm=self._stop_sending)
         engine = self._engine = Engine(
-            self._job, endpoint, plan, journal, self.summary, self._emit
+            self._within_files(), endpoint, plan, journal, self.summary, self._emit
         )
         self._state = "running"
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
@@ -346,6 +349,19 @@ class Runner:
             raise engine.stopped
         if engine.closed:
             self._say(engine.closed)
+
+    def _within_files(self) -> Job:
+        """The job, with no more in flight than the system allows open files."""
+        job, allowed = self._job, open_files()
+        room = allowed - _OTHER_FILES
+        asked = sum(job.limits(model).concurrency or MOST for model in job.models or ("",))
+        if min(asked, job.total_concurrency or asked) <= room:
+            return job
+        self._say(
+            f"This process may have {allowed:,} files open, so at most {room:,} requests are in flight "
+            f"at once; for more, raise the limit first: ulimit -n {asked + _OTHER_FILES}"
+        )
+        return replace(job, total_concurrency=room)
 
     async def _beat(self, folder: Path) -> None:
         """Keeps `status.json` fresh until cancelled."""

@@ -271,6 +271,26 @@ def test_split_gives_each_row_to_one_model(tmp_path):
     assert [r["row"] for r in read_jsonl(tmp_path / "out.jsonl")] == list(range(200))
 
 
+def test_no_more_are_in_flight_than_files_may_be_open(tmp_path):
+    """Where the system allows few, that is said before, and no row fails for it."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(300)])
+    with running(Simulation(speed=10)) as up:
+        words = command(
+            "run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "--concurrency", "200"
+        )
+        ended = subprocess.run(
+            ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            env=environment(OPENAI_BASE_URL=up.url, OPENAI_API_KEY=SECRET),
+            check=False,
+        )
+        peak = up.ledger.peak_in_flight
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert b"at most 36 requests are in flight at once" in ended.stderr
+    assert 1 < peak <= 36
+
+
 def test_rows_name_their_own_model_when_none_is_given(tmp_path, gateway):
     """As a column, or in the body of a batch line."""
     write_jsonl(tmp_path / "in.jsonl", [

@@ -32,7 +32,7 @@ from batcher.errors import BadResponse, NoAnswer
 from batcher.job import Endpoint
 from batcher.records import Outcome
 
-__all__ = ["Client", "Reply"]
+__all__ = ["Client", "Reply", "open_files"]
 
 _CONNECT_SECONDS = 30.0
 _KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
@@ -73,12 +73,13 @@ class Client:
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key}"
         self._key = endpoint.key or ""
+        self._key_bytes = self._key.encode()
         self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
         self._idle: list[tuple[Connection, float]] = []  # And since when.
 
     async def __aenter__(self) -> Self:
-        _raise_open_files()
+        open_files()
         self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
@@ -232,7 +233,7 @@ class Client:
         body: bytes,
     ) -> Reply:
         """The reply without the key, which some gateways repeat in their errors, or in a header."""
-        if key := self._key.encode():
+        if key := self._key_bytes:
             if key in body:
                 body = body.replace(key, b"[key]")
             if key in b"".join(chain.from_iterable(raw)):
@@ -268,10 +269,16 @@ def _short(error: BaseException | str) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
-def _raise_open_files() -> None:
-    """A thousand connections need more open files than most systems allow at first."""
+def open_files() -> int:
+    """How many files this process may have open, after asking the system for all it may ask for.
+
+    A thousand connections need more than most systems allow at first.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        # Where even that is refused, the connections that are possible have to do.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+    for want in (65_536, 10_240, 4_096):  # macOS says that there is no limit, and allows 10,240.
+        if soft < want and (hard == resource.RLIM_INFINITY or soft < hard):
+            most = want if hard == resource.RLIM_INFINITY else min(want, hard)
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+                return most
+    return soft

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Concurrency"]
+__all__ = ["MOST", "Concurrency"]
+
+MOST = 1000
+"""Upper bound of what is found, unless told."""
 
 
 class Concurrency:
@@ -29,7 +32,7 @@ class Concurrency:
     _CUT_SECONDS = 5.0
     _FEW, _OFTEN = 3, 0.05
 
-    def __init__(self, told: int | None, most: int = 1000) -> None:
+    def __init__(self, told: int | None, most: int = MOST) -> None:
         self.limit = told if told is not None else min(16, most)
         self._fixed = told is not None
         self._most = most
