@@ -35,6 +35,7 @@ from batcher.send.estimate import Patience
 from batcher.send.gate import Closed, Gate, KeyGate
 from batcher.send.retry import FATAL
 from batcher.send.sender import Again, Sender
+from batcher.send.talk import Terms
 from batcher.split import Split
 from batcher.write.journal import Journal
 
@@ -97,6 +98,7 @@ class Engine:
             keep_raw=job.keep_raw,
             sleep=self._sleep,
             rng=random.Random(),
+            terms=Terms(plan.expected, job.reask, job.grow_max_tokens),
         )
 
     def stop(self, why: Exception | None = None) -> None:

@@ -10,6 +10,7 @@
        ├─ OutOfQuota    the money or the allowance of the account is used up
        ├─ ServerError   5xx: the other side's fault
        ├─ BadResponse   a 200 that is not an answer (HTML, cut JSON, an error object, no choice)
+       ├─ AskAgain      answered, but not with what was asked for: the model is asked again
        ├─ BadRequest    400 and its relatives: the request itself, also filters and context length
        ├─ NotFound      no such model, or no such address
        └─ NotAllowed    401 and 403: the key
@@ -22,6 +23,7 @@ from __future__ import annotations
 from batcher.records import Outcome
 
 __all__ = [
+    "AskAgain",
     "BadRequest",
     "BadResponse",
     "BatcherError",
@@ -129,6 +131,12 @@ class BadResponse(RequestError):
     """HTTP 200, but not an answer."""
 
     outcome = Outcome.BAD_RESPONSE
+
+
+class AskAgain(RequestError):
+    """Not what was asked for, and there is another way to ask; never a row's last word."""
+
+    outcome = Outcome.INVALID
 
 
 class BadRequest(RequestError):

@@ -89,9 +89,10 @@ def export(
             if output.suffix == ".jsonl":
                 from batcher.write.jsonl import write_jsonl
 
+                how["parsed"] = asked.parsed is not None
                 written = write_jsonl(output, inputs.dicts(), picks, **how)
             else:
-                written = _parquet(output, inputs, picks, say, **how)
+                written = _parquet(output, inputs, picks, asked.parsed, say, **how)
     finally:
         for number in picks.damaged if locked else ():
             # Its sidecar promises lines that are not there: the segment is to be read again.
@@ -105,6 +106,7 @@ def _parquet(
     output: Path,
     inputs: Inputs,
     picks: results.Picks,
+    checked: dict[str, Any] | None,
     say: Callable[[str], None],
     **how: Any,
 ) -> results.Written:
@@ -112,13 +114,15 @@ def _parquet(
 
     from batcher.read import parquet
     from batcher.read.columns import Columns, Misfit
-    from batcher.write.parquet import write_parquet
+    from batcher.write import parsed
+    from batcher.write.parquet import TooLarge, write_parquet
 
     def arrays(columns: Columns) -> Iterator[tuple[list[int], list[pa.Array]]]:
         for positions, rows in inputs.native():
             yield positions, list(columns.arrays(rows))
 
     mixed: set[str] = set()
+    shape = None if checked is None else parsed.shape_of(checked)
     while True:
         if len(inputs.files) == 1 and inputs.files[0].kind == "parquet":
             columns = Columns.of_schema(parquet.schema(inputs.files[0].path))
@@ -126,7 +130,13 @@ def _parquet(
             columns = Columns.found_in(inputs.native(), mixed)
         schema = pa.schema(list(columns.types.items()))
         try:
-            written = write_parquet(output, arrays(columns), schema, picks, **how)
+            written = write_parquet(output, arrays(columns), schema, picks, parsed=shape, **how)
+        except TooLarge:
+            say(
+                "A number in an answer fits no column of Arrow; 'parsed' is a column of JSON text."
+            )
+            shape = parsed.TEXT
+            continue
         except Misfit as misfit:
             mixed.add(misfit.name)
             continue

@@ -7,6 +7,7 @@ it its meaning.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -97,6 +98,19 @@ class Job:
     ] = ()
     """KEY=JSON, any field of the request body, such as temperature=0 or stop='["\\n"]'. A row's own
     body wins. Repeatable."""
+
+    schema: Annotated[str | None, Parameter(group=_WHAT)] = None
+    """File with a JSON Schema that answers must fit; they are in the column "parsed" then. Sent to the
+    model as response_format where it takes that, else in words, and checked in any case."""
+
+    labels: Annotated[str | None, Parameter(group=_WHAT)] = None
+    """A,B,C: answers must be one of these labels; likewise."""
+
+    reask: Annotated[int, Parameter(group=_WHAT)] = 1
+    """How often an answer that does not fit is sent back with what is wrong with it. Default: 1."""
+
+    grow_max_tokens: Annotated[int | None, Parameter(group=_WHAT)] = None
+    """Send what was truncated again with twice its max_tokens, up to N."""
 
     base_url: Annotated[str | None, Parameter(group=_WHERE)] = None
     """Address of the gateway, up to and with its "/v1". Default: AiHubMix, unless its key is not set
@@ -210,8 +224,15 @@ class Job:
             asked["params"] = tuple(
                 f"{name}={_as_json(name, value)}" for name, value in asked["params"].items()
             )
-        if isinstance(asked.get("output"), os.PathLike):
-            asked["output"] = os.fspath(asked["output"])
+        for name in ("output", "schema"):
+            if isinstance(asked.get(name), os.PathLike):
+                asked[name] = os.fspath(asked[name])
+        if (model := asked.get("schema")) is not None and hasattr(model, "model_json_schema"):
+            asked["schema"] = model.model_json_schema()  # Of pydantic, without needing it here.
+        if isinstance(asked.get("schema"), Mapping):
+            asked["schema"] = _as_json("schema", asked["schema"])
+        if isinstance(asked.get("labels"), list | tuple):
+            asked["labels"] = _as_json("labels", list(asked["labels"]))
         types = get_type_hints(cls)
         for name, value in asked.items():
             try:
@@ -249,13 +270,15 @@ class Job:
             "--total-concurrency": self.total_concurrency,
             "--attempt-timeout": self.patience,
             "--row-timeout": self.row_timeout,
+            "--grow-max-tokens": self.grow_max_tokens,
         }
         for flag, value in positive.items():
             if value is not None and not value > 0:
                 raise JobError(f"{flag} {value}: it must be more than 0.")
-        if self.max_retries < 0:
-            raise JobError(f"--max-retries {self.max_retries}: it must be 0 or more.")
-        _ = self.body_params, self.templates
+        for flag, number in (("--max-retries", self.max_retries), ("--reask", self.reask)):
+            if number < 0:
+                raise JobError(f"{flag} {number}: it must be 0 or more.")
+        _ = self.body_params, self.templates, self.expected
         for model in (*self.models, ""):
             self.limits(model)
         for flag, told in (
@@ -302,6 +325,28 @@ class Job:
         if parsed.get("stream"):
             raise JobError("--param stream=true: batcher reads whole answers; leave it out.")
         return parsed
+
+    @property
+    def expected(self) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+        """(JSON Schema that answers must fit, labels of which they must be one): one of them, or none."""
+        if self.schema is not None and self.labels is not None:
+            raise JobError("--schema and --labels: an answer is checked against one of them.")
+        if self.schema is None and self.labels is None:
+            return None, ()
+        if "response_format" in self.body_params:
+            raise JobError("--param response_format: --schema and --labels set it; leave it out.")
+        if self.labels is not None:
+            return None, _labels(self.labels)
+        text = self.schema or ""
+        if not text.lstrip().startswith("{"):
+            text = _text("--schema", f"@{text}") or ""
+        try:
+            schema = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise JobError(f"--schema {self.schema}: it is not JSON ({error}).") from None
+        if not isinstance(schema, dict):
+            raise JobError(f"--schema {self.schema}: a JSON Schema is an object.")
+        return schema, ()
 
     @property
     def templates(self) -> tuple[str | None, str | None]:
@@ -427,6 +472,19 @@ def _text(flag: str, text: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise JobError(f"{flag} {text}: the file cannot be read: {why}.") from None
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    """Parted by commas, or a JSON list for labels that have some."""
+    labels = [label.strip() for label in text.split(",")]
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(msgspec.DecodeError):
+            labels = msgspec.json.decode(text, type=list[str])
+    if len(labels) < 2 or not all(label.strip() for label in labels):
+        raise JobError(f"--labels {text!r}: give two or more, parted by commas: bug,billing.")
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise JobError(f"--labels {text!r}: {', '.join(sorted(twice))} stands there twice.")
+    return tuple(labels)
 
 
 def _limit(flag: str, told: tuple[str, ...], model: str) -> float | None:

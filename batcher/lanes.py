@@ -16,6 +16,7 @@ from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Gate
 from batcher.send.retry import FATAL
 from batcher.send.sender import Lane
+from batcher.send.talk import Forms
 
 __all__ = [
     "PENDING",
@@ -139,7 +140,7 @@ class EngineLane:
         self.slot = slot
         self.gate = gate
         self.queue = queue
-        self.way = Lane(gate, Estimate(), patience, {})
+        self.way = Lane(gate, Estimate(), patience, {}, Forms())
         self.workers = 0
         self.awake = False
         self.alive = False

@@ -133,7 +133,13 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """What the model answered, and whether that is usable (`outcome`)."""
+    """What the model answered, and whether that is usable (`outcome`).
+
+    Attributes:
+        parsed: What was asked for with a schema or labels, as JSON text.
+        loose: Whether that was picked out of other text.
+        unfit: Why it is not what was asked for.
+    """
 
     outcome: Outcome
     content: str | None
@@ -145,6 +151,9 @@ class Completion(msgspec.Struct, frozen=True):
     response_model: str | None
     request_id: str | None
     response: str | None = None
+    parsed: str | None = None
+    loose: bool = False
+    unfit: str | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -167,6 +176,10 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost_usd: float | None = None
     model: str | None = None
 
 
@@ -174,8 +187,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one request ended: one line of the journal, one row of the output.
 
     The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in
-    milliseconds, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single attempt,
-    which waited `waited_ms` for `cause` before it was sent.
+    milliseconds, `parsed`, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single
+    attempt, which waited `waited_ms` for `cause` before it was sent. Tokens and cost are those of all
+    attempts together; `loose` says that `parsed` was picked out of other text.
     """
 
     row: int
@@ -185,6 +199,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: Outcome
     custom_id: str
     content: str | None = None
+    parsed: str | None = None
     finish_reason: str | None = None
     refusal: str | None = None
     tool_calls: str | None = None
@@ -204,6 +219,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str | None = None
     created_at: int | None = None
     response: str | None = None
+    loose: bool = False
     waited_ms: int = 0
     cause: str = ""
     tries: list[Attempt] | None = None

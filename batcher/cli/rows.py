@@ -17,10 +17,12 @@ _encode = msgspec.json.Encoder().encode
 class RowWriter:
     """Writes each result at once as a JSON line."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], *, parsed: bool) -> None:
         self._file = file
+        self._parsed = parsed
 
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
-        self._file.write(json_row(prompt.columns or {}, _encode(result), prompt.row))
+        columns, line = prompt.columns or {}, _encode(result)
+        self._file.write(json_row(columns, line, prompt.row, parsed=self._parsed))
         self._file.flush()

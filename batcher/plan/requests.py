@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from batcher.errors import JobError
 from batcher.job import Job
 from batcher.plan.earlier import Earlier
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Outcome, Prompt, Request, Row
+from batcher.send.answers import Expected
 from batcher.write.index import OUTCOMES
 from batcher.write.segment import Kept
 from batcher.write.winners import Winners
 
-__all__ = ["Plan", "Settings", "Todo", "settings_of"]
+__all__ = ["Plan", "Settings", "Todo", "expected_of", "settings_of"]
 
 _BATCH_ROWS = 200
 _BATCH_BYTES = 4 << 20
@@ -33,15 +35,33 @@ Settings = Mapping[str, Any]
 """All that shapes a request besides its row and model, in the words of the flags."""
 
 
+def expected_of(settings: Settings) -> Expected | None:
+    """What answers must be; None when that is free.
+
+    Raises:
+        JobError: The schema is none.
+    """
+    schema, labels = settings.get("--schema"), settings.get("--labels")
+    if not schema and not labels:
+        return None
+    try:
+        return Expected(schema, labels or ())
+    except (ValueError, TypeError) as error:
+        raise JobError(f"--schema: it is no JSON Schema: {str(error).splitlines()[0]}.") from None
+
+
 def settings_of(job: Job, url: str) -> dict[str, object]:
     """The settings of a job whose requests go to this address."""
     prompt, system = job.templates
+    schema, labels = job.expected
+    expected = {"--schema": schema} if schema else {"--labels": list(labels)} if labels else {}
     return {
         "--base-url": url.removesuffix(_CHAT),
         "--prompt": prompt,
         "--system": system,
         "--param": job.body_params,
         "--model": "asked" if job.models else "the row's own",
+        **expected,
     }
 
 
@@ -65,10 +85,13 @@ class _Shape:
     def __init__(self, settings: Settings) -> None:
         base = str(settings["--base-url"])
         self._salt = (base if base.endswith(":") else base + _CHAT).encode() + b"\n"
+        params = dict(settings["--param"])
+        if (expected := expected_of(settings)) is not None:
+            params["response_format"] = expected.response_format
         self.prompter = Prompter(
             settings["--prompt"],
             settings["--system"],
-            settings["--param"],
+            params,
             own_model=settings["--model"] != "asked",
         )
         self._heads: dict[str, bytes] = {}
@@ -97,6 +120,7 @@ class Plan:
     Attributes:
         slots: Model ID by slot; one slot "" when rows name their own model.
         prompter: Makes prompts of rows.
+        expected: What answers must be; None when that is free.
     """
 
     def __init__(
@@ -115,6 +139,7 @@ class Plan:
         self._shape = _Shape(settings)
         self._others = [_Shape(other) for other in accepts] if earlier is not None else []
         self.prompter = self._shape.prompter
+        self.expected = expected_of(settings)
         self.request = self._shape.request
         self._columns: frozenset[str] | None = None  # All of them.
         if job.output != "-":

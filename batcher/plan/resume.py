@@ -124,7 +124,11 @@ def resume(
     if job.keep_raw and not manifest.asked.keep_raw and read.numbers:
         say("--keep-raw: answers of earlier runs were kept without it; their response is null.")
     manifest.asked = Asked(
-        models=job.models, route=job.route, limit=job.limit, keep_raw=job.keep_raw
+        models=job.models,
+        route=job.route,
+        limit=job.limit,
+        keep_raw=job.keep_raw,
+        parsed={"type": "string"} if job.labels is not None else job.expected[0],
     )
     earlier = None
     if any(number < first for number in read.numbers):

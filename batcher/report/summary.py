@@ -79,6 +79,9 @@ class ModelSummary:
         requests: HTTP exchanges.
         limit_used: Part of the known limit that was used; None when no limit is known.
         waited: Seconds that the next request stood waiting, by cause.
+        thrown_away: Answers that another one took the place of, when the model was asked again.
+        thrown_tokens: What they used, prompt and answer; a part of `tokens`.
+        loose: Answers of which only a part was what was asked for.
     """
 
     __slots__ = (
@@ -90,10 +93,13 @@ class ModelSummary:
         "examples",
         "latencies",
         "limit_used",
+        "loose",
         "missing",
         "outcomes",
         "requests",
         "retries",
+        "thrown_away",
+        "thrown_tokens",
         "tokens",
         "usage_missing",
         "waited",
@@ -113,6 +119,7 @@ class ModelSummary:
         self.retries = 0
         self.limit_used: float | None = None
         self.waited: dict[str, float] = {}
+        self.thrown_away = self.thrown_tokens = self.loose = 0
         self._heard_429 = 0
         self._tried_429 = 0
 
@@ -144,6 +151,10 @@ class ModelSummary:
         if result.tries is not None:
             own = [attempt for attempt in result.tries if attempt.model is None]
             attempts = len(own)
+            for attempt in [attempt for attempt in own if attempt.status.answered][:-1]:
+                self.thrown_away += 1
+                used = attempt.prompt_tokens, attempt.completion_tokens
+                self.thrown_tokens += sum(filter(None, used))
             self._tried_429 += sum(attempt.http_status == 429 for attempt in own)
         elif result.http_status == 429:
             self._tried_429 += 1
@@ -151,6 +162,7 @@ class ModelSummary:
         if attempts > 1:
             self.retries += attempts - 1
 
+        self.loose += result.loose
         tokens = self.tokens
         for at, count in enumerate(
             (
@@ -194,6 +206,8 @@ class ModelSummary:
             "requests": self.requests,
             "retries": self.retries,
             "answered_429": self.answered_429,
+            "thrown_away": {"answers": self.thrown_away, "tokens": self.thrown_tokens},
+            "loose": self.loose,
             "limit_used": None if self.limit_used is None else round(self.limit_used, 4),
             "waited_s": {cause: round(s, 1) for cause, s in self.waited.items()},
             "requests_per_second": round(self.requests / seconds, 3) if seconds > 0 else None,

@@ -76,6 +76,8 @@ def table(summary: Summary, width: int = 80) -> Table:
             f"cost missing: {of.cost_missing:,}"
             if of.cost is not None and of.cost_missing
             else "",
+            _thrown(of),
+            f"{of.loose:,} picked out of other text" if of.loose else "",
             _waits(of),
             f"earlier runs: {_counts(of.earlier)}" if of.earlier else "",
         ]
@@ -205,6 +207,13 @@ def _cost(of: ModelSummary) -> str:
 
 def _limit(of: ModelSummary) -> str:
     return _UNKNOWN if of.limit_used is None else f"{100 * of.limit_used:.0f}%"
+
+
+def _thrown(of: ModelSummary) -> str:
+    """Answers that were paid for and not kept, as the model was asked again."""
+    if not of.thrown_away:
+        return ""
+    return f"asked again after {of.thrown_away:,} answers of {human(of.thrown_tokens)} tokens"
 
 
 def _waits(of: ModelSummary) -> str:

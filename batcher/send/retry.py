@@ -4,6 +4,7 @@
 |---|---|---|
 | RateLimited | yes; does not count as a retry | what the server named, then to the gate; from the third on a backoff |
 | ServerError, BadResponse, NoAnswer | up to `max_retries` times | a backoff, or what the server named if that is more, two minutes at most |
+| AskAgain | yes: it is raised only where it should | at once |
 | OutOfQuota, NotAllowed, NotFound, BadRequest | no | |
 
 All within the row's time.
@@ -13,7 +14,14 @@ from __future__ import annotations
 
 import random
 
-from batcher.errors import BadResponse, NoAnswer, RateLimited, RequestError, ServerError
+from batcher.errors import (
+    AskAgain,
+    BadResponse,
+    NoAnswer,
+    RateLimited,
+    RequestError,
+    ServerError,
+)
 
 __all__ = ["FATAL", "LONGEST_NAMED", "backoff", "decide"]
 
@@ -40,6 +48,8 @@ def decide(
             # A request refused again and again while others pass must not hold them up.
             wait = 0.0 if refusals <= 2 else backoff(refusals - 2, rng)
             return max(wait, error.retry_after or 0.0)
+        case AskAgain():
+            return 0.0
         case ServerError() | BadResponse() | NoAnswer():
             if failures > max_retries:
                 return None

@@ -17,6 +17,7 @@ import msgspec
 import tenacity
 
 from batcher.errors import (
+    AskAgain,
     BadResponse,
     NoAnswer,
     OutOfQuota,
@@ -24,12 +25,13 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.records import Attempt, Completion, Outcome, Request, Result
+from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send import retry, wire
 from batcher.send.client import Client
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Door, Heard
 from batcher.send.headers import Said, limits
+from batcher.send.talk import Forms, Talk, Terms
 
 __all__ = ["Again", "Lane", "Sender"]
 
@@ -44,12 +46,14 @@ class Lane(NamedTuple):
         estimate: How many tokens they use.
         patience: How long they take.
         flying: What is in flight: name of the row and when it was sent (monotonic clock).
+        forms: In which form it takes what its answers must be.
     """
 
     gate: Door
     estimate: Estimate
     patience: Patience
     flying: dict[int, tuple[str, float]]
+    forms: Forms
 
 
 class Again(NamedTuple):
@@ -61,6 +65,7 @@ class Again(NamedTuple):
         tries: All attempts so far.
         until: When its time is up (monotonic clock).
         wait: Seconds until it may go to the same model again.
+        talk: What was said about it so far.
     """
 
     request: Request
@@ -68,6 +73,7 @@ class Again(NamedTuple):
     tries: list[Attempt]
     until: float
     wait: float
+    talk: Talk
 
 
 class Sender:
@@ -80,6 +86,7 @@ class Sender:
         keep_raw: Whether the whole response body stays in the Result.
         sleep: Waits; a test gives its own.
         rng: Where the jitter of backoffs comes from.
+        terms: What is wanted of every answer.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class Sender:
         keep_raw: bool,
         sleep: Callable[[float], Awaitable[None]],
         rng: random.Random | None = None,
+        terms: Terms | None = None,
     ) -> None:
         self._client = client
         self._max_retries = max_retries
@@ -98,6 +106,7 @@ class Sender:
         self._keep_raw = keep_raw
         self._sleep = sleep
         self._rng = rng or random.Random()
+        self._terms = terms or Terms(None)
 
     async def first(
         self, request: Request, lane: Lane, before: Again | None = None
@@ -111,30 +120,32 @@ class Sender:
         """
         tries: list[Attempt] = []
         until: float | None = None
+        talk = Talk()
         if before is not None:
             until = before.until
             other = None if before.request.model == request.model else before.request.model
+            talk = before.talk if other is None else talk
             tries = [
                 t if other is None or t.model else msgspec.structs.replace(t, model=other)
                 for t in before.tries
             ]
         try:
-            completion = await self._attempt(request, lane, tries, until)
+            completion = await self._attempt(request, lane, tries, until, talk)
         except RequestError as error:
             if until is None:
                 until = time.monotonic() + self._row_timeout - tries[0].latency_ms / 1000
             wait = self._decide(error, tries, until)
             if wait is None:
-                return _failed(request, error, tries)
-            return Again(request, error, tries, until, wait)
+                return _ended(request, error, tries, talk)
+            return Again(request, error, tries, until, wait, talk)
         except _NoTime:
             assert before is not None
-            return _failed(request, before.error, tries)
+            return _ended(request, before.error, tries, talk)
         return _answered(request, completion, tries)
 
     async def again(self, failed: Again, lane: Lane) -> Result:
         """The attempts after the first, until one is the last."""
-        request, error, tries, until, _wait = failed
+        request, error, tries, until, _wait, talk = failed
         waiting: RequestError | None = error
 
         async def attempt() -> Completion:
@@ -142,7 +153,7 @@ class Sender:
             if waiting is not None:
                 error, waiting = waiting, None
                 raise error
-            return await self._attempt(request, lane, tries, until)
+            return await self._attempt(request, lane, tries, until, talk)
 
         waits: list[float] = []
 
@@ -162,27 +173,36 @@ class Sender:
         try:
             completion: Completion = await retrying(attempt)
         except RequestError as last:
-            return _failed(request, last, tries)
+            return _ended(request, last, tries, talk)
         except _NoTime:  # It stood in line until its time was up.
-            return _failed(request, error, tries)
+            return _ended(request, error, tries, talk)
         return _answered(request, completion, tries)
 
     def _decide(self, error: RequestError, tries: list[Attempt], until: float) -> float | None:
         refusals = sum(1 for t in tries if t.status is Outcome.RATE_LIMITED)
-        wait = retry.decide(error, len(tries) - refusals, refusals, self._max_retries, self._rng)
+        asked = sum(1 for t in tries if t.status.answered or t.status is Outcome.BAD_REQUEST)
+        failures = len(tries) - refusals - asked
+        wait = retry.decide(error, failures, refusals, self._max_retries, self._rng)
         return None if wait is None or time.monotonic() + wait > until else wait
 
     async def _attempt(
-        self, request: Request, lane: Lane, tries: list[Attempt], until: float | None
+        self,
+        request: Request,
+        lane: Lane,
+        tries: list[Attempt],
+        until: float | None,
+        talk: Talk,
     ) -> Completion:
         """One passage through the gate and one HTTP exchange; appends to `tries`.
 
         `until` is when the row's time is up, None before its first exchange.
         """
-        gate, estimate, patience, flying = lane
-        size = len(request.body)
+        gate, estimate, patience, flying, forms = lane
+        form = forms.now
+        body = self._terms.body(request, form, talk)
+        size = len(body)
         asked = time.monotonic()
-        amounts = estimate.tokens(size, request.max_tokens)
+        amounts = estimate.tokens(size, talk.max_tokens or request.max_tokens)
         if until is None:
             ticket = await gate.enter(*amounts)
             left = self._row_timeout
@@ -201,11 +221,13 @@ class Sender:
         heard = _UNSENT
         ended: Completion | RequestError
         try:
-            reply = await self._client.post(request.body, min(patience.seconds, left))
+            reply = await self._client.post(body, min(patience.seconds, left))
             latency = time.monotonic() - clock
             said = limits(reply.headers, started)
             try:
-                ended = wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
+                ended = self._terms.judged(
+                    wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
+                )
             except RequestError as error:
                 ended = error
                 heard = _failure(error, said)
@@ -223,7 +245,12 @@ class Sender:
             gate.leave(ticket, heard)
         tries.append(_try(started, latency, waited, _cause(tries, ticket.cause), ended))
         if isinstance(ended, RequestError):
+            if self._terms.form_refused(ended, form):
+                forms.refused(form)
+                raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
             raise self._final(ended)
+        if self._terms.goes_on(ended, request, talk):
+            raise AskAgain(ended.unfit or "truncated", outcome=ended.outcome, status=200)
         return ended
 
     def _final(self, error: RequestError) -> RequestError:
@@ -301,13 +328,18 @@ def _try(
         cause,
         http_status=200,
         request_id=ended.request_id,
+        error=ended.unfit,
         prompt_tokens=ended.usage.prompt_tokens,
         completion_tokens=ended.usage.completion_tokens,
+        total_tokens=ended.usage.total_tokens,
+        cached_tokens=ended.usage.cached_tokens,
+        reasoning_tokens=ended.usage.reasoning_tokens,
+        cost_usd=ended.usage.cost_usd,
     )
 
 
 def _answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
-    usage, last = completion.usage, tries[-1]
+    usage, last = _usage(completion, tries), tries[-1]
     waited, cause, kept = _waits(tries)
     return Result(
         row=request.row,
@@ -317,6 +349,7 @@ def _answered(request: Request, completion: Completion, tries: list[Attempt]) ->
         status=completion.outcome,
         custom_id=request.custom_id,
         content=completion.content,
+        parsed=completion.parsed,
         finish_reason=completion.finish_reason,
         refusal=completion.refusal,
         tool_calls=completion.tool_calls,
@@ -334,10 +367,35 @@ def _answered(request: Request, completion: Completion, tries: list[Attempt]) ->
         request_id=completion.request_id,
         created_at=last.started,
         response=completion.response,
+        error=completion.unfit,
+        loose=completion.loose,
         waited_ms=waited,
         cause=cause,
         tries=kept,
     )
+
+
+def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
+    """What all answers of a request used together; None where one of them did not tell."""
+    answers = [t for t in tries if t.status.answered and t.model is None]
+    if len(answers) < 2:
+        return completion.usage
+    of = [
+        None if None in (counts := [getattr(t, name) for t in answers]) else sum(counts)
+        for name in Usage.__struct_fields__
+    ]
+    return Usage(*of)
+
+
+def _ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:
+    """The last word on a request that failed: an answer that it has all the same, or the failure."""
+    if talk.answer is None:
+        return _failed(request, error, tries)
+    result = _answered(request, talk.answer, tries)
+    why = talk.answer.unfit or "truncated"
+    if not isinstance(error, AskAgain):
+        why = f"{why}; asked again: {error}"
+    return msgspec.structs.replace(result, error=why)
 
 
 def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Result:

@@ -20,6 +20,7 @@ FAULTS = {
     "empty": "an empty answer",
     "refused": "a refusal, content null",
     "filtered": "no text, finish_reason content_filter",
+    "invalid": "an answer, billed, that is not what was asked for",
     "no_usage": "an answer, billed, without usage",
     "slow": "ten times as slow",
     "context_length": "400, context_length_exceeded",

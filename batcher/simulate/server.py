@@ -6,7 +6,7 @@ import asyncio
 import resource
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,6 +21,7 @@ from batcher.simulate.answers import answer
 from batcher.simulate.ledger import UNANSWERED, Ledger, Spent
 from batcher.simulate.meters import ModelMeter, Refusal, duration
 from batcher.simulate.settings import SimulatedModel, Simulation
+from batcher.simulate.structured import hint, schema_of, shaped
 from batcher.simulate.tokens import PrefixCache, prompt_tokens, text_of, text_tokens
 
 __all__ = ["Gateway", "Running", "running", "serve", "start"]
@@ -63,6 +64,7 @@ class _Asked:
     texts: list[bytes]
     prompt: int
     bound: int
+    schema: Mapping[str, Any] | None
 
 
 class Gateway:
@@ -146,8 +148,15 @@ class Gateway:
                 if type(most) is not int or most < 1:
                     raise _Refused(400, f"'{field}' must be an integer of at least 1.")
                 bound = min(bound, most)
+        form = asked.get("response_format")
+        kind = form.get("type") if isinstance(form, dict) else None
+        if kind == "json_schema" and not model.schemas:
+            text = "'response_format' of type 'json_schema' is not supported with this model."
+            raise _Refused(400, f"Invalid parameter: {text}")
         texts = [text_of(message) for message in messages]
-        return _Asked(model, messages, texts, prompt_tokens(texts), bound)
+        system = (t for t, m in zip(texts, messages, strict=True) if m["role"] == "system")
+        schema = schema_of(form, b"\n".join(system).decode())
+        return _Asked(model, messages, texts, prompt_tokens(texts), bound, schema)
 
     async def _answer(
         self, request: web.Request, asked: _Asked, key: str, nth: int
@@ -172,7 +181,12 @@ class Gateway:
         if asked.prompt > model.context_length:
             raise _too_long(model)
 
-        text = answer(asked.messages, model.id, model.quality, simulation.seed)
+        messages, schema = asked.messages, asked.schema
+        if schema is not None:
+            messages = [{"role": "system", "content": hint(schema)}, *messages]
+        text = answer(messages, model.id, model.quality, simulation.seed)
+        if schema is not None:
+            text = shaped(text, schema)
         content, refused, finish = _shape(text, asked.bound, fault)
         completion = text_tokens((refused or content or "").encode())
         if simulation.speed > 0:
@@ -291,6 +305,8 @@ def _shape(text: str, bound: int, fault: str | None) -> tuple[str | None, str | 
             return None, "I can't help with that.", "stop"
         case "filtered":
             return "", None, "content_filter"
+        case "invalid":
+            return "Let me think about that first.", None, "stop"
         case "truncated":
             return text[: max(1, len(text) // 2)], None, "length"
     encoded = text.encode()

@@ -27,6 +27,7 @@ class SimulatedModel:
         sigma: Spread of the logarithm of that time.
         cached_price: Price of prompt tokens that are read from cache.
         tokens_per_s: Tokens that it writes in a second; infinite is no time for writing.
+        schemas: Whether it takes a `response_format` with a JSON Schema; else only "json_object".
     """
 
     id: str
@@ -39,6 +40,7 @@ class SimulatedModel:
     context_length: int = 128_000
     max_output: int = 16_384
     tokens_per_s: float = inf
+    schemas: bool = True
 
     def latency_s(self, point: float, completion: int) -> float:
         """Seconds that an answer of `completion` tokens takes.
@@ -52,16 +54,22 @@ class SimulatedModel:
 
 
 def _model(
-    name: str, quality: float, median_s: float, sigma: float, speed: float, *prices: str
+    name: str,
+    quality: float,
+    median_s: float,
+    sigma: float,
+    speed: float,
+    *prices: str,
+    schemas: bool = True,
 ) -> SimulatedModel:
     price, cached, output = map(Decimal, prices)
     return SimulatedModel(
-        name, quality, median_s, sigma, price, cached, output, tokens_per_s=speed
+        name, quality, median_s, sigma, price, cached, output, tokens_per_s=speed, schemas=schemas
     )
 
 
 MODELS = (
-    _model("sim-small", 0.80, 0.15, 0.4, 250, "0.10", "0.025", "0.40"),
+    _model("sim-small", 0.80, 0.15, 0.4, 250, "0.10", "0.025", "0.40", schemas=False),
     _model("sim-medium", 0.90, 0.45, 0.4, 120, "0.50", "0.125", "2.00"),
     _model("sim-large", 0.97, 1.20, 0.5, 60, "3.00", "0.75", "12.00"),
 )

@@ -13,6 +13,7 @@ COLUMNS = {
     "sample": "int32",
     "status": "string",
     "content": "string",
+    "parsed": "string",
     "finish_reason": "string",
     "refusal": "string",
     "tool_calls": "string",
@@ -33,8 +34,8 @@ COLUMNS = {
     "created_at": "timestamp[ms, UTC]",
     "response": "string",
 }
-"""Name to Arrow type of what a result adds to a row, in order."""
-_OPTIONAL = frozenset({"tool_calls", "logprobs", "response"})
+"""Name to Arrow type of what a result adds to a row, in order; `parsed` has that of its schema."""
+_OPTIONAL = frozenset({"parsed", "tool_calls", "logprobs", "response"})
 
 
 def renames(names: Iterable[str]) -> dict[str, str]:

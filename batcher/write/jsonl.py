@@ -30,6 +30,7 @@ class _Row(msgspec.Struct):
     sample: int
     status: str
     content: str | None = None
+    parsed: Any = msgspec.UNSET
     finish_reason: str | None = None
     refusal: str | None = None
     tool_calls: Any = msgspec.UNSET
@@ -60,6 +61,7 @@ def write_jsonl(
     picks: Picks,
     *,
     keep_raw: bool,
+    parsed: bool = False,
     confirm: Confirm = lambda _written: None,
 ) -> Written:
     """Writes JSONL; see `Written`.
@@ -69,6 +71,7 @@ def write_jsonl(
         blocks: (positions, the input's columns at each).
         picks: Finds the lines.
         keep_raw: Whether rows have their `response`.
+        parsed: Whether they have `parsed`.
         confirm: Told what is written, before it takes the place of the old file; what it raises
             leaves that as it is.
 
@@ -85,7 +88,9 @@ def write_jsonl(
                 if line is None:
                     written.missing += 1
                     continue
-                text, status = _json_row(rows[place], line, positions[place], keep_raw=keep_raw)
+                text, status = _json_row(
+                    rows[place], line, positions[place], keep_raw=keep_raw, parsed=parsed
+                )
                 file.write(text)
                 written.rows += 1
                 written.statuses[status] += 1
@@ -94,7 +99,12 @@ def write_jsonl(
 
 
 def json_row(
-    columns: Mapping[str, Any], line: bytes, position: int, *, keep_raw: bool = False
+    columns: Mapping[str, Any],
+    line: bytes,
+    position: int,
+    *,
+    keep_raw: bool = False,
+    parsed: bool = False,
 ) -> bytes:
     """One output line: the input's columns, then the result's, null where there is none.
 
@@ -103,12 +113,13 @@ def json_row(
         line: The result as in the journal.
         position: Of the row now; a result kept from an earlier input carries its old names.
         keep_raw: Whether it has its `response`.
+        parsed: Whether it has `parsed`.
     """
-    return _json_row(columns, line, position, keep_raw=keep_raw)[0]
+    return _json_row(columns, line, position, keep_raw=keep_raw, parsed=parsed)[0]
 
 
 def _json_row(
-    columns: Mapping[str, Any], line: bytes, position: int, *, keep_raw: bool
+    columns: Mapping[str, Any], line: bytes, position: int, *, keep_raw: bool, parsed: bool
 ) -> tuple[bytes, str]:
     row = _decode(line)
     name = columns.get("custom_id")
@@ -121,7 +132,9 @@ def _json_row(
         row.created_at = time.isoformat(timespec="milliseconds") + "Z"
     if not keep_raw:
         row.response = msgspec.UNSET
-    for native in ("tool_calls", "logprobs", "response"):
+    if row.parsed is msgspec.UNSET and parsed:
+        row.parsed = None
+    for native in ("parsed", "tool_calls", "logprobs", "response"):
         if isinstance(text := getattr(row, native), str):
             setattr(row, native, msgspec.Raw(text.encode()))
     if columns.keys() & COLUMNS.keys():

@@ -24,12 +24,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         models: As asked with -m; none when rows name their own.
         limit: Only so many rows.
+        parsed: JSON Schema of what answers were checked for; None when they were not.
     """
 
     models: tuple[str, ...] = ()
     route: str = "each"
     limit: int | None = None
     keep_raw: bool = False
+    parsed: dict[str, Any] | None = None
 
 
 class Epoch(msgspec.Struct, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from batcher.write.columns import COLUMNS, renames, result_names
+from batcher.write.parsed import Shape
 from batcher.write.results import Confirm, Picks, Written, whole
 
-__all__ = ["write_parquet"]
+__all__ = ["TooLarge", "write_parquet"]
 
 _GROUP_BYTES = 8 << 20
 _GROUP_ROWS = 32 << 10
@@ -30,6 +32,10 @@ _JOURNAL = pa.schema(
 """The same as they stand in the journal, where time is a number."""
 
 
+class TooLarge(ValueError):
+    """A number in `parsed` is too large for its type."""
+
+
 def write_parquet(
     path: Path,
     blocks: Iterator[tuple[list[int], list[pa.Array]]],
@@ -37,11 +43,15 @@ def write_parquet(
     picks: Picks,
     *,
     keep_raw: bool,
+    parsed: Shape | None = None,
     confirm: Confirm = lambda _written: None,
 ) -> Written:
     """Writes Parquet; see `Written`.
 
     `tool_calls` and `logprobs` are there when any row has them.
+
+    Raises:
+        TooLarge: A number in `parsed` is too large for its type.
 
     Args:
         path: The output.
@@ -49,6 +59,7 @@ def write_parquet(
         schema: The input's columns.
         picks: Finds the lines.
         keep_raw: Whether there is a `response` column.
+        parsed: Of the `parsed` column; None for none.
         confirm: Told what is written, before it takes the place of the old file; what it raises
             leaves that as it is.
     """
@@ -60,8 +71,13 @@ def write_parquet(
     renamed = renames(schema.names[i] for i in kept)
     written.renamed = renamed
     fields = [pa.field(renamed.get(name := schema.names[i], name), schema.types[i]) for i in kept]
-    names = result_names(keep_raw=keep_raw, shown=picks.shown)
-    out = pa.schema([*fields, *(_RESULT.field(name) for name in names)])
+    shown = [*picks.shown, *(["parsed"] if parsed else [])]
+    names = result_names(keep_raw=keep_raw, shown=shown)
+    results = [_RESULT.field(name) for name in names]
+    if parsed is not None:
+        results[names.index("parsed")] = pa.field("parsed", parsed.type)
+    out = pa.schema([*fields, *results])
+    table = partial(_table, out, kept, names, parsed)
     with whole(path) as file, pq.ParquetWriter(file, out, compression="zstd") as writer:
         held: list[pa.Table] = []
         size = rows = 0
@@ -78,11 +94,11 @@ def write_parquet(
                 lines.append(line)
                 pending += len(line)
                 if pending >= _GROUP_BYTES // 4:
-                    held.append(_table(out, arrays, kept, places, lines, positions, own, names))
+                    held.append(table(arrays, places, lines, positions, own))
                     size, rows = size + pending, rows + len(places)
                     places, lines, pending = [], [], 0
             if lines:
-                held.append(_table(out, arrays, kept, places, lines, positions, own, names))
+                held.append(table(arrays, places, lines, positions, own))
                 size, rows = size + pending, rows + len(places)
             if size >= _GROUP_BYTES or rows >= _GROUP_ROWS:
                 _flush(writer, held, written)
@@ -104,13 +120,14 @@ def _flush(writer: pq.ParquetWriter, held: list[pa.Table], written: Written) -> 
 
 def _table(
     out: pa.Schema,
-    arrays: list[pa.Array],
     kept: list[int],
+    names: list[str],
+    parsed: Shape | None,
+    arrays: list[pa.Array],
     places: list[int],
     lines: list[bytes],
     positions: list[int],
     own: list[Any],
-    names: list[str],
 ) -> pa.Table:
     """One block of output rows."""
     found = pj.read_json(
@@ -124,6 +141,11 @@ def _table(
     results["custom_id"] = pa.array(
         [str(positions[p]) if own[p] is None else str(own[p]) for p in places], pa.string()
     )
+    if parsed is not None:
+        try:
+            results["parsed"] = parsed.array(found["parsed"].to_pylist())
+        except pa.ArrowInvalid:
+            raise TooLarge from None
     results["created_at"] = found["created_at"].cast(_TIME)
     results["model"] = pc.if_else(pc.equal(found["model"], ""), None, found["model"])
     return pa.Table.from_arrays(

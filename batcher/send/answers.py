@@ -1,0 +1,275 @@
+"""Is this answer one of the labels, or of the schema; what to ask for, what to say back.
+
+Touches: nothing. Models wrap what they are asked for in code fences and sentences. What is inside is
+taken when there is one such thing and no other, and that is told apart from a clean answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jsonschema_rs
+
+__all__ = ["Expected", "Form", "Found", "Unfit"]
+
+Form = Literal["json_schema", "json_object", "prompt"]
+"""How a model is told what to answer: by its own means, by half of them, or in words alone."""
+
+_FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
+_MARKED = re.compile(r"\*\*(.{1,100}?)\*\*|`(.{1,100}?)`|[\"“](.{1,100}?)[\"”]")
+_AROUND = " \t\r\n\"'`*_“”‘’.,;:!"
+_PREFIX = 40
+_OBJECTS = 200  # Looked at in one answer, at most.
+_ERRORS = 3
+
+
+class Found(NamedTuple):
+    """What an answer says.
+
+    Attributes:
+        value: The label, or what the JSON holds.
+        loose: Whether it had to be picked out of other text.
+    """
+
+    value: Any
+    loose: bool
+
+
+class Unfit(ValueError):
+    """The answer is not what was asked for; the text says why, to the model and to people."""
+
+
+class Expected:
+    """What answers must be.
+
+    Args:
+        schema: JSON Schema of the answer, None for labels.
+        labels: The labels, when there is no schema.
+
+    Attributes:
+        response_format: The field of the request that says so.
+    """
+
+    def __init__(self, schema: Mapping[str, Any] | None, labels: Sequence[str] = ()) -> None:
+        self._labels = {_bare(label): label for label in labels}
+        self._exact = frozenset(labels)
+        if len(self._labels) < len(labels):  # "Bug" and "bug" are told apart by their case.
+            self._labels = {label: label for label in labels}
+        own: Mapping[str, Any] = {"type": "string", "enum": list(labels)}
+        own = own if schema is None else schema
+        self._demand = _demand(schema, labels)
+        # Providers want an object at the root.
+        self._inside = "label" if schema is None else "answer" if _kind(own) != "object" else None
+        sent = _closed(own)
+        if self._inside is not None:
+            defs = {name: sent.pop(name) for name in ("$defs", "definitions") if name in sent}
+            sent = {
+                "type": "object",
+                "properties": {self._inside: sent},
+                "required": [self._inside],
+                "additionalProperties": False,
+                **defs,
+            }
+        self._validator = jsonschema_rs.validator_for(dict(own), retriever=_nothing_remote)
+        self.response_format = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": _is_strict(sent), "schema": sent},
+        }
+
+    def check(self, content: str | None) -> Found:
+        """What the answer says.
+
+        Raises:
+            Unfit: It is none of the labels, not of the schema, or says several things.
+        """
+        text = (content or "").strip()
+        return self._label(text) if self._exact else self._json(text)
+
+    def told(self, body: Mapping[str, Any], form: Form) -> dict[str, Any]:
+        """The request for a model that does not take the schema: the words for it, in the prompt."""
+        told = {name: value for name, value in body.items() if name != "response_format"}
+        if form == "json_schema":
+            return dict(body)
+        if form == "json_object" and not self._exact:
+            told["response_format"] = {"type": "json_object"}
+        first, *others = told["messages"]
+        if first.get("role") in ("system", "developer") and isinstance(first.get("content"), str):
+            first = {**first, "content": f"{first['content']}\n\n{self._demand}"}
+            told["messages"] = [first, *others]
+        else:
+            told["messages"] = [{"role": "system", "content": self._demand}, first, *others]
+        return told
+
+    def asked_again(self, body: Mapping[str, Any], content: str, why: str) -> dict[str, Any]:
+        """The request with its last answer and what is wrong with it."""
+        said = f"That answer cannot be used: {why}. {self._demand}"
+        more = [{"role": "assistant", "content": content}, {"role": "user", "content": said}]
+        return {**body, "messages": [*body["messages"], *more]}
+
+    def _label(self, text: str) -> Found:
+        if text in self._exact:
+            return Found(text, loose=False)
+        value = _loads(text)
+        if isinstance(value, dict) and len(value) == 1:
+            (value,) = value.values()
+        if isinstance(value, str) and (label := self._known(value)) is not None:
+            return Found(label, loose=False)
+        if (label := self._known(text)) is not None:
+            return Found(label, loose=False)
+        found = {label for part in _parts(text) if (label := self._known(part)) is not None}
+        if len(found) == 1:
+            return Found(found.pop(), loose=True)
+        if found:
+            raise Unfit(f"it names several labels: {', '.join(sorted(found))}")
+        raise Unfit(f"it is none of the labels {', '.join(self._labels.values())}")
+
+    def _known(self, text: str) -> str | None:
+        return self._labels.get(_bare(text)) or self._labels.get(text.strip(_AROUND))
+
+    def _json(self, text: str) -> Found:
+        whole = _loads(text)
+        if whole is not _NONE:
+            if (value := self._fitting(whole)) is not _NONE:
+                return Found(value, loose=False)
+            raise Unfit(self._why(whole))
+        inside = list(_values(text))
+        fitting: list[Any] = []
+        for one in inside:
+            if (value := self._fitting(one)) is not _NONE and value not in fitting:
+                fitting.append(value)
+        if len(fitting) == 1:
+            return Found(fitting[0], loose=True)
+        if fitting:
+            raise Unfit(f"it holds {len(fitting)} different answers")
+        if inside:
+            raise Unfit(self._why(inside[0]))
+        raise Unfit("there is no JSON in it")
+
+    def _fitting(self, value: Any) -> Any:
+        """What is asked for in a value, with or without the object around it."""
+        if self._inside is not None and isinstance(value, dict) and value.keys() == {self._inside}:
+            value = value[self._inside]
+        return value if self._validator.is_valid(value) else _NONE
+
+    def _why(self, value: Any) -> str:
+        if self._inside is not None and isinstance(value, dict) and value.keys() == {self._inside}:
+            value = value[self._inside]
+        errors = []
+        for error in self._validator.iter_errors(value):
+            path = ".".join(str(part) for part in error.instance_path)
+            errors.append(f"{path}: {error.message}" if path else error.message)
+            if len(errors) == _ERRORS:
+                break
+        return "; ".join(errors)[:500]
+
+
+_NONE: Any = object()
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return _NONE
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _values(text: str) -> Iterator[Any]:
+    """JSON objects and lists in fences; without fences, those that stand in the text."""
+    fenced = [value for block in _FENCE.findall(text) if (value := _loads(block)) is not _NONE]
+    if fenced:
+        yield from fenced
+        return
+    read = json.JSONDecoder(parse_constant=_no_number).raw_decode
+    at, looked = 0, 0
+    while (match := re.compile(r"[{\[]").search(text, at)) and looked < _OBJECTS:
+        looked += 1
+        try:
+            value, at = read(text, match.start())
+        except (ValueError, RecursionError):
+            at = match.start() + 1
+            continue
+        yield value
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Where a label may stand in a longer answer: a line of its own, after a colon, or marked."""
+    yield from _FENCE.findall(text)
+    lines = [line for line in text.splitlines() if line.strip(_AROUND)]
+    for line in {*lines[:1], *lines[-1:]}:
+        yield line
+        before, colon, after = line.partition(":")
+        if colon and len(before) <= _PREFIX:
+            yield after
+    for groups in _MARKED.findall(text):
+        yield from filter(None, groups)
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.strip(_AROUND).casefold().split())
+
+
+def _demand(schema: Mapping[str, Any] | None, labels: Sequence[str]) -> str:
+    if schema is None:
+        return f"Answer with exactly one of these labels and nothing else: {', '.join(labels)}."
+    said = json.dumps(schema, ensure_ascii=False)
+    return f"Answer with JSON that fits this JSON Schema, and with nothing else:\n{said}"
+
+
+def _kind(schema: Mapping[str, Any]) -> str | None:
+    kind = schema.get("type")
+    if kind is None and "properties" in schema:
+        return "object"
+    return kind if isinstance(kind, str) else None
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with objects that say nothing of other properties closed, as providers want it."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = {
+        name: {inner: _closed(of) for inner, of in value.items()}
+        if name in ("properties", "$defs", "definitions") and isinstance(value, Mapping)
+        else value
+        if name in ("enum", "const", "default", "examples")
+        else _closed(value)
+        for name, value in schema.items()
+    }
+    if isinstance(closed.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _is_strict(schema: Any) -> bool:
+    """Whether OpenAI's strict mode takes it: objects closed, every property required."""
+    if isinstance(schema, list):
+        return all(map(_is_strict, schema))
+    if not isinstance(schema, Mapping):
+        return True
+    if _kind(schema) == "object":
+        properties = schema.get("properties")
+        if not isinstance(properties, Mapping) or schema.get("additionalProperties") is not False:
+            return False
+        if set(schema.get("required", ())) != set(properties):
+            return False
+    if schema.keys() & {"oneOf", "allOf", "not", "if", "patternProperties", "prefixItems"}:
+        return False
+    return all(
+        _is_strict(
+            list(value.values()) if name in ("properties", "$defs", "definitions") else value
+        )
+        for name, value in schema.items()
+        if name not in ("enum", "const", "default", "examples")
+    )
+
+
+def _nothing_remote(uri: str) -> Any:
+    raise ValueError(f"{uri} is not in the schema, and nothing is fetched")

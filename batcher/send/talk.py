@@ -1,0 +1,117 @@
+"""How a request is asked: in which form, after which wrong answer, for how many tokens.
+
+Touches: nothing. A request is known by its first body; what is said here later never changes that.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from batcher.errors import RequestError
+from batcher.records import Completion, Outcome, Request
+from batcher.send.answers import Expected, Form, Unfit
+
+__all__ = ["Forms", "Talk", "Terms"]
+
+_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+_NEXT: dict[Form, Form] = {"json_schema": "json_object", "json_object": "prompt"}
+_ABOUT = ("response_format", "json_schema", "json_object", "structured output", "guided_")
+_BOUNDS = ("max_completion_tokens", "max_tokens")
+
+
+class Forms:
+    """In which form a model takes what its answers must be; found by what it refuses.
+
+    Attributes:
+        now: The form.
+    """
+
+    def __init__(self) -> None:
+        self.now: Form = "json_schema"
+
+    def refused(self, form: Form) -> None:
+        """A request in this form was refused for it; others may have found that out before."""
+        if form == self.now:
+            self.now = _NEXT[form]
+
+
+class Talk:
+    """What was said about one request so far.
+
+    Attributes:
+        answer: The last answer that was not what was asked for; it was paid for.
+        max_tokens: The bound of the next answer, when it is not the request's own.
+    """
+
+    __slots__ = ("answer", "max_tokens", "reasked")
+
+    def __init__(self) -> None:
+        self.answer: Completion | None = None
+        self.max_tokens: int | None = None
+        self.reasked = 0
+
+
+class Terms:
+    """What a job wants of every answer.
+
+    Args:
+        expected: What answers must be; None when that is free.
+        reask: How often one that is not is sent back.
+        most_tokens: Up to which bound what was truncated is sent again; None for never.
+    """
+
+    def __init__(
+        self, expected: Expected | None, reask: int = 0, most_tokens: int | None = None
+    ) -> None:
+        self._expected = expected
+        self._reask = reask
+        self._most_tokens = most_tokens
+
+    def body(self, request: Request, form: Form, talk: Talk) -> bytes:
+        """The bytes to send now."""
+        wrong = talk.answer is not None and talk.answer.outcome is Outcome.INVALID
+        if (self._expected is None or form == "json_schema") and not (wrong or talk.max_tokens):
+            return request.body
+        body = _decode(request.body)
+        if self._expected is not None:
+            body = self._expected.told(body, form)
+            if wrong and talk.answer is not None:
+                said = talk.answer.content or ""
+                body = self._expected.asked_again(body, said, talk.answer.unfit or "")
+        if talk.max_tokens is not None:
+            name = next((name for name in _BOUNDS if body.get(name) is not None), _BOUNDS[1])
+            body[name] = talk.max_tokens
+        return _encode(body)
+
+    def judged(self, completion: Completion) -> Completion:
+        """The completion with what was found in it, or `invalid` with the reason."""
+        if self._expected is None or completion.outcome is not Outcome.OK:
+            return completion
+        try:
+            value, loose = self._expected.check(completion.content)
+        except Unfit as error:
+            return msgspec.structs.replace(completion, outcome=Outcome.INVALID, unfit=str(error))
+        return msgspec.structs.replace(completion, parsed=_encode(value).decode(), loose=loose)
+
+    def goes_on(self, completion: Completion, request: Request, talk: Talk) -> bool:
+        """Whether an answer is to be asked for once more; notes how."""
+        if completion.outcome is Outcome.INVALID and talk.reasked < self._reask:
+            talk.answer, talk.reasked = completion, talk.reasked + 1
+            return True
+        bound = talk.max_tokens or request.max_tokens
+        if (
+            completion.outcome is Outcome.TRUNCATED
+            and self._most_tokens is not None
+            and bound is not None
+            and bound < self._most_tokens
+        ):
+            talk.answer, talk.max_tokens = completion, min(self._most_tokens, 2 * bound)
+            return True
+        return False
+
+    def form_refused(self, error: RequestError, form: Form) -> bool:
+        """Whether a refusal is about the form, and there is another one."""
+        if self._expected is None or form == "prompt" or error.status not in (400, 404, 422, 501):
+            return False
+        words = f"{error} {error.error_type}".lower()
+        return any(word in words for word in _ABOUT)

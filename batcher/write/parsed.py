@@ -1,0 +1,146 @@
+"""The Arrow type of what a JSON Schema allows, and values made to fit it. Touches: nothing.
+
+Where JSON Schema has no Arrow type (several types, open objects, recursion) it is JSON text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+
+__all__ = ["TEXT", "Shape", "shape_of"]
+
+_text = msgspec.json.Encoder().encode
+_SCALARS = {
+    "string": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "null": pa.null(),
+}
+
+
+class Shape(NamedTuple):
+    """How values of a schema are kept.
+
+    Attributes:
+        type: The Arrow type.
+        fit: Makes a value one that the type takes; never called with None.
+    """
+
+    type: pa.DataType
+    fit: Callable[[Any], Any]
+
+    def array(self, texts: Sequence[str | None]) -> pa.Array:
+        """Values given as JSON text.
+
+        Raises:
+            pa.ArrowInvalid: A number is too large for its type.
+        """
+        values = (None if text is None else msgspec.json.decode(text) for text in texts)
+        try:
+            return pa.array([None if v is None else self.fit(v) for v in values], self.type)
+        except OverflowError as error:
+            raise pa.ArrowInvalid(str(error)) from None
+
+
+def shape_of(schema: Mapping[str, Any]) -> Shape:
+    """The shape of a JSON Schema.
+
+    >>> shape_of({"type": "array", "items": {"type": ["integer", "null"]}}).type
+    ListType(list<item: int64>)
+    """
+    return _shape(schema, schema, ())
+
+
+TEXT = Shape(pa.string(), lambda value: _text(value).decode())
+"""Any JSON, as text."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _shape(schema: Any, root: Mapping[str, Any], above: tuple[str, ...]) -> Shape:
+    if not isinstance(schema, Mapping):
+        return TEXT
+    if isinstance(ref := schema.get("$ref"), str):
+        if ref in above or not ref.startswith("#/"):
+            return TEXT
+        return _shape(_pointed(root, ref), root, (*above, ref))
+    if schema.keys() & {"oneOf", "allOf", "not", "if"}:
+        return TEXT
+    if isinstance(several := schema.get("anyOf"), list):  # A type or null, as pydantic writes it.
+        real = [one for one in several if one != {"type": "null"}]
+        return _shape(real[0], root, above) if len(real) == 1 else TEXT
+    kinds = _kinds(schema)
+    if len(kinds) != 1:
+        return TEXT
+    kind = kinds.pop()
+    if kind == "array":
+        item = _shape(schema.get("items"), root, above)
+        return Shape(pa.list_(item.type), lambda value: [_or_none(item, one) for one in value])
+    if kind == "object":
+        return _struct(schema, root, above)
+    return Shape(_SCALARS[kind], float if kind == "number" else _same)
+
+
+def _struct(schema: Mapping[str, Any], root: Mapping[str, Any], above: tuple[str, ...]) -> Shape:
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or not properties:
+        return TEXT
+    if schema.get("additionalProperties", False) is not False or "patternProperties" in schema:
+        return TEXT
+    inside = {name: _shape(of, root, above) for name, of in properties.items()}
+
+    def fit(value: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: _or_none(of, value.get(name)) for name, of in inside.items()}
+
+    return Shape(pa.struct([pa.field(name, of.type) for name, of in inside.items()]), fit)
+
+
+def _or_none(shape: Shape, value: Any) -> Any:
+    return None if value is None else shape.fit(value)
+
+
+def _kinds(schema: Mapping[str, Any]) -> set[str]:
+    """The types a schema allows besides null."""
+    told = schema.get("type")
+    if told is None and isinstance(several := schema.get("enum"), list):
+        told = [_kind_of(one) for one in several]
+    elif told is None and "const" in schema:
+        told = _kind_of(schema["const"])
+    elif told is None and "properties" in schema:
+        told = "object"
+    elif told is None and "items" in schema:
+        told = "array"
+    kinds = {told} if isinstance(told, str) else set(told or ())
+    if kinds == {"integer", "number"}:
+        return {"number"}
+    return kinds - {"null"} if len(kinds) > 1 else kinds
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    for kind, name in (
+        (bool, "boolean"),
+        (int, "integer"),
+        (float, "number"),
+        (str, "string"),
+        (list, "array"),
+    ):
+        if isinstance(value, kind):
+            return name
+    return "object"
+
+
+def _pointed(root: Mapping[str, Any], ref: str) -> Any:
+    at: Any = root
+    for part in ref[2:].split("/"):
+        name = part.replace("~1", "/").replace("~0", "~")
+        at = at.get(name) if isinstance(at, Mapping) else None
+    return at
