@@ -262,10 +262,10 @@ def test_what_a_client_gave_up_on_is_billed_all_the_same():
     """As with real gateways: the work was done."""
 
     async def talk():
-        async with await start(Simulation(speed=1)) as gateway:
+        async with await start(Simulation(speed=0.1)) as gateway:
             async with aiohttp.ClientSession() as session:
                 with pytest.raises(TimeoutError):
-                    await ask(session, gateway.url, timeout=aiohttp.ClientTimeout(total=0.02))
+                    await ask(session, gateway.url, timeout=aiohttp.ClientTimeout(total=0.3))
                 await until(lambda: not gateway.ledger.in_flight)
             account = gateway.ledger.models["sim-small"]
             assert (account.billed, account.billed_unseen) == (0, 1)
