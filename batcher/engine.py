@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from batcher.errors import JobError, RunStopped
 from batcher.job import Endpoint, Job
@@ -124,8 +124,8 @@ class Engine:
         try:
             async with self._client, self._looking(), asyncio.TaskGroup() as group:
                 self._group = group
-                for slot, model in enumerate(self._job.models):
-                    self._lane(model, slot)
+                for place, model in enumerate(self._job.models):
+                    self._lane(model, place)
                 lanes = list(self._lanes.values())
                 if self._job.route == "fallback":
                     for lane, after in pairwise(lanes):
@@ -147,13 +147,13 @@ class Engine:
 
     # Lanes and workers
 
-    def _lane(self, model: str, slot: int) -> EngineLane:
+    def _lane(self, model: str, place: int) -> EngineLane:
         lane = self._lanes.get(model)
         if lane is None:
             gate = Gate(self._job.limits(model), self._key_gate)
             queue = Queue() if self._split is None else self._shared
             lane = self._lanes[model] = EngineLane(
-                model, slot, gate, queue, Patience(self._job.patience)
+                model, place, gate, queue, Patience(self._job.patience)
             )
             self._spawn(lane)
             asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)
@@ -210,14 +210,14 @@ class Engine:
 
     async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
-        before = None if self._split is None else self._split.before(prompt.row)
+        before = None if self._split is None else self._split.before(prompt)
         ended = await self._sender.first(request, lane.way, before)
         if isinstance(ended, Result):
             await self._done(lane, prompt, ended)
             return
         lane.last = str(ended.error)
         if self._split is not None:
-            self._split.failed(prompt.row, ended)
+            self._split.failed(prompt, ended)
             self._give_back(prompt)
             return
         # The worker goes on; only when very many wait for a retry does it wait with them.
@@ -250,7 +250,7 @@ class Engine:
     async def _done(self, lane: EngineLane, prompt: Prompt, result: Result) -> None:
         again = self._split is not None and self._split.passes_on(lane, result)
         after = lane.next if result.status is not Outcome.OK else None
-        while after is not None and after.slot not in self._plan.pending(prompt.row):
+        while after is not None and not self._is_pending(after, prompt):
             after = after.next
         await self._record(prompt, result, last=not again and after is None)
         self._judge(lane, result)
@@ -260,6 +260,10 @@ class Engine:
             after.queue.put(prompt)
             self._spawn(after)
         await self._journal_room()
+
+    def _is_pending(self, lane: EngineLane, prompt: Prompt) -> bool:
+        slot = lane.place * self._plan.samples + prompt.sample
+        return slot in self._plan.pending(prompt.row)
 
     def _give_back(self, prompt: Prompt) -> None:
         """Puts a row back for whichever model works; its workers may have ended already."""
@@ -390,15 +394,15 @@ class Engine:
 
     # Feeds
 
-    def _feed(self, queues: list[Queue], start: int, slot: int | None) -> None:
+    def _feed(self, queues: list[Queue], start: int, place: int | None) -> None:
         feed = Feed(queues, main=self._feeds == 0)
         for queue in queues:
             queue.feed = feed
         self._feeds += 1
-        self._group.create_task(self._read(feed, start, slot))
+        self._group.create_task(self._read(feed, start, place))
 
-    async def _read(self, feed: Feed, start: int, slot: int | None) -> None:
-        batches = self._plan.batches(start, slot)
+    async def _read(self, feed: Feed, start: int, place: int | None) -> None:
+        batches = self._plan.batches(start, place)
         try:
             async with aclosing(_in_thread(batches, self._stop)) as ahead:
                 async for batch in ahead:
@@ -424,7 +428,10 @@ class Engine:
     async def _place(self, feed: Feed, todo: Todo) -> None:
         """Hands one row to its lanes, waiting where there is no room."""
         prompt = todo.prompt
-        slots = todo.slots if self._job.route == "each" else todo.slots[:1]
+        plan, slots = self._plan, todo.slots
+        if self._job.route != "each":  # The first model of each sample; the others come later.
+            first = {slot % plan.samples: slot for slot in reversed(slots)}
+            slots = tuple(sorted(first.values()))
         for kept in todo.kept:
             if self._fed_by(feed, kept.model):
                 self._journal.put(kept)
@@ -432,25 +439,30 @@ class Engine:
                     self._summary.add_earlier(kept.model, kept.status)
         if prompt.error is not None:
             for slot in slots:
-                model = self._plan.slots[slot]
+                model = plan.slots[slot]
                 if self._fed_by(feed, model):
-                    await self._record(prompt, _unreadable(prompt, model))
+                    asked = plan.sampled(prompt, slot)
+                    await self._record(asked, _unreadable(asked, model))
             slots = ()
         await self._journal_room()
-        for slot in slots:
-            queue = self._lane(self._plan.slots[slot] or prompt.model or "", slot).queue
+        for place, of in groupby(slots, lambda slot: slot // plan.samples):
+            # All samples for a model at once: a feed of its own would read them all again.
+            samples = [plan.sampled(prompt, slot) for slot in of]
+            model = plan.slots[place * plan.samples] or prompt.model or ""
+            queue = self._lane(model, place).queue
             if queue.feed is None:
                 queue.feed = feed
                 feed.queues.append(queue)
             while queue.feed is feed and queue.full and not self._stop.is_set():
                 if any(not other for other in feed.queues if other is not queue):
                     feed.queues.remove(queue)
-                    self._feed([queue], prompt.row, slot if self._job.models else None)
+                    self._feed([queue], prompt.row, place if self._job.models else None)
                     break
                 feed.room.clear()
                 await feed.room.wait()
             if queue.feed is feed:
-                queue.put(prompt)
+                for asked in samples:
+                    queue.put(asked)
 
     def _fed_by(self, feed: Feed, model: str) -> bool:
         """Whether this feed speaks for the model: not one that it left for a feed of its own."""
@@ -481,7 +493,7 @@ def _unreadable(prompt: Prompt, model: str) -> Result:
     return Result(
         row=prompt.row,
         model=model,
-        sample=0,
+        sample=prompt.sample,
         key="0" * 32,
         status=Outcome.UNREADABLE,
         custom_id=prompt.custom_id,

@@ -12,7 +12,7 @@ from batcher.read.inputs import Inputs
 from batcher.write import results
 from batcher.write.manifest import Manifest
 from batcher.write.segment import loaded
-from batcher.write.winners import Winners, slots_of
+from batcher.write.winners import Winners, places_of
 
 __all__ = ["Finished", "export"]
 
@@ -65,11 +65,12 @@ def export(
         OutputError: The output cannot be written.
     """
     asked = manifest.asked
-    slots = asked.models or ("",)
-    winners = Winners(len(slots), folder, manifest.epochs[-1].rows or 0)
+    models = len(asked.models or ("",))
+    rows = manifest.epochs[-1].rows or 0
+    winners = Winners(models, folder, rows, samples=asked.samples)
     for segment in loaded(folder, manifest.trusted_from, keep=locked):
         go_on()
-        winners.add(segment.entries, slots_of(segment.models, asked.models))
+        winners.add(segment.entries, places_of(segment.models, asked.models))
     spoils = locked or output.exists()
 
     def whole(written: results.Written) -> None:
@@ -82,7 +83,7 @@ def export(
             raise Damaged(f"{folder}: {what} not in the journal any more")
         confirm(written)
 
-    picks = results.Picks(folder, winners, asked.route, len(slots), go_on)
+    picks = results.Picks(folder, winners, asked.route, models, asked.samples, go_on)
     how: dict[str, Any] = {"keep_raw": asked.keep_raw, "confirm": whole}
     try:
         with picks:

@@ -41,11 +41,18 @@ def results_of(folder: Path, name: str) -> Iterator[Result]:
                     named = _named(text)
                     if named.custom_id == name:
                         rows.add(named.row)
+    told: set[tuple[int, int]] = set()  # What was kept stands in each later epoch again.
     for segment in loaded(folder, placed):
         entries = segment.entries
         for entry in entries[np.isin(entries["row"], list(rows))]:
             at = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
-            yield from (_of_row(result, int(entry["row"]), name) for result in _at(folder, *at))
+            if at[:2] in told:
+                continue
+            told.add(at[:2])
+            yield from (
+                _of_row(result, int(entry["row"]), int(entry["sample"]), name)
+                for result in _at(folder, *at)
+            )
 
 
 class _Named(msgspec.Struct):
@@ -58,11 +65,11 @@ class _Named(msgspec.Struct):
 _named = msgspec.json.Decoder(_Named).decode
 
 
-def _of_row(result: Result, row: int, name: str) -> Result:
+def _of_row(result: Result, row: int, sample: int, name: str) -> Result:
     """The result at its present place: one kept from an earlier input carries its old names."""
     own = result.custom_id != str(result.row)
     custom_id = name if not name.isdecimal() else result.custom_id if own else str(row)
-    return msgspec.structs.replace(result, row=row, custom_id=custom_id)
+    return msgspec.structs.replace(result, row=row, sample=sample, custom_id=custom_id)
 
 
 def _placed_from(folder: Path) -> int:

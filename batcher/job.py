@@ -112,6 +112,9 @@ class Job:
     grow_max_tokens: Annotated[int | None, Parameter(group=_WHAT)] = None
     """Send what was truncated again with twice its max_tokens, up to N."""
 
+    samples: Annotated[int, Parameter(group=_WHAT)] = 1
+    """Answers per row and model, numbered in the column "sample". Default: 1."""
+
     base_url: Annotated[str | None, Parameter(group=_WHERE)] = None
     """Address of the gateway, up to and with its "/v1". Default: AiHubMix, unless its key is not set
     and OPENAI_BASE_URL or OPENAI_API_KEY is: then that."""
@@ -278,6 +281,8 @@ class Job:
         for flag, number in (("--max-retries", self.max_retries), ("--reask", self.reask)):
             if number < 0:
                 raise JobError(f"{flag} {number}: it must be 0 or more.")
+        if not 1 <= self.samples <= 1000:
+            raise JobError(f"--samples {self.samples}: it must be from 1 to 1000.")
         _ = self.body_params, self.templates, self.expected
         for model in (*self.models, ""):
             self.limits(model)

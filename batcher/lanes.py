@@ -121,7 +121,7 @@ class EngineLane:
     """One model's way through the run.
 
     Attributes:
-        slot: Which of the plan's slots its results belong to.
+        place: Of the model among those asked.
         awake: Whether it has all its workers: the first answer came, or takes its time.
         alive: Whether it ever answered.
         responds: Whether it answered, or refused rows for reasons of their own.
@@ -134,10 +134,10 @@ class EngineLane:
     """
 
     def __init__(
-        self, model: str, slot: int, gate: Gate, queue: Queue, patience: Patience
+        self, model: str, place: int, gate: Gate, queue: Queue, patience: Patience
     ) -> None:
         self.model = model
-        self.slot = slot
+        self.place = place
         self.gate = gate
         self.queue = queue
         self.way = Lane(gate, Estimate(), patience, {}, Forms())

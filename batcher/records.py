@@ -86,6 +86,7 @@ class Prompt(msgspec.Struct, frozen=True):
         max_tokens: Upper bound of the answer's tokens, when the body names one.
         error: Why there is nothing to send; the row's status is then `unreadable`.
         columns: The row's columns, only where rows are written as they finish.
+        sample: Which of several answers.
     """
 
     row: int
@@ -95,6 +96,7 @@ class Prompt(msgspec.Struct, frozen=True):
     max_tokens: int | None = None
     error: str | None = None
     columns: dict[str, object] | None = None
+    sample: int = 0
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -313,7 +313,8 @@ class Runner:
                 if todo.prompt.error is not None:
                     errors.append(todo.prompt.error)
                 else:
-                    requests += len(todo.slots) if self._job.route == "each" else 1
+                    each = self._job.route == "each"
+                    requests += len(todo.slots) if each else plan.samples
                     size += len(todo.prompt.fields) * len(todo.slots)
         for error in errors[:20]:
             self._say(error)
@@ -376,7 +377,8 @@ class Runner:
 
     def _snapshot(self) -> Snapshot:
         lanes = self._engine.lanes if self._engine is not None else []
-        return snapshot(self._state, lanes, self.summary, self._surveyed)
+        rows = None if self._surveyed is None else self._surveyed * self._job.samples
+        return snapshot(self._state, lanes, self.summary, rows)
 
     # After
 

@@ -16,6 +16,8 @@ from batcher.send.sender import Again
 
 __all__ = ["Split"]
 
+Place = tuple[int, int]  # Row and sample.
+
 
 class Split:
     """What is known of the rows that were not answered yet.
@@ -26,46 +28,45 @@ class Split:
 
     def __init__(self, lanes: Mapping[str, EngineLane]) -> None:
         self._lanes = lanes
-        self._refused: dict[int, set[str]] = {}  # By row, the models that will never send it.
-        self._failed: dict[
-            int, tuple[Again, float]
-        ] = {}  # The last attempt, and when to try again.
+        self._refused: dict[Place, set[str]] = {}  # The models that will never send it.
+        # The last attempt, and when to try again.
+        self._failed: dict[Place, tuple[Again, float]] = {}
 
     def pick(self, lane: EngineLane) -> Prompt | None:
         """Takes the next row that this model can send at once, if there is one."""
 
         def fits(prompt: Prompt) -> bool:
             size = len(prompt.fields)
-            return self._may(lane, prompt.row) and lane.gate.free(
+            return self._may(lane, (prompt.row, prompt.sample)) and lane.gate.free(
                 *lane.way.estimate.tokens(size, prompt.max_tokens)
             )
 
         return lane.queue.pick(fits) if lane.gate.free(0.0) else None
 
-    def before(self, row: int) -> Again | None:
+    def before(self, prompt: Prompt) -> Again | None:
         """How a row failed last, to be told when it is sent again."""
-        failed = self._failed.pop(row, None)
+        failed = self._failed.pop((prompt.row, prompt.sample), None)
         return None if failed is None else failed[0]
 
-    def failed(self, row: int, ended: Again) -> None:
+    def failed(self, prompt: Prompt, ended: Again) -> None:
         """An attempt failed: any other model may try at once, this one after its wait."""
-        self._failed[row] = ended, time.monotonic() + ended.wait
+        self._failed[prompt.row, prompt.sample] = ended, time.monotonic() + ended.wait
 
     def passes_on(self, lane: EngineLane, result: Result) -> bool:
         """Whether a row that ended goes to another model: this one refuses whatever it is sent."""
         if result.status in FATAL:
-            refused = self._refused.setdefault(result.row, set())
+            refused = self._refused.setdefault((result.row, result.sample), set())
             refused.add(lane.model)
             if self._left(refused):
                 return True
-        self._refused.pop(result.row, None)
+        self._refused.pop((result.row, result.sample), None)
         return False
 
-    def _may(self, lane: EngineLane, row: int) -> bool:
-        refused = self._refused.get(row)
+    def _may(self, lane: EngineLane, place: Place) -> bool:
+        refused = self._refused.get(place)
         if refused and lane.model in refused and self._left(refused):
             return False
-        failed = self._failed.get(row)
+        failed = self._failed.get(place)
         if failed is None or failed[0].request.model != lane.model:
             return True
         return time.monotonic() >= failed[1]

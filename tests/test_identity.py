@@ -35,6 +35,7 @@ class Edits(RuleBasedStateMachine):
         self.serving = echo.running()
         self.gateway = self.serving.__enter__()
         self.rows, self.system, self.params, self.models = [], None, {}, ["m"]
+        self.samples = 1
         self.most = Counter()  # The model: answers ever needed at once, by body.
 
     def teardown(self):
@@ -72,12 +73,17 @@ class Edits(RuleBasedStateMachine):
     def choose(self, models):
         self.models = models
 
+    @rule(samples=st.integers(1, 3))
+    def sample(self, samples):
+        self.samples = samples
+
     def bodies(self):
-        """What each (row, model) asks now."""
+        """What each (row, model, sample) asks now."""
         return [
             echo.asked(text, model, self.system, **self.params)
             for text in self.rows
             for model in self.models
+            for _ in range(self.samples)
         ]
 
     def go(self, *, stop_after=None, fails=lambda _body: False):
@@ -90,7 +96,7 @@ class Edits(RuleBasedStateMachine):
         job = Job.of(
             inputs=[str(path)], output=self.folder / "out.jsonl", models=self.models,
             base_url=self.gateway.url, system=self.system, params=self.params, changed="resend",
-            concurrency=2, quiet=True,
+            concurrency=2, quiet=True, samples=self.samples,
         )  # fmt: skip
         runner = Runner(job)
         left = [stop_after]
@@ -143,7 +149,8 @@ class Edits(RuleBasedStateMachine):
         assert self.gateway.bought == self.most
         out = read_jsonl(self.folder / "out.jsonl")
         assert [row["status"] for row in out] == ["ok"] * len(bodies)
-        assert [row["model"] for row in out] == self.models * len(self.rows)
+        asked = [(m, n) for m in self.models for n in range(self.samples)]
+        assert [(row["model"], row["sample"]) for row in out] == asked * len(self.rows)
         told = [row["content"] for row in out]
         assert [said.partition(":")[0] for said in told] == [echo.name(body) for body in bodies]
         assert len(set(told)) == len(told)

@@ -85,6 +85,25 @@ def test_a_key_is_the_bytes_sent_and_where(text, other, model, params):
     assert keys("https://y/v1/chat/completions", params, text) != [one]
 
 
+@pytest.mark.parametrize(
+    ("route", "left"),
+    [
+        ("each", {(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 3)}),
+        ("fallback", {(0, 1), (0, 3), (1, 0), (1, 1), (1, 3)}),
+        ("split", {(0, 1), (0, 3), (1, 1), (1, 3)}),
+    ],
+)
+def test_each_sample_is_a_request_of_its_own(tmp_path, route, left):
+    """Slots of two models and two samples: a0 a1 b0 b1; row 0 is ok at a0, row 1 truncated at b0."""
+    ok, cut = NUMBER[Outcome.OK], NUMBER[Outcome.TRUNCATED]
+    winners = Winners(2, tmp_path, samples=2)
+    winners.add(entries((0, KEY, ok, 0), (1, KEY, cut, 1)), np.array([0, 1]))
+    rows = [{"prompt": str(n)} for n in range(2)]
+    plan = a_plan(tmp_path, rows, winners, route=route, samples=2)
+    assert todo(plan) == left
+    assert todo(plan, 0, 1) == {(row, slot) for row, slot in left if slot > 1}
+
+
 def request(plan, row, text):
     return plan.request(Prompt(row, str(row), b'"messages":[]' + text.encode() + b"}"), "a")
 

@@ -54,12 +54,13 @@ def clean(output: str, /) -> int:
 def _left_out(folder: Path, manifest: Manifest) -> int:
     """Answers to the present input and settings that a limit or a model less kept out."""
     from batcher.write.segment import loaded
-    from batcher.write.winners import ANSWERED, slots_of
+    from batcher.write.winners import ANSWERED, places_of
 
     asked, left = manifest.asked, 0
     for segment in loaded(folder, manifest.trusted_from):
         entries = segment.entries[ANSWERED[segment.entries["outcome"]]]
-        out = slots_of(segment.models, asked.models)[entries["model"]] < 0
+        out = places_of(segment.models, asked.models)[entries["model"]] < 0
+        out |= entries["sample"] >= asked.samples
         if asked.limit is not None:
             out |= entries["row"] >= asked.limit
         left += int(out.sum())

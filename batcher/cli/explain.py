@@ -26,7 +26,8 @@ def explain(output: str, row: str, /) -> int:
     found = False
     for result in results_of(folder, row):
         found = True
-        print(f"row {result.row} ({result.custom_id}) · {result.model} · {result.status}")
+        sample = f" · sample {result.sample}" if result.sample else ""
+        print(f"row {result.row} ({result.custom_id}) · {result.model}{sample} · {result.status}")
         for number, attempt in enumerate(result.tries or [_only(result)], 1):
             print(f"  {number}. {_line(attempt)}")
     if not found:

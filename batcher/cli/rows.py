@@ -24,5 +24,5 @@ class RowWriter:
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
         columns, line = prompt.columns or {}, _encode(result)
-        self._file.write(json_row(columns, line, prompt.row, parsed=self._parsed))
+        self._file.write(json_row(columns, line, prompt.row, prompt.sample, parsed=self._parsed))
         self._file.flush()

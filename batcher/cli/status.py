@@ -13,12 +13,14 @@ def status(output: str, /) -> int:
     Args:
         output: Output of a run, finished or not.
     """
+    import numpy as np
+
     from batcher.cli.folder import at_work, found
     from batcher.report.table import duration, others
     from batcher.write import index
     from batcher.write import status as heartbeat
     from batcher.write.segment import loaded
-    from batcher.write.winners import Winners, slots_of
+    from batcher.write.winners import Winners, places_of
 
     folder, manifest = found(output)
     holder, told = at_work(folder), heartbeat.load(folder) or {}
@@ -33,11 +35,14 @@ def status(output: str, /) -> int:
     rows = (
         rows if manifest.asked.limit is None or rows is None else min(rows, manifest.asked.limit)
     )
-    winners = Winners(len(models or ("",)), folder, rows or 0, places=False)
+    samples = manifest.asked.samples
+    winners = Winners(len(models or ("",)), folder, rows or 0, samples=samples, places=False)
     for segment in loaded(folder, manifest.trusted_from):
-        winners.add(segment.entries, slots_of(segment.models, models))
-    for slot, model in enumerate(models or ("the rows' own models",)):
-        states = winners.outcomes(slot)
+        winners.add(segment.entries, places_of(segment.models, models))
+    rows = None if rows is None else rows * samples
+    for place, model in enumerate(models or ("the rows' own models",)):
+        slots = range(place * samples, (place + 1) * samples)
+        states = np.concatenate([winners.outcomes(slot) for slot in slots])
         counts = {
             outcome: n
             for number, outcome in enumerate(index.OUTCOMES, 1)

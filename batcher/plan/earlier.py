@@ -15,6 +15,7 @@ from batcher.write.winners import ANSWERED
 __all__ = ["Earlier"]
 
 _OK = OUTCOMES.index(Outcome.OK)
+_SAMPLE_BITS = 16
 
 
 class Earlier:
@@ -31,17 +32,17 @@ class Earlier:
         # One answer may have been referred to by several epochs; the last place counts.
         _, last = np.unique(_places(entries)[::-1], return_index=True)
         entries = entries[len(entries) - 1 - last[::-1]]
-        high, low, row = (entries[name] for name in ("key_high", "key_low", "row"))
-        order = np.lexsort((entries["outcome"] != _OK, row, low, high))
+        high, low, place = entries["key_high"], entries["key_low"], _place_of(entries)
+        order = np.lexsort((entries["outcome"] != _OK, place, low, high))
         # Of the answers that one row had, one after the other, the best; else the latest.
         new = np.ones(len(order), np.bool_)
-        new[1:] = np.any([np.diff(of[order]) != 0 for of in (high, low, row)], axis=0)
+        new[1:] = np.any([np.diff(of[order]) != 0 for of in (high, low, place)], axis=0)
         entries = entries[order[new]]
         for segment in since:
             entries = entries[~np.isin(_places(entries), _places(segment.entries))]
         self._entries = entries
         self._highs, self._lows = entries["key_high"].copy(), entries["key_low"].copy()
-        self._rows = entries["row"].copy()
+        self._places = _place_of(entries)
         self._takers = np.full(len(entries), -1, np.int64)
         self._free: dict[int, int] = {}
         self._again: dict[tuple[int, int], int] = {}
@@ -56,15 +57,15 @@ class Earlier:
         """
         if not len(self._highs):
             return None
-        raw, row = bytes.fromhex(request.key), request.row
+        raw, place = bytes.fromhex(request.key), request.row << _SAMPLE_BITS | request.sample
         begin, end = _range(self._highs, raw[:8], 0, len(self._highs))
         begin, end = _range(self._lows, raw[8:], begin, end)
-        if begin == end or (best := self._best(begin, end, row)) < 0:
+        if begin == end or (best := self._best(begin, end, place)) < 0:
             return None
-        self._takers[best] = row
+        self._takers[best] = place
         entry = self._entries[best]
         return Kept(
-            row=row,
+            row=request.row,
             model=request.model,
             sample=request.sample,
             key=request.key,
@@ -74,14 +75,14 @@ class Earlier:
             extras=int(entry["extras"]),
         )
 
-    def _best(self, begin: int, end: int, row: int) -> int:
-        """Among equal requests: the row's own, the one it took before, one that is free; or -1."""
+    def _best(self, begin: int, end: int, place: int) -> int:
+        """Among equal requests: the place's own, the one it took before, one that is free; or -1."""
         own = begin
         if end - begin > 1:
-            own += int(self._rows[begin:end].searchsorted(row))
-        if own < end and self._rows[own] == row and self._takers[own] in (-1, row):
+            own += int(self._places[begin:end].searchsorted(place))
+        if own < end and self._places[own] == place and self._takers[own] in (-1, place):
             return own
-        if (before := self._again.get((begin, row))) is not None:
+        if (before := self._again.get((begin, place))) is not None:
             return before
         free = self._free.get(begin, begin)
         while free < end and self._takers[free] >= 0:
@@ -89,7 +90,7 @@ class Earlier:
         if free == end:
             return -1
         self._free[begin] = free + 1
-        self._again[begin, row] = free
+        self._again[begin, place] = free
         return free
 
 
@@ -100,6 +101,11 @@ def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
         return (begin, end) if numbers[begin] == number else (begin, begin)
     of = numbers[begin:end]
     return begin + int(of.searchsorted(number)), begin + int(of.searchsorted(number, "right"))
+
+
+def _place_of(entries: Any) -> Any:
+    """Row and sample as one number."""
+    return (entries["row"] << _SAMPLE_BITS) | entries["sample"]
 
 
 def _places(entries: Any) -> Any:

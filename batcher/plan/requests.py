@@ -103,7 +103,8 @@ class _Shape:
             head = self._heads[model] = b'{"model":' + msgspec.json.encode(model) + b","
         body = head + prompt.fields
         key = blake2b(self._salt + body, digest_size=16).hexdigest()
-        return Request(prompt.row, prompt.custom_id, model, 0, key, body, prompt.max_tokens)
+        sample = prompt.sample
+        return Request(prompt.row, prompt.custom_id, model, sample, key, body, prompt.max_tokens)
 
 
 class Plan:
@@ -117,8 +118,11 @@ class Plan:
         earlier: Answers of earlier input or settings, found by key; None for none.
         accepts: Other settings, answers to whose requests are as good.
 
+    A slot is a model and a sample of it; those of a model stand together.
+
     Attributes:
-        slots: Model ID by slot; one slot "" when rows name their own model.
+        samples: Slots of each model.
+        slots: Model ID by slot; "" when rows name their own model.
         prompter: Makes prompts of rows.
         expected: What answers must be; None when that is free.
     """
@@ -132,7 +136,8 @@ class Plan:
         earlier: Earlier | None = None,
         accepts: Sequence[Settings] = (),
     ) -> None:
-        self.slots = job.models or ("",)
+        self.samples = job.samples
+        self.slots = tuple(model for model in job.models or ("",) for _ in range(job.samples))
         self._route = job.route
         self._inputs = inputs
         self._earlier = earlier
@@ -152,7 +157,7 @@ class Plan:
             for slot in range(len(self.slots))
         ]
         self._answered = [states.tobytes() for states in answered]
-        self._settled = _settled(answered, np.array(self._ends), job.route).tobytes()
+        self._settled = _settled(answered, np.array(self._ends), job.route, job.samples).tobytes()
 
     def settled(self, slot: int) -> dict[Outcome, int]:
         """How many rows of a slot were ended by earlier runs, by outcome."""
@@ -168,21 +173,39 @@ class Plan:
         if row < len(self._settled) and self._settled[row]:
             return ()
         states = [done[row] if row < len(done) else 0 for done in self._answered]
-        return tuple(slot for slot, state in enumerate(states) if not self._ends[state])
+        left = tuple(slot for slot, state in enumerate(states) if not self._ends[state])
+        if self._route == "each" or self.samples == 1:
+            return left
+        # Of a sample that one model has answered the others are left out.
+        whole = {
+            sample
+            for sample in range(self.samples)
+            if self._ended([states[slot] for slot in self._of_sample(sample)])
+        }
+        return tuple(slot for slot in left if slot % self.samples not in whole)
 
-    def batches(self, start: int = 0, slot: int | None = None) -> Iterator[list[Todo]]:
+    def _of_sample(self, sample: int) -> range:
+        return range(sample, len(self.slots), self.samples)
+
+    def _ended(self, states: Sequence[int]) -> bool:
+        """Whether a sample of a row needs no model any more, where one answer is enough."""
+        if self._route == "split":
+            return any(self._ends[state] for state in states)
+        return any(state == 1 for state in states)
+
+    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
         """Rows that are still to be sent, from position `start` on, in small batches.
 
         Args:
             start: First position.
-            slot: Only what is for this slot.
+            place: Only what is for the model at this place.
         """
         batch: list[Todo] = []
         size = 0
         for row in self._inputs.rows(self._columns, start, self._settled):
             slots = self.pending(row.position)
-            if slot is not None:
-                slots = (slot,) if slot in slots else ()
+            if place is not None:
+                slots = tuple(slot for slot in slots if slot // self.samples == place)
             if not slots:
                 continue
             todo = self._todo(row, slots)
@@ -201,20 +224,23 @@ class Plan:
         if self._earlier is None:
             return Todo(prompt, slots)
         left, kept, stale = [], [], 0
+        ended: set[int] = set()  # Samples that need no other model.
         for slot in slots:
             found = None
             if prompt.error is None:
-                found = self._earlier.take(self.request(prompt, self._model(prompt, slot)))
+                asked = self.sampled(prompt, slot)
+                found = self._earlier.take(self.request(asked, self._model(prompt, slot)))
             if found is None and (found := self._accepted(row, slot)) is not None:
                 stale += 1
             if found is not None:
                 kept.append(found)
+                if (self._route == "split" and found.status not in self._resend) or (
+                    self._route == "fallback" and found.status is Outcome.OK
+                ):
+                    ended.add(slot % self.samples)
             if found is None or found.status in self._resend:
                 left.append(slot)
-        if (self._route == "split" and any(one.status not in self._resend for one in kept)) or (
-            self._route == "fallback" and any(one.status is Outcome.OK for one in kept)
-        ):
-            left = []
+        left = [slot for slot in left if slot % self.samples not in ended]
         return Todo(prompt, tuple(left), tuple(kept), stale)
 
     def _accepted(self, row: Row, slot: int) -> Kept | None:
@@ -222,24 +248,37 @@ class Plan:
         for shape in self._others:
             prompt = shape.prompter.prompt(row)
             if prompt.error is None:
+                asked = self.sampled(prompt, slot)
                 found = self._earlier and self._earlier.take(
-                    shape.request(prompt, self._model(prompt, slot))
+                    shape.request(asked, self._model(prompt, slot))
                 )
                 if found:
                     return found
         return None
 
+    def sampled(self, prompt: Prompt, slot: int) -> Prompt:
+        """The prompt for the sample of a slot."""
+        sample = slot % self.samples
+        return prompt if not sample else msgspec.structs.replace(prompt, sample=sample)
+
     def _model(self, prompt: Prompt, slot: int) -> str:
         return self.slots[slot] or prompt.model or ""
 
 
-def _settled(answered: Sequence[Any], ends: Any, route: str) -> Any:
+def _settled(answered: Sequence[Any], ends: Any, route: str, samples: int) -> Any:
     """By position, whether no slot of the row is still to be sent."""
     rows = max((len(states) for states in answered), default=0)
-    every, some, ok = np.ones(rows, np.bool_), np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
-    for states in answered:
-        states = np.pad(states, (0, rows - len(states)))
-        every &= ends[states]
-        some |= ends[states]
-        ok |= states == 1
-    return every if route == "each" else some if route == "split" else every | ok
+    settled = np.ones(rows, np.bool_)
+    for sample in range(samples):
+        every, some, ok = (
+            np.ones(rows, np.bool_),
+            np.zeros(rows, np.bool_),
+            np.zeros(rows, np.bool_),
+        )
+        for states in answered[sample::samples]:
+            states = np.pad(states, (0, rows - len(states)))
+            every &= ends[states]
+            some |= ends[states]
+            ok |= states == 1
+        settled &= every if route == "each" else some if route == "split" else every | ok
+    return settled

@@ -19,7 +19,7 @@ from batcher.read.inputs import Inputs
 from batcher.write import index
 from batcher.write.manifest import Asked, Epoch, Manifest, now
 from batcher.write.segment import segments
-from batcher.write.winners import ANSWERED, Winners, slots_of
+from batcher.write.winners import ANSWERED, Winners, places_of
 
 __all__ = ["Resumed", "SettingsChanged", "resume"]
 
@@ -81,7 +81,9 @@ def resume(
     same = last is not None and last.settings == settings
     if last is not None and last.accepts and job.changed == "resend":
         same = False  # What was kept once is to be sent after all.
-    if last is not None and same and grew is not None:
+    # With fewer samples there are answers to spare, which only a search by key gives away.
+    spare = manifest.asked.samples > job.samples
+    if last is not None and same and grew is not None and not spare:
         epoch = last
         epoch.inputs = msgspec.to_builtins(pins)
         if grew:
@@ -106,17 +108,18 @@ def resume(
         if kept:
             epoch.accepts = found  # Found by key, so that an exact answer goes before a kept one.
         epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, job.limit)
-    winners = Winners(len(job.models or ("",)), folder, epoch.rows or 0, places=False)
+    models = len(job.models or ("",))
+    winners = Winners(models, folder, epoch.rows or 0, samples=job.samples, places=False)
     first = manifest.trusted_from
     gone: dict[str, list[Any]] = {
         model: [] for model in manifest.asked.models if model not in job.models
     }
     for segment in read.all():  # One at a time: there may be gigabytes of them.
         if segment.number >= first:
-            winners.add(segment.entries, slots_of(segment.models, job.models))
-        for slot, model in enumerate(segment.models):
+            winners.add(segment.entries, places_of(segment.models, job.models))
+        for place, model in enumerate(segment.models):
             if model in gone:
-                of = segment.entries[segment.entries["model"] == slot]
+                of = segment.entries[segment.entries["model"] == place]
                 gone[model].append(of["row"][ANSWERED[of["outcome"]]])
     damaged = _tell_damage(read, manifest, say)
     dropped = {model: len(np.unique(np.concatenate(of))) for model, of in gone.items() if of}
@@ -127,6 +130,7 @@ def resume(
         models=job.models,
         route=job.route,
         limit=job.limit,
+        samples=job.samples,
         keep_raw=job.keep_raw,
         parsed={"type": "string"} if job.labels is not None else job.expected[0],
     )
@@ -230,6 +234,8 @@ def _settle_models(
 ) -> None:
     """Models that are asked no more: their answers leave the output, which must be meant."""
     gone = {model: n for model, n in dropped.items() if n}
+    if asked.samples > job.samples:
+        say(f"--samples {job.samples}: answers beyond that leave the output.")
     if asked.route == "each" != job.route and len({*asked.models} & {*job.models}) > 1:
         say(f"--route {job.route}: of a row with several answers one stays in the output.")
     if not gone or not job.models:

@@ -84,12 +84,12 @@ def write_jsonl(
             for row in rows:
                 if row.keys() & COLUMNS.keys():
                     written.renamed |= _renames(row)
-            for place, line in picks.lines(positions):
+            for place, sample, line in picks.lines(positions):
                 if line is None:
                     written.missing += 1
                     continue
                 text, status = _json_row(
-                    rows[place], line, positions[place], keep_raw=keep_raw, parsed=parsed
+                    rows[place], line, positions[place], sample, keep_raw=keep_raw, parsed=parsed
                 )
                 file.write(text)
                 written.rows += 1
@@ -102,6 +102,7 @@ def json_row(
     columns: Mapping[str, Any],
     line: bytes,
     position: int,
+    sample: int,
     *,
     keep_raw: bool = False,
     parsed: bool = False,
@@ -112,20 +113,27 @@ def json_row(
         columns: The row's own.
         line: The result as in the journal.
         position: Of the row now; a result kept from an earlier input carries its old names.
+        sample: Likewise.
         keep_raw: Whether it has its `response`.
         parsed: Whether it has `parsed`.
     """
-    return _json_row(columns, line, position, keep_raw=keep_raw, parsed=parsed)[0]
+    return _json_row(columns, line, position, sample, keep_raw=keep_raw, parsed=parsed)[0]
 
 
 def _json_row(
-    columns: Mapping[str, Any], line: bytes, position: int, *, keep_raw: bool, parsed: bool
+    columns: Mapping[str, Any],
+    line: bytes,
+    position: int,
+    sample: int,
+    *,
+    keep_raw: bool,
+    parsed: bool,
 ) -> tuple[bytes, str]:
     row = _decode(line)
     name = columns.get("custom_id")
     if isinstance(name, msgspec.Raw):
         name = msgspec.json.decode(name)
-    row.row, row.custom_id = position, str(position if name is None else name)
+    row.row, row.sample, row.custom_id = position, sample, str(position if name is None else name)
     row.model = row.model or None
     if row.created_at is not None:
         time = _EPOCH + timedelta(milliseconds=row.created_at)

@@ -30,6 +30,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     route: str = "each"
     limit: int | None = None
+    samples: int = 1
     keep_raw: bool = False
     parsed: dict[str, Any] | None = None
 

@@ -84,21 +84,23 @@ def write_parquet(
         for positions, arrays in blocks:
             own = arrays[custom_id].to_pylist() if custom_id >= 0 else [None] * len(positions)
             places: list[int] = []
+            samples: list[int] = []
             lines: list[bytes] = []
             pending = 0
-            for place, line in picks.lines(positions):
+            for place, sample, line in picks.lines(positions):
                 if line is None:
                     written.missing += 1
                     continue
                 places.append(place)
+                samples.append(sample)
                 lines.append(line)
                 pending += len(line)
                 if pending >= _GROUP_BYTES // 4:
-                    held.append(table(arrays, places, lines, positions, own))
+                    held.append(table(arrays, places, samples, lines, positions, own))
                     size, rows = size + pending, rows + len(places)
-                    places, lines, pending = [], [], 0
+                    places, samples, lines, pending = [], [], [], 0
             if lines:
-                held.append(table(arrays, places, lines, positions, own))
+                held.append(table(arrays, places, samples, lines, positions, own))
                 size, rows = size + pending, rows + len(places)
             if size >= _GROUP_BYTES or rows >= _GROUP_ROWS:
                 _flush(writer, held, written)
@@ -125,6 +127,7 @@ def _table(
     parsed: Shape | None,
     arrays: list[pa.Array],
     places: list[int],
+    samples: list[int],
     lines: list[bytes],
     positions: list[int],
     own: list[Any],
@@ -138,6 +141,7 @@ def _table(
     take = pa.array(places, pa.int64())
     results: dict[str, Any] = {name: found[name] for name in names}
     results["row"] = pa.array([positions[place] for place in places], pa.int64())
+    results["sample"] = pa.array(samples, pa.int32())
     results["custom_id"] = pa.array(
         [str(positions[p]) if own[p] is None else str(own[p]) for p in places], pa.string()
     )

@@ -46,7 +46,9 @@ class Picks:
     Args:
         folder: The run folder.
         winners: Where the lines are.
-        route: `each` gives a row one line a slot; the others one line in all, the best.
+        route: `each` gives a row one line a slot; the others one line a sample, the best.
+        models: How many models each row goes to.
+        samples: How many answers each of them gives.
         go_on: Called for every block of rows; what it raises ends the writing.
 
     Attributes:
@@ -59,13 +61,15 @@ class Picks:
         folder: Path,
         winners: Winners,
         route: str,
-        slots: int,
+        models: int,
+        samples: int = 1,
         go_on: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
         self._winners = winners
         self._one = route != "each"
-        self._slots = range(slots)
+        self._slots = range(models * samples)
+        self._samples = range(samples)
         self._go_on = go_on
         self._files: dict[int, int] = {}
         self.damaged: set[int] = set()
@@ -84,20 +88,25 @@ class Picks:
         bits = {"tool_calls": index.TOOL_CALLS, "logprobs": index.LOGPROBS}
         return [name for name, bit in bits.items() if self._winners.extras & bit]
 
-    def lines(self, positions: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
-        """(place in `positions`, line without newline, or None when there is none) in order."""
+    def lines(self, positions: Sequence[int]) -> Iterator[tuple[int, int, bytes | None]]:
+        """(place in `positions`, sample, line without newline, or None for none) in order.
+
+        A line that was kept from an earlier input carries its old row and sample.
+        """
         self._go_on()
         for place, row in enumerate(positions):
             if self._one:
-                yield place, self._best(row)
+                for sample in self._samples:
+                    line = self._best(row, self._slots[sample :: len(self._samples)])
+                    yield place, sample, line
             else:
                 for slot in self._slots:
-                    yield place, self._line(row, slot)
+                    yield place, slot % len(self._samples), self._line(row, slot)
 
-    def _best(self, row: int) -> bytes | None:
+    def _best(self, row: int, slots: range) -> bytes | None:
         found: bytes | None = None
         rank = -1
-        for slot in self._slots:
+        for slot in slots:
             states = self._winners.outcomes(slot)
             state = int(states[row]) if row < len(states) else 0
             if not state:

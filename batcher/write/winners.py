@@ -17,7 +17,7 @@ import numpy.typing as npt
 from batcher.records import Outcome
 from batcher.write.index import OUTCOMES
 
-__all__ = ["ANSWERED", "Winners", "slots_of"]
+__all__ = ["ANSWERED", "Winners", "places_of"]
 
 _IN_MEMORY = 64 << 20
 _RANK = np.array(
@@ -30,27 +30,37 @@ _HELD = np.concatenate(([-1], _RANK)).astype(np.int8)
 _FIELDS = (("segment", "<u4"), ("offset", "<i8"), ("length", "<u4"), ("state", "u1"))
 
 
-def slots_of(models: list[str], asked: tuple[str, ...]) -> npt.NDArray[np.int32]:
-    """Slot of each of a segment's models; -1 for one that is not asked for any more."""
-    slots = {model: slot for slot, model in enumerate(asked)}
-    return np.array([slots.get(model, -1) if asked else 0 for model in models], np.int32)
+def places_of(models: list[str], asked: tuple[str, ...]) -> npt.NDArray[np.int32]:
+    """Place of each of a segment's models among those asked; -1 for one that is not any more."""
+    places = {model: place for place, model in enumerate(asked)}
+    return np.array([places.get(model, -1) if asked else 0 for model in models], np.int32)
 
 
 class Winners:
-    """The best line for each (row, slot).
+    """The best line for each (row, slot); the slots of a model, one a sample, stand together.
 
     Args:
-        slots: How many slots each row has.
+        models: How many models each row goes to.
         folder: Where a temporary file may be made.
         rows: How many rows there may be; a wrong number costs memory and nothing else.
+        samples: How many answers each of them gives.
         places: Whether to know where the lines stand, which a finish needs and a start does not.
 
     Attributes:
         extras: What any line has that few lines have (`index.ENTRY`).
     """
 
-    def __init__(self, slots: int, folder: Path, rows: int = 0, *, places: bool = True) -> None:
-        self._slots = slots
+    def __init__(
+        self,
+        models: int,
+        folder: Path,
+        rows: int = 0,
+        *,
+        samples: int = 1,
+        places: bool = True,
+    ) -> None:
+        self._slots = slots = models * samples
+        self._samples = samples
         self._expected = rows
         self._folder = folder
         self._rows = 0
@@ -60,16 +70,20 @@ class Winners:
             name: np.zeros((slots, 0), kind) for name, kind in self._fields
         }
 
-    def add(self, entries: npt.NDArray[np.void], slot_of_model: npt.NDArray[np.int32]) -> None:
+    def add(self, entries: npt.NDArray[np.void], places: npt.NDArray[np.int32]) -> None:
         """Takes a segment's entries, in the order of segments.
 
         Args:
             entries: As `index.load` gives them.
-            slot_of_model: The slot of each of the segment's models; -1 leaves it out.
+            places: Of the segment's models, as `places_of` gives them.
         """
-        slots = slot_of_model[entries["model"]] if len(entries) else np.empty(0, np.int32)
-        if (slots < 0).any():
-            entries, slots = entries[slots >= 0], slots[slots >= 0]
+        if not len(entries):
+            return
+        of, samples = places[entries["model"]], entries["sample"]
+        asked = (of >= 0) & (samples < self._samples)
+        slots = of * np.int32(self._samples) + samples
+        if not asked.all():
+            entries, slots = entries[asked], slots[asked]
         if not len(entries):
             return
         self.extras |= int(np.bitwise_or.reduce(entries["extras"]))

@@ -264,7 +264,7 @@ def test_half_a_surrogate_pair_is_no_reason_to_lose_an_answer(tmp_path):
     """Some servers cut their answers in the middle of an emoji."""
     kept(tmp_path, [result(0, content="a\ud83d", error="\ude00")])
     with picks(tmp_path, 1) as chosen:
-        ((_, line),) = chosen.lines([0])
+        ((_, _, line),) = chosen.lines([0])
     assert json.loads(line)["content"] == "a?"
 
 
