@@ -389,20 +389,20 @@ class Job:
         Raises:
             JobError: The address is not one, or the key that goes with it is not set.
         """
-        base = self.base_url or _default_base(self.api_key_env, environment)
-        parts = urlsplit(base)
+        base = (self.base_url or _default_base(self.api_key_env, environment)).strip()
         try:
+            parts = urlsplit(base)
             host, _port = parts.hostname, parts.port
         except ValueError:
-            host = None
+            parts, host = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not host:
             raise JobError(
                 f"--base-url {_without_secrets(base)!r} is not an address; "
                 "write it in full, such as https://aihubmix.com/v1."
             )
-        if parts.username or parts.password or parts.query:
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise JobError(
-                "--base-url must carry no user, password or query; the key comes from the "
+                "--base-url must carry no user, password, query or fragment; the key comes from the "
                 "environment (--api-key-env)."
             )
         url = base.rstrip("/")

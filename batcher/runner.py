@@ -354,7 +354,7 @@ class Runner:
     def _within_files(self) -> Job:
         """The job, with no more in flight than the system allows open files."""
         job, allowed = self._job, open_files()
-        room = allowed - _OTHER_FILES
+        room = max(1, allowed - _OTHER_FILES)
         asked = sum(job.limits(model).concurrency or MOST for model in job.models or ("",))
         if min(asked, job.total_concurrency or asked) <= room:
             return job

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import resource
 import ssl
 import time
@@ -36,9 +37,11 @@ __all__ = ["Client", "Reply", "open_files"]
 
 _CONNECT_SECONDS = 30.0
 _KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
+_LOST_FEW, _LOST_PART = 3, 0.05
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
+_CODING = "content-encoding"
 _CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
 
 
@@ -74,9 +77,12 @@ class Client:
             self._headers["Authorization"] = f"Bearer {endpoint.key}"
         self._key = endpoint.key or ""
         self._key_bytes = self._key.encode()
+        self._anyhow = _written(self._key)
         self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
         self._idle: list[tuple[Connection, float]] = []  # And since when.
+        self._reused = self._lost = 0
+        self._keeps = True
 
     async def __aenter__(self) -> Self:
         open_files()
@@ -135,11 +141,17 @@ class Client:
         except TimeoutError:
             raise _late("whole answer", timeout) from None
         except aiohttp.ClientPayloadError as error:
-            raise NoAnswer(f"the answer was cut: {_short(error)}") from None
+            if _CODING in str(error):
+                raise BadResponse(f"the answer cannot be unpacked: {self._told(error)}") from None
+            raise NoAnswer(f"the answer was cut: {self._told(error)}") from None
         except (aiohttp.ClientResponseError, HttpProcessingError) as error:
-            raise NoAnswer(f"the answer is no HTTP: {_short(error.message)}") from None
+            if _CODING in error.message:
+                raise BadResponse(
+                    f"the answer cannot be unpacked: {self._told(error.message)}"
+                ) from None
+            raise NoAnswer(f"the answer is no HTTP: {self._told(error.message)}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
-            raise NoAnswer(f"no connection: {_short(error)}") from None
+            raise NoAnswer(f"no connection: {self._told(error)}") from None
 
     async def _exchange(
         self,
@@ -149,8 +161,13 @@ class Client:
     ) -> Reply:
         """What aiohttp's session would do, without what is the same for every request."""
         began = time.monotonic()
-        connection = self._idle_connection(began) or await self._connect(connecting)
+        connection = self._idle_connection(began)
+        if reused := connection is not None:
+            self._reused += 1
+        else:
+            connection = await self._connect(connecting)
         transport, protocol = connection.transport, connection.protocol
+        heard = False
         try:
             if protocol is None or transport is None:
                 raise aiohttp.ServerDisconnectedError
@@ -168,6 +185,7 @@ class Client:
                 else:
                     transport.writelines((head, body))
                 message, payload = await protocol.read()
+                heard = True
                 while 100 <= message.code <= 199 and message.code != 101:  # Not the answer yet.
                     message, payload = await protocol.read()
                 if payload.is_eof():
@@ -177,15 +195,19 @@ class Client:
             finally:
                 deadline.cancel()
         except Exception as error:
-            connection.close()
-            if not isinstance(error, BadResponse) and time.monotonic() - began >= timeout:
+            _drop(connection)
+            late = time.monotonic() - began >= timeout
+            if late and not isinstance(error, BadResponse):
                 raise TimeoutError from None
+            if reused and not heard and isinstance(error, aiohttp.ClientConnectionError | OSError):
+                self._distrust()
             raise
         except BaseException:
-            connection.close()
+            _drop(connection)
             raise
-        if protocol.should_close:
-            connection.close()
+        # A request that was answered before all of it was sent would be the next one's beginning.
+        if protocol.should_close or transport.get_write_buffer_size() or not self._keeps:
+            _drop(connection)
         else:
             self._idle.append((connection, time.monotonic()))
         return self._reply(message.code, message.headers, message.raw_headers, answer)
@@ -194,10 +216,23 @@ class Client:
         """The one that was used last, so that those not needed any more grow old."""
         while self._idle:
             connection, since = self._idle.pop()
-            if not connection.closed and now - since < _KEEP_SECONDS:
+            protocol = connection.protocol
+            # What came in while it was idle would be taken for the answer to the next request.
+            fresh = protocol is not None and protocol.is_connected() and not protocol.should_close
+            if fresh and now - since < _KEEP_SECONDS:
                 return connection
             connection.close()
         return None
+
+    def _distrust(self) -> None:
+        """A connection that was used again was closed without an answer: the others may be, too.
+
+        A server that closes after each answer without saying so is given a new one each time.
+        """
+        while self._idle:
+            self._idle.pop()[0].close()
+        self._lost += 1
+        self._keeps = self._lost < _LOST_FEW or self._lost < _LOST_PART * self._reused
 
     async def _connect(self, within: aiohttp.ClientTimeout) -> Connection:
         try:
@@ -225,6 +260,13 @@ class Client:
                 raise
             return self._reply(response.status, response.headers, response.raw_headers, answer)
 
+    def _told(self, error: BaseException | str) -> str:
+        """What an error says, without the key: some quote what was received."""
+        text = " ".join((str(error) or type(error).__name__).split())
+        if self._anyhow is not None:
+            text = self._anyhow.sub(b"[key]", text.encode("utf-8", "replace")).decode()
+        return text[:300]
+
     def _reply(
         self,
         status: int,
@@ -236,6 +278,8 @@ class Client:
         if key := self._key_bytes:
             if key in body:
                 body = body.replace(key, b"[key]")
+            if self._anyhow is not None and (b"\\u" in body or b"\\/" in body):
+                body = self._anyhow.sub(b"[key]", body)
             if key in b"".join(chain.from_iterable(raw)):
                 clean = (
                     (name, value.replace(self._key, "[key]")) for name, value in headers.items()
@@ -257,6 +301,14 @@ async def _bounded(content: StreamReader, headers: Mapping[str, str]) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def _drop(connection: Connection) -> None:
+    """Closes a connection, and waits for nobody to take what was not sent yet."""
+    transport = connection.transport
+    if transport is not None and transport.get_write_buffer_size():
+        transport.abort()
+    connection.close()
+
+
 def _behind_proxy(url: URL) -> bool:
     return url.scheme in getproxies() and not proxy_bypass(url.host or "")
 
@@ -265,8 +317,13 @@ def _late(what: str, seconds: float) -> NoAnswer:
     return NoAnswer(f"no {what} within {seconds:g} s", outcome=Outcome.TIMEOUT)
 
 
-def _short(error: BaseException | str) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:300]
+def _written(key: str) -> re.Pattern[bytes] | None:
+    r"""Finds the key, also where JSON writes \u002d or \/, and an error quotes that; None without."""
+    chars = (
+        rf"(?:{re.escape(char)}|\\+u{ord(char):04x}{'|' + chr(92) * 2 + '+/' if char == '/' else ''})"
+        for char in key
+    )
+    return re.compile("".join(chars).encode(), re.IGNORECASE) if key else None
 
 
 def open_files() -> int:

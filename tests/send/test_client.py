@@ -147,7 +147,9 @@ FAILURES = {
     "a chunk cut": ((CHUNKED + b"9\r\nfi", None), NoAnswer, Outcome.CONNECTION, "was cut"),
     "no HTTP": ((b"220 mail ready\r\n\r\n",), NoAnswer, Outcome.CONNECTION, "is no HTTP"),
     "no gzip": ((OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nfine",),
-                NoAnswer, Outcome.CONNECTION, ""),
+                BadResponse, Outcome.BAD_RESPONSE, "cannot be unpacked"),
+    "an unknown packing": ((OK + b"Content-Encoding: br\r\nContent-Length: 4\r\n\r\nfine",),
+                           BadResponse, Outcome.BAD_RESPONSE, "cannot be unpacked"),
     "headers without end": ((OK + b"X-Long: %b\r\n\r\n" % (b"x" * 80_000),),
                             NoAnswer, Outcome.CONNECTION, ""),
     "too long, and says so": ((OK + b"Content-Length: 67108865\r\n\r\nx",),
@@ -188,6 +190,107 @@ def test_a_key_that_comes_back_is_taken_out():
     said = b"HTTP/1.1 401 No\r\nX-Key: <sk-secret>\r\nContent-Length: 13\r\n\r\nbad sk-secret"
     ended, _ = both(said)
     assert (ended[0][1][1], ended[0][2]) == (("X-Key", "<[key]>"), b"bad [key]")
+
+
+SLASHED = "ab/cd-ef12345"
+
+
+@pytest.mark.parametrize(
+    ("sends", "key"),
+    [
+        (b"220 sk-secret is ready\r\n\r\n", KEY),
+        (b"HTTP/1.1 200 OK\r\nbad Bearer sk-secret\x00\r\n\r\n", KEY),
+        (b"HTTP/1.1 502 X\r\nContent-Length: 1\r\n\r\n<p>sk-secret</p>", KEY),
+        (b'HTTP/1.1 401 X\r\nContent-Length: 21\r\n\r\n"ab\\/cd\\u002Def12345"', SLASHED),
+        (b'HTTP/1.1 401 X\r\nContent-Length: 2\r\n\r\n"ab\\/cd\\u002Def12345"', SLASHED),
+    ],
+)
+def test_a_key_is_in_no_error(sends, key):
+    """Neither where the answer is no HTTP, nor where JSON writes it in another way."""
+
+    async def work():
+        async with Server(sends, None) as server, Client(Endpoint(server.url, "", key)) as client:
+            try:
+                said = (await client.post(BODY, 10.0)).body.decode()
+            except NoAnswer as error:
+                said = str(error)
+        assert "12345" not in said
+        assert key not in said
+        assert "[key]" in said or "secret" not in said
+
+    asyncio.run(work())
+
+
+def test_what_comes_unasked_is_given_to_nobody():
+    """An answer sent twice, while the connection was idle, is not the answer to the next row."""
+
+    async def work():
+        asked = 0
+
+        class Twice(Server):
+            async def _serve(self, reader, writer):
+                nonlocal asked
+                self.serving.add(asyncio.current_task())
+                self.connections += 1
+                with contextlib.closing(writer), contextlib.suppress(Exception):
+                    while head := await reader.readuntil(b"\r\n\r\n"):
+                        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                        body = await reader.readexactly(length)
+                        asked += 1
+                        answer = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+                        writer.write(answer)
+                        await asyncio.sleep(0.01)
+                        writer.write(answer)
+
+        async with Twice() as server:
+            async with Client(Endpoint(server.url, server.url)) as client:
+                for n in range(10):
+                    body = b'"row %d"' % n
+                    assert (await client.post(body, 10.0)).body == body
+                    await asyncio.sleep(0.05)
+            assert server.connections == asked == 10
+
+    asyncio.run(work())
+
+
+def test_an_answer_before_all_of_the_question_was_sent_ends_the_connection():
+    """A 413 does not read the rest, which would stand before the next request."""
+
+    async def work():
+        class Full(Server):
+            async def _serve(self, reader, writer):
+                self.serving.add(asyncio.current_task())
+                self.connections += 1
+                with contextlib.closing(writer), contextlib.suppress(Exception):
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(b"HTTP/1.1 413 Large\r\nContent-Length: 2\r\n\r\nno")
+                    await asyncio.sleep(30)
+
+        async with Full() as server:
+            async with Client(Endpoint(server.url, server.url)) as client:
+                for _ in range(3):
+                    assert (await client.post(b"x" * (16 << 20), 5.0)).status == 413
+            assert server.connections == 3
+
+    asyncio.run(work())
+
+
+def test_a_server_that_closes_without_a_word_is_given_new_connections():
+    """A few requests are lost until that is known, and no more."""
+
+    async def work():
+        async with Server(PLAIN, 0.002, None) as server:
+            lost = 0
+            async with Client(Endpoint(server.url, server.url)) as client:
+                for _ in range(100):
+                    try:
+                        await client.post(BODY, 10.0)
+                    except NoAnswer:
+                        lost += 1
+            assert lost <= 3
+            assert server.connections >= 97
+
+    asyncio.run(work())
 
 
 def test_many_at_once_have_a_connection_each():
