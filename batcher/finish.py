@@ -88,10 +88,14 @@ def export(
     try:
         with picks:
             if output.suffix == ".jsonl":
-                from batcher.write.jsonl import write_jsonl
+                from batcher.write.jsonl import Renamed, write_jsonl
 
                 how["parsed"] = asked.parsed is not None
-                written = write_jsonl(output, inputs.dicts(), picks, **how)
+                try:
+                    written = write_jsonl(output, inputs.dicts(), picks, **how)
+                except Renamed as names:
+                    how["renamed"] = names.names
+                    written = write_jsonl(output, inputs.dicts(), picks, **how)
             else:
                 written = _parquet(output, inputs, picks, asked.parsed, say, **how)
     finally:
@@ -131,7 +135,15 @@ def _parquet(
             columns = Columns.found_in(inputs.native(), mixed)
         schema = pa.schema(list(columns.types.items()))
         try:
-            written = write_parquet(output, arrays(columns), schema, picks, parsed=shape, **how)
+            written = write_parquet(
+                output,
+                arrays(columns),
+                schema,
+                picks,
+                parsed=shape,
+                as_json=columns.as_json,
+                **how,
+            )
         except TooLarge:
             say(
                 "A number in an answer fits no column of Arrow; 'parsed' is a column of JSON text."

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 from batcher.errors import JobError
@@ -269,6 +270,44 @@ def test_split_gives_each_row_to_one_model(tmp_path):
     assert sum(counts.values()) == 200
     assert counts["sim-small"] > counts["sim-large"] > 0
     assert [r["row"] for r in read_jsonl(tmp_path / "out.jsonl")] == list(range(200))
+
+
+def test_both_forms_of_an_output_have_the_same_names_and_ids(tmp_path):
+    """A column has one name for all rows, and an id is the row's own, whatever its type."""
+    write_jsonl(tmp_path / "in.jsonl", [
+        {"prompt": "a", "model": "sim-small", "input_model": "IA", "custom_id": 5},
+        {"prompt": "b", "model": "sim-large", "custom_id": "x7"},
+        {"prompt": "c", "model": "sim-small", "input_model": "IC", "custom_id": True},
+    ])  # fmt: skip
+    for name in ("o.jsonl", "o.parquet"):
+        assert batcher("run", "in.jsonl", "-o", name, "--simulate", cwd=tmp_path).returncode == 0
+    told = [
+        read_jsonl(tmp_path / "o.jsonl"),
+        pq.read_table(tmp_path / "o.parquet").to_pylist(),
+    ]
+    for rows in told:
+        assert [row["custom_id"] for row in rows] == ["5", "x7", "True"]
+        assert [row.get("input_model") for row in rows] == ["IA", None, "IC"]
+        own = [row["input_input_model"] for row in rows]
+        assert own == ["sim-small", "sim-large", "sim-small"]
+
+
+def test_stdout_has_the_raw_response_where_it_is_asked_for(tmp_path):
+    """Such a run cannot be resumed, so it would be gone."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    words = ("run", "in.jsonl", "-o", "-", "-m", "sim-small", "--simulate", "--keep-raw")
+    (line,) = batcher(*words, cwd=tmp_path).stdout.splitlines()
+    assert json.loads(line)["response"]["object"] == "chat.completion"
+
+
+@pytest.mark.parametrize("url", ["http://[::1/v1", "http://127.0.0.1/v1#x", "http://u:p@h/v1"])
+def test_an_address_that_is_none_is_said(tmp_path, url):
+    """Before a key is sent to it."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    words = ("run", "in.jsonl", "-o", "o.jsonl", "-m", "m", "--base-url", url)
+    ended = batcher(*words, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert b"--base-url" in ended.stderr
 
 
 def test_no_more_are_in_flight_than_files_may_be_open(tmp_path):

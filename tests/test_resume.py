@@ -488,6 +488,46 @@ def test_ctrl_c_at_the_question_sends_nothing_and_says_how_to_go_on(tmp_path, ga
     assert billed(gateway) == before
 
 
+@pytest.mark.parametrize("edit", ["front", "reversed", "no record", "another input"])
+def test_damage_heals_in_one_start_also_where_rows_moved(run, tmp_path, edit):
+    """An answer that was found by its bytes is judged by its line, as one that was found by its place."""
+    run()
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    if edit == "another input":
+        write_jsonl(tmp_path / "in.jsonl", [{"prompt": "another"}])
+        run()
+    path = Path("out.jsonl.run/journal-000001.jsonl")
+    lines = path.read_bytes().split(b"\n")
+    lines[30] = lines[30].replace(b'"content":"', b'"content":"!', 1)[: len(lines[30])]
+    path.write_bytes(b"\n".join(lines))
+    rows = {"front": [{"id": -1, "prompt": "new"}, *ROWS], "reversed": ROWS[::-1]}.get(edit, ROWS)
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    if edit == "no record":
+        Path("out.jsonl.run/run.json").unlink()
+    assert run() == 1 + (edit == "front")
+    out = read_jsonl(Path("out.jsonl"))
+    assert [row["id"] for row in out] == [row["id"] for row in rows]
+    assert {row["status"] for row in out} == {"ok"}
+    assert run() == 0
+
+
+def test_a_dry_run_takes_no_notice_of_damage_away(tmp_path, gateway):
+    """The run after it must still know, and keep the output."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    words = ("in.jsonl", "-o", "out.jsonl", "-m", "sim-small")
+    with_ = {"cwd": tmp_path, "url": gateway.url}
+    program.batcher("run", *words, **with_)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    path = tmp_path / "out.jsonl.run" / "journal-000001.jsonl"
+    os.truncate(path, path.stat().st_size // 2)
+    for _ in range(2):
+        assert b"became shorter" in program.batcher("check", *words, **with_).stderr
+    gateway.gateway.shares = {"bad_request": 0.5}
+    assert b"became shorter" in program.batcher("run", *words, **with_).stderr
+    (kept,) = (tmp_path / "out.jsonl.run").glob("output-*")
+    assert kept.read_bytes() == before
+
+
 def test_a_segment_that_is_gone_or_shorter_is_said_once(tmp_path, gateway):
     """And its rows are bought again, which somebody with a copy of it may not want."""
     write_jsonl(tmp_path / "in.jsonl", ROWS)

@@ -17,12 +17,12 @@ _encode = msgspec.json.Encoder().encode
 class RowWriter:
     """Writes each result at once as a JSON line."""
 
-    def __init__(self, file: IO[bytes], *, parsed: bool) -> None:
+    def __init__(self, file: IO[bytes], *, keep_raw: bool, parsed: bool) -> None:
         self._file = file
-        self._parsed = parsed
+        self._shown = {"keep_raw": keep_raw, "parsed": parsed}
 
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
         columns, line = prompt.columns or {}, _encode(result)
-        self._file.write(json_row(columns, line, prompt.row, prompt.sample, parsed=self._parsed))
+        self._file.write(json_row(columns, line, prompt.row, prompt.sample, **self._shown))
         self._file.flush()

@@ -139,7 +139,9 @@ async def _conduct(job: Job, stops: _Stops) -> int:
     if job.output == "-":
         from batcher.cli.rows import RowWriter
 
-        rows = RowWriter(sys.stdout.buffer, parsed=bool(job.schema or job.labels))
+        rows = RowWriter(
+            sys.stdout.buffer, keep_raw=job.keep_raw, parsed=bool(job.schema or job.labels)
+        )
     runner = Runner(job, say=say, emit=rows.write if rows else None, console=stderr)
     task = asyncio.current_task()
     assert task is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from batcher.write.index import ENTRY, OUTCOMES, Segment
 from batcher.write.segment import Kept
 from batcher.write.winners import ANSWERED
 
-__all__ = ["Earlier"]
+__all__ = ["Earlier", "all_lines", "refers", "sound"]
 
 _OK = OUTCOMES.index(Outcome.OK)
 _SAMPLE_BITS = 16
@@ -27,7 +27,9 @@ class Earlier:
     """
 
     def __init__(self, segments: Sequence[Segment], since: Sequence[Segment] = ()) -> None:
-        parts = [s.entries[ANSWERED[s.entries["outcome"]]] for s in segments]
+        lines = all_lines(segments) if any(refers(s).any() for s in segments) else None
+        held = [s.entries if lines is None else sound(s, lines) for s in segments]
+        parts = [entries[ANSWERED[entries["outcome"]]] for entries in held]
         entries: Any = np.concatenate(parts) if parts else np.empty(0, ENTRY)
         # One answer may have been referred to by several epochs; the last place counts.
         _, last = np.unique(_places(entries)[::-1], return_index=True)
@@ -92,6 +94,22 @@ class Earlier:
         self._free[begin] = free + 1
         self._again[begin, place] = free
         return free
+
+
+def refers(segment: Segment) -> Any:
+    """By entry, whether it refers to a line of another segment."""
+    return segment.entries["segment"] != segment.number
+
+
+def all_lines(segments: Iterable[Segment]) -> Any:
+    """Where all lines with an answer of their own stand."""
+    places = [_places(s.entries[~refers(s)]) for s in segments]
+    return np.concatenate(places) if places else np.empty(0, np.int64)
+
+
+def sound(segment: Segment, lines: Any) -> Any:
+    """The entries without those that refer to a line which was found to be damaged, or is gone."""
+    return segment.entries[~refers(segment) | np.isin(_places(segment.entries), lines)]
 
 
 def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from batcher.errors import JobError
 from batcher.job import Job
-from batcher.plan.earlier import Earlier
+from batcher.plan.earlier import Earlier, all_lines, refers, sound
 from batcher.plan.requests import Plan, Settings
 from batcher.read.files import Pin, grown
 from batcher.read.inputs import Inputs
@@ -69,7 +69,7 @@ def resume(
     """
     manifest = None if job.overwrite else Manifest.load(folder)
     manifest = manifest or Manifest(output=Path(job.output).name)
-    read = _Reader([] if job.overwrite else segments(folder), go_on)
+    read = _Reader([] if job.overwrite else segments(folder), go_on, keep=not job.dry_run)
     last = manifest.epochs[-1] if manifest.epochs else None
     pins = inputs.pins
     old = [] if last is None else msgspec.convert(last.inputs, list[Pin])
@@ -114,9 +114,13 @@ def resume(
     gone: dict[str, list[Any]] = {
         model: [] for model in manifest.asked.models if model not in job.models
     }
+    lines = None
     for segment in read.all():  # One at a time: there may be gigabytes of them.
         if segment.number >= first:
-            winners.add(segment.entries, places_of(segment.models, job.models))
+            if lines is None and refers(segment).any():
+                lines = all_lines(read.all())
+            entries = segment.entries if lines is None else sound(segment, lines)
+            winners.add(entries, places_of(segment.models, job.models))
         for place, model in enumerate(segment.models):
             if model in gone:
                 of = segment.entries[segment.entries["model"] == place]
@@ -150,9 +154,12 @@ class _Reader:
         cut: Names of segments that became shorter.
     """
 
-    def __init__(self, files: list[tuple[int, Path]], go_on: Callable[[], None]) -> None:
+    def __init__(
+        self, files: list[tuple[int, Path]], go_on: Callable[[], None], *, keep: bool
+    ) -> None:
         self._files = files
         self._go_on = go_on
+        self._keep = keep  # Damage is told with the reading that leaves a sidecar.
         self.numbers = [number for number, _path in files]
         self.bad = 0
         self.cut: list[str] = []
@@ -162,7 +169,7 @@ class _Reader:
         for number, path in self._files:
             if first <= number < end:
                 self._go_on()
-                segment = index.load(path, number)
+                segment = index.load(path, number, keep=self._keep)
                 self.bad += segment.bad
                 if segment.cut:
                     self.cut.append(path.name)

@@ -429,10 +429,19 @@ def running(simulation: Simulation) -> Iterator[Running]:
             yield gateway
         finally:
             wait(gateway.stop())
+            wait(_end_others())
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
+
+
+async def _end_others() -> None:
+    """Handlers that hang outlive the gateway, but not their loop."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _allow_connections(wanted: int = 65_536) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from batcher.write.columns import COLUMNS, renames
 from batcher.write.results import Confirm, Picks, Written, whole
 
-__all__ = ["json_row", "write_jsonl"]
+__all__ = ["Renamed", "json_row", "write_jsonl"]
 
 _EPOCH = datetime(1970, 1, 1)
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
@@ -62,6 +62,7 @@ def write_jsonl(
     *,
     keep_raw: bool,
     parsed: bool = False,
+    renamed: Mapping[str, str] | None = None,
     confirm: Confirm = lambda _written: None,
 ) -> Written:
     """Writes JSONL; see `Written`.
@@ -72,30 +73,64 @@ def write_jsonl(
         picks: Finds the lines.
         keep_raw: Whether rows have their `response`.
         parsed: Whether they have `parsed`.
+        renamed: Other names for columns that have the name of a result; None to find them.
         confirm: Told what is written, before it takes the place of the old file; what it raises
             leaves that as it is.
 
     Raises:
         OutputError: The disk refuses.
+        Renamed: The names that were found row by row are not those of all rows: once more with them.
     """
     written = Written()
+    names: dict[str, None] = {}
+    uneven = False
     with whole(path) as file:
         for positions, rows in blocks:
             for row in rows:
-                if row.keys() & COLUMNS.keys():
-                    written.renamed |= _renames(row)
+                if renamed is None and row.keys() & COLUMNS.keys():
+                    for old, new in _renames(row).items():
+                        uneven |= written.renamed.setdefault(old, new) != new
+                if not row.keys() <= names.keys():
+                    names |= dict.fromkeys(row)
             for place, sample, line in picks.lines(positions):
                 if line is None:
                     written.missing += 1
                     continue
                 text, status = _json_row(
-                    rows[place], line, positions[place], sample, keep_raw=keep_raw, parsed=parsed
+                    rows[place],
+                    line,
+                    positions[place],
+                    sample,
+                    keep_raw=keep_raw,
+                    parsed=parsed,
+                    renamed=renamed,
                 )
                 file.write(text)
                 written.rows += 1
                 written.statuses[status] += 1
+        if renamed is None and written.renamed:
+            # Each row gave its columns names of its own; they must be those of all rows.
+            of_all = renames(
+                name for name in names if name != "custom_id" or name in written.renamed
+            )
+            if uneven or of_all != written.renamed:
+                raise Renamed(of_all)
         confirm(written)
+    if renamed is not None:
+        written.renamed = dict(renamed)
     return written
+
+
+class Renamed(Exception):
+    """Which names columns must have in all rows.
+
+    Attributes:
+        names: Name to new name.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        super().__init__()
+        self.names = names
 
 
 def json_row(
@@ -128,6 +163,7 @@ def _json_row(
     *,
     keep_raw: bool,
     parsed: bool,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[bytes, str]:
     row = _decode(line)
     name = columns.get("custom_id")
@@ -146,11 +182,12 @@ def _json_row(
         if isinstance(text := getattr(row, native), str):
             setattr(row, native, msgspec.Raw(text.encode()))
     if columns.keys() & COLUMNS.keys():
-        new = _renames(columns)
+        new = _renames(columns) if renamed is None else renamed
+        text_id = isinstance(name, str)
         columns = {
             new.get(name, name): value
             for name, value in columns.items()
-            if name != "custom_id" or name in new
+            if name != "custom_id" or not text_id
         }
     result = _encode(row)
     if not columns:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def write_parquet(
     *,
     keep_raw: bool,
     parsed: Shape | None = None,
+    as_json: Collection[str] = (),
     confirm: Confirm = lambda _written: None,
 ) -> Written:
     """Writes Parquet; see `Written`.
@@ -60,13 +62,15 @@ def write_parquet(
         picks: Finds the lines.
         keep_raw: Whether there is a `response` column.
         parsed: Of the `parsed` column; None for none.
+        as_json: Columns that hold JSON as text.
         confirm: Told what is written, before it takes the place of the old file; what it raises
             leaves that as it is.
     """
     written = Written()
     custom_id = schema.get_field_index("custom_id")
     # One of texts is not repeated: the result's has the same.
-    same = custom_id >= 0 and _is_text(schema.types[custom_id])
+    mixed = "custom_id" in as_json
+    same = custom_id >= 0 and not mixed and _is_text(schema.types[custom_id])
     kept = [i for i in range(len(schema)) if not (same and i == custom_id)]
     renamed = renames(schema.names[i] for i in kept)
     written.renamed = renamed
@@ -83,6 +87,8 @@ def write_parquet(
         size = rows = 0
         for positions, arrays in blocks:
             own = arrays[custom_id].to_pylist() if custom_id >= 0 else [None] * len(positions)
+            if mixed:
+                own = [None if text is None else json.loads(text) for text in own]
             places: list[int] = []
             samples: list[int] = []
             lines: list[bytes] = []
