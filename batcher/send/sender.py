@@ -124,7 +124,7 @@ class Sender:
         if before is not None:
             until = before.until
             other = None if before.request.model == request.model else before.request.model
-            talk = before.talk if other is None else talk
+            talk = before.talk if other is None else before.talk.elsewhere()
             tries = [
                 t if other is None or t.model else msgspec.structs.replace(t, model=other)
                 for t in before.tries

@@ -50,6 +50,12 @@ class Talk:
         self.max_tokens: int | None = None
         self.reasked = 0
 
+    def elsewhere(self) -> Talk:
+        """The same for another model, which has not said anything yet but has as many tries left."""
+        talk = Talk()
+        talk.max_tokens, talk.reasked = self.max_tokens, self.reasked
+        return talk
+
 
 class Terms:
     """What a job wants of every answer.
