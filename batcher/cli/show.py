@@ -1,0 +1,148 @@
+"""`batcher show`: rows of an output, to be read on a terminal. Touches: files (reads), the terminal."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from batcher.errors import JobError
+from batcher.records import Outcome
+
+__all__ = ["show"]
+
+_MOST_CHARS = 600
+_NAME_CHARS = 16
+
+
+def show(
+    output: str,
+    /,
+    *,
+    status: Annotated[
+        tuple[Outcome, ...],
+        Parameter(negative_iterable="", consume_multiple=True, show_choices=False),
+    ] = (),
+    sample: int | None = None,
+) -> int:
+    """Print rows of an output so that a person can read them: what was asked, what was answered.
+
+    Args:
+        output: A finished output, .jsonl or .parquet (batcher export makes one of a run that is not).
+        status: Only rows that ended so; several are allowed.
+        sample: Only so many rows, drawn by chance; the same ones each time.
+    """
+    path = Path(output)
+    if not path.is_file():
+        unfinished = Path(f"{output}.run").is_dir()
+        how = f"; write what there is with: batcher export {output} FILE" if unfinished else ""
+        raise JobError(f"{output}: there is no such output{how}.")
+    if sample is not None and sample < 1:
+        raise JobError(f"--sample {sample}: it must be more than 0.")
+    rows: Iterator[dict[str, Any]] = (
+        row for row in _rows(path) if not status or row.get("status") in status
+    )
+    if sample is not None:
+        rows = iter(_drawn(rows, sample))
+    width = shutil.get_terminal_size().columns
+    shown = 0
+    for row in rows:
+        shown += 1
+        print("\n".join(_lines(row, width)), end="\n\n")
+    if not shown:
+        which = f" of status {', '.join(status)}" if status else ""
+        raise JobError(f"{output}: there are no rows{which} in it.")
+    return 0
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+                for batch in file.iter_batches(1000):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise JobError(f"{path}: it is no Parquet ({error}).") from None
+        return
+    import msgspec
+
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield msgspec.json.decode(line, type=dict[str, Any])
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                raise JobError(f"{path}:{number}: it is no JSON object.") from None
+
+
+def _drawn(rows: Iterator[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:
+    """So many rows, each as likely as any other (reservoir sampling, Vitter's algorithm R), in order."""
+    rng = random.Random(0)
+    held: list[tuple[int, dict[str, Any]]] = []
+    for number, row in enumerate(rows):
+        if number < count:
+            held.append((number, row))
+        elif (at := rng.randrange(number + 1)) < count:
+            held[at] = (number, row)
+    return [row for _number, row in sorted(held, key=lambda pair: pair[0])]
+
+
+def _lines(row: dict[str, Any], width: int) -> Iterator[str]:
+    from batcher.write.columns import COLUMNS
+
+    tokens = row.get("prompt_tokens"), row.get("completion_tokens")
+    latency, custom_id = row.get("latency_ms"), row.get("custom_id")
+    facts = [
+        f"row {row.get('row')}",
+        f"({custom_id})" if custom_id not in (None, str(row.get("row"))) else "",
+        f"· {row.get('model')}",
+        f"· sample {row['sample']}" if row.get("sample") else "",
+        f"· {row.get('status')}",
+        f"· {tokens[0]} + {tokens[1]} tokens" if None not in tokens else "",
+        f"· {latency / 1000:.2f} s" if latency is not None else "",
+        f"· {row['attempts']} attempts" if (row.get("attempts") or 0) > 1 else "",
+    ]
+    yield _clean(" ".join(filter(None, facts)))
+    for name, value in row.items():
+        if name not in COLUMNS and value is not None:
+            yield from _field(name, value, width)
+    said = row.get("parsed") if row.get("parsed") is not None else row.get("content")
+    for arrow, value in (
+        ("→", said),
+        ("refusal", row.get("refusal")),
+        ("error", row.get("error")),
+    ):
+        if value is not None:
+            yield from _field(arrow, value, width)
+
+
+def _field(name: str, value: Any, width: int) -> Iterator[str]:
+    """A name and its value, wrapped behind it."""
+    text = value if isinstance(value, str) else _json(value)
+    if len(text) > _MOST_CHARS:
+        text = f"{text[:_MOST_CHARS]} … ({len(text):,} characters)"
+    head = f"  {_clean(name):{_NAME_CHARS}} "
+    indent = " " * len(head)
+    lines = []
+    for line in text.splitlines() or [""]:
+        lines += textwrap.wrap(_clean(line), max(20, width - len(head))) or [""]
+    for number, line in enumerate(lines):
+        yield f"{indent if number else head}{line}".rstrip()
+
+
+def _json(value: Any) -> str:
+    import msgspec
+
+    return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def _clean(text: str) -> str:
+    """Without what would move a terminal's cursor or colour it: answers come from outside."""
+    return "".join(char if char.isprintable() else "�" for char in text)
