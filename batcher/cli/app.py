@@ -11,6 +11,7 @@ import sys
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from batcher.cli.clean import clean
+from batcher.cli.compare import compare
 from batcher.cli.explain import explain
 from batcher.cli.export import export
 from batcher.cli.run import check, run
@@ -36,7 +37,7 @@ app = App(
     # "[default: ()]" tells nobody anything; the texts name the defaults that matter.
     default_parameter=Parameter(show_default=False),
 )
-for command in (run, check, status, export, show, explain, clean, simulate):
+for command in (run, check, status, export, show, compare, explain, clean, simulate):
     app.command(command, help_format="markdown")
 
 

@@ -6,13 +6,13 @@ import random
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from batcher.errors import JobError
 from batcher.records import Outcome
+from batcher.report.outputs import rows_of
 
 __all__ = ["show"]
 
@@ -37,15 +37,10 @@ def show(
         status: Only rows that ended so; several are allowed.
         sample: Only so many rows, drawn by chance; the same ones each time.
     """
-    path = Path(output)
-    if not path.is_file():
-        unfinished = Path(f"{output}.run").is_dir()
-        how = f"; write what there is with: batcher export {output} FILE" if unfinished else ""
-        raise JobError(f"{output}: there is no such output{how}.")
     if sample is not None and sample < 1:
         raise JobError(f"--sample {sample}: it must be more than 0.")
     rows: Iterator[dict[str, Any]] = (
-        row for row in _rows(path) if not status or row.get("status") in status
+        row for row in rows_of(output) if not status or row.get("status") in status
     )
     if sample is not None:
         rows = iter(_drawn(rows, sample))
@@ -58,28 +53,6 @@ def show(
         which = f" of status {', '.join(status)}" if status else ""
         raise JobError(f"{output}: there are no rows{which} in it.")
     return 0
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-                for batch in file.iter_batches(1000):
-                    yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise JobError(f"{path}: it is no Parquet ({error}).") from None
-        return
-    import msgspec
-
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield msgspec.json.decode(line, type=dict[str, Any])
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                raise JobError(f"{path}:{number}: it is no JSON object.") from None
 
 
 def _drawn(rows: Iterator[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:

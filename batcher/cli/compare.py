@@ -1,0 +1,141 @@
+"""`batcher compare`: what changed between two outputs. Touches: the terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from batcher.errors import JobError
+
+if TYPE_CHECKING:
+    from batcher.report.comparison import Comparison
+
+__all__ = ["compare"]
+
+_COLUMNS = frozenset({"model", "custom_id", "sample", "status", "parsed", "content"})
+
+
+def compare(
+    one: str,
+    other: str,
+    /,
+    *,
+    gold: str | None = None,
+    scorer: str = "label",
+    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Tell what changed from one output to another, row by row: gained, lost, the same.
+
+    Rows are matched by custom_id, sample and model; outputs of one model each are matched whatever
+    their models are.
+
+    Args:
+        one: A finished output.
+        other: Another one of the same rows.
+        gold: Column of the first that holds what is right.
+        scorer: When an answer is right: exact, label, number, contains, regex:PATTERN, json:FIELD or
+            python:MODULE:FUNCTION. Default: label.
+        json_: Print one JSON object instead.
+    """
+    from batcher.report.comparison import compare as compared
+    from batcher.report.outputs import rows_of
+    from batcher.report.scorers import scorer as scorer_of
+
+    right = scorer_of(scorer)
+    pairs = _pairs(one, other, gold)
+    columns = _COLUMNS | ({gold} if gold is not None else set())
+    found = compared(rows_of(one, columns), rows_of(other, _COLUMNS), pairs, gold, right)
+    if json_:
+        told = {model: _figures(of, has_gold=gold is not None) for model, of in found.items()}
+        print(json.dumps(told, ensure_ascii=False))
+        return 0
+    for model, of in found.items():
+        names = model if pairs[model] == model else f"{model} → {pairs[model]}"
+        print(f"{names}: {of.rows:,} rows in both")
+        for line in _told(of, one, other, has_gold=gold is not None):
+            print(f"  {line}")
+    return 0
+
+
+def _pairs(one: str, other: str, gold: str | None) -> dict[str, str]:
+    """Which model of the second output stands against which of the first."""
+    from batcher.report.outputs import rows_of
+
+    columns = {"model"} | ({gold} if gold is not None else set())
+    has_gold = gold is None
+    left: dict[str, None] = {}
+    right: dict[str, None] = {}
+    for row in rows_of(one, columns):
+        left[row.get("model") or ""] = None
+        has_gold |= gold in row
+    for row in rows_of(other, {"model"}):
+        right[row.get("model") or ""] = None
+    if not has_gold:
+        raise JobError(f"{one}: there is no column {gold!r} in it.")
+    common = [model for model in left if model in right]
+    if common:
+        return {model: model for model in common}
+    if len(left) == len(right) == 1:
+        return dict(zip(left, right, strict=True))
+    raise JobError(
+        f"{one} has {', '.join(left) or 'no rows'} and {other} has {', '.join(right) or 'no rows'}: there "
+        "is no model in both."
+    )
+
+
+def _told(of: Comparison, one: str, other: str, *, has_gold: bool) -> list[str]:
+    from batcher.report.statistics import cohen_kappa, mcnemar, wilson
+
+    lines = []
+    if has_gold and of.rows:
+        for name, right in zip((one, other), of.right, strict=True):
+            low, high = wilson(right, of.rows)
+            share = 100 * right / of.rows
+            lines.append(f"{name}: {share:.1f} % right ({100 * low:.1f} to {100 * high:.1f})")
+        p = mcnemar(of.n_gained, of.n_lost)
+        lines.append(f"gained {of.n_gained:,}{_names(of.gained, of.n_gained)}")
+        lines.append(f"lost {of.n_lost:,}{_names(of.lost, of.n_lost)}")
+        sure = "no more than chance" if p >= 0.05 else "more than chance"
+        lines.append(f"McNemar's exact test: p = {p:.2g}, {sure}")
+    if of.rows:
+        low, high = wilson(of.same, of.rows)
+        kappa = cohen_kappa(of.pairs)
+        alike = (
+            f"; Cohen's κ {kappa:.2f}"
+            if kappa is not None and len(of.pairs) <= of.rows / 2
+            else ""
+        )
+        lines.append(
+            f"the same answer {of.same:,} times: {100 * of.same / of.rows:.1f} % "
+            f"({100 * low:.1f} to {100 * high:.1f}){alike}"
+        )
+        if not has_gold and of.changed:
+            lines.append(f"changed {of.rows - of.same:,}{_names(of.changed, of.rows - of.same)}")
+    for name, n in zip((one, other), of.only, strict=True):
+        if n:
+            lines.append(f"{n:,} rows only in {name}")
+    return lines
+
+
+def _names(names: list[str], count: int) -> str:
+    more = ", …" if count > len(names) else ""
+    return f": rows {', '.join(names)}{more}" if names else ""
+
+
+def _figures(of: Comparison, *, has_gold: bool) -> dict[str, object]:
+    from batcher.report.statistics import cohen_kappa, mcnemar, wilson
+
+    told: dict[str, object] = {
+        "rows": of.rows, "same": of.same, "kappa": cohen_kappa(of.pairs), "only": of.only,
+    }  # fmt: skip
+    if has_gold:
+        told |= {
+            "right": of.right,
+            "intervals": [wilson(right, of.rows) for right in of.right],
+            "gained": of.n_gained,
+            "lost": of.n_lost,
+            "p": mcnemar(of.n_gained, of.n_lost),
+        }
+    return told

@@ -1,0 +1,121 @@
+"""Whether an answer is right, by the gold beside it. Touches: nothing but what `python:` names."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from batcher.errors import JobError
+
+__all__ = ["Scorer", "plain", "scorer"]
+
+Scorer = Callable[[Any, Any], bool]
+"""Whether (answer, gold) is right; the answer is what was parsed, else the text."""
+
+_NUMBER = re.compile(r"-?(?:\d[\d,]*)(?:\.\d+)?|-?\.\d+")
+_AROUND = " \t\r\n\"'`*_“”‘’.,;:!?"
+
+
+def scorer(name: str) -> Scorer:
+    """The scorer of a name.
+
+    | name | right when |
+    |---|---|
+    | `exact` | the texts are the same, blanks around them apart |
+    | `label` | the same but for case, quotes and full stops around them |
+    | `number` | the last number of the answer is the last of the gold, as GSM8K needs |
+    | `contains` | the gold stands in the answer, in any case |
+    | `regex:PATTERN` | what it finds (its first group, if it has one) is the gold, as for `label` |
+    | `json:FIELD` | that field of the answer is the gold, as for `label` |
+    | `python:MODULE:FUNCTION` | the function of (answer, gold) says so |
+
+    Raises:
+        JobError: There is none of that name.
+    """
+    kind, _, rest = name.partition(":")
+    if name in _SIMPLE:
+        return _SIMPLE[name]
+    if kind == "regex" and rest:
+        try:
+            pattern = re.compile(rest)
+        except re.error as error:
+            raise JobError(f"scorer {name}: it is no regular expression ({error}).") from None
+        return lambda answer, gold: _found(pattern, text(answer), gold)
+    if kind == "json" and rest:
+        return lambda answer, gold: _is_label(_field(answer, rest), gold)
+    if kind == "python" and rest:
+        return _python(name, rest)
+    known = ", ".join((*_SIMPLE, "regex:PATTERN", "json:FIELD", "python:MODULE:FUNCTION"))
+    raise JobError(f"scorer {name}: there is none of that name; there are {known}.")
+
+
+def text(value: Any) -> str:
+    """A value as a text: a text itself, anything else as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def plain(value: Any) -> str:
+    """What two labels have in common that are the same label.
+
+    >>> plain(" **Billing**. "), plain(3.0), plain(True)
+    ('billing', '3', 'true')
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return " ".join(text(value).strip(_AROUND).casefold().split())
+
+
+def _is_label(answer: Any, gold: Any) -> bool:
+    return answer is not None and plain(answer) == plain(gold)
+
+
+def _is_number(answer: Any, gold: Any) -> bool:
+    said, meant = _last_number(text(answer)), _last_number(text(gold))
+    return said is not None and said == meant
+
+
+def _last_number(said: str) -> Decimal | None:
+    found = _NUMBER.findall(said)
+    try:
+        return Decimal(found[-1].replace(",", "")) if found else None
+    except InvalidOperation:
+        return None
+
+
+def _found(pattern: re.Pattern[str], said: str, gold: Any) -> bool:
+    match = pattern.search(said)
+    if match is None:
+        return False
+    return _is_label(match.group(1) if pattern.groups else match.group(), gold)
+
+
+def _field(answer: Any, name: str) -> Any:
+    if isinstance(answer, str):
+        try:
+            answer = json.loads(answer)
+        except ValueError:
+            return None
+    return answer.get(name) if isinstance(answer, dict) else None
+
+
+def _python(name: str, rest: str) -> Scorer:
+    module, _, function = rest.rpartition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise JobError(f"scorer {name}: it cannot be had ({error}).") from None
+    return lambda answer, gold: bool(found(answer, gold))
+
+
+_SIMPLE: dict[str, Scorer] = {
+    "exact": lambda answer, gold: text(answer).strip() == text(gold).strip(),
+    "label": _is_label,
+    "number": _is_number,
+    "contains": lambda answer, gold: bool(plain(gold)) and plain(gold) in text(answer).casefold(),
+}

@@ -1,0 +1,110 @@
+"""How good, how sure, how much alike: figures from counts. Touches: nothing.
+
+All take counts, not rows, so that a million rows cost no more than the different values they hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from math import exp, lgamma, log, sqrt
+
+__all__ = ["Pairs", "cohen_kappa", "krippendorff_alpha", "macro_f1", "mcnemar", "wilson"]
+
+Pairs = Mapping[tuple[Hashable, Hashable], int]
+"""(value of one, value of the other) to how many rows have them; for gold, gold comes first."""
+
+_Z95 = 1.959963984540054
+
+
+def wilson(right: int, rows: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927, score interval); (0, 1) of no rows.
+
+    >>> tuple(round(bound, 3) for bound in wilson(8, 10))
+    (0.49, 0.943)
+    """
+    if not rows:
+        return 0.0, 1.0
+    share, z2 = right / rows, _Z95**2
+    middle = share + z2 / (2 * rows)
+    half = _Z95 * sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
+    whole = 1 + z2 / rows
+    low = 0.0 if right == 0 else (middle - half) / whole
+    return low, 1.0 if right == rows else (middle + half) / whole
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p-value that neither is more likely (McNemar 1947, binomial form).
+
+    Args:
+        gained: Rows that only the second has right.
+        lost: Rows that only the first has right.
+    """
+    rows, least = gained + lost, min(gained, lost)
+    if rows == 0:
+        return 1.0
+    # The sum of binomial probabilities up to `least`, from its largest term down.
+    term = exp(lgamma(rows + 1) - lgamma(least + 1) - lgamma(rows - least + 1) - rows * log(2))
+    total = 0.0
+    for k in range(least, -1, -1):
+        total += term
+        term *= k / (rows - k + 1)
+        if term < total * 1e-17:
+            break
+    return min(1.0, 2 * total)
+
+
+def cohen_kappa(pairs: Pairs) -> float | None:
+    """Agreement of two beyond chance (Cohen 1960); None when chance alone explains all or nothing."""
+    rows = sum(pairs.values())
+    if not rows:
+        return None
+    one: Counter[Hashable] = Counter()
+    other: Counter[Hashable] = Counter()
+    for (a, b), n in pairs.items():
+        one[a] += n
+        other[b] += n
+    seen = sum(n for (a, b), n in pairs.items() if a == b) / rows
+    chance = sum(n * other[value] for value, n in one.items()) / rows**2
+    return None if chance == 1.0 else (seen - chance) / (1 - chance)
+
+
+def krippendorff_alpha(units: Iterable[Mapping[Hashable, int]]) -> float | None:
+    """Agreement of any number of raters, nominal (Krippendorff 2011, "Computing alpha", section C).
+
+    None when nothing can disagree: fewer than two values in each unit, or one value in all.
+
+    Args:
+        units: Of each row, how many raters gave which value.
+    """
+    totals: Counter[Hashable] = Counter()
+    differing = 0.0
+    for unit in units:
+        raters = sum(unit.values())
+        if raters < 2:
+            continue
+        totals.update(unit)
+        differing += sum(n * (raters - n) for n in unit.values()) / (raters - 1)
+    values = sum(totals.values())
+    expected = values**2 - sum(n**2 for n in totals.values())
+    if not expected:
+        return None
+    return 1 - (values - 1) * differing / expected
+
+
+def macro_f1(pairs: Pairs) -> float | None:
+    """Mean over all labels, of gold or of answers, of the harmonic mean of precision and recall.
+
+    Args:
+        pairs: (gold, answer) to rows.
+    """
+    gold: Counter[Hashable] = Counter()
+    said: Counter[Hashable] = Counter()
+    for (a, b), n in pairs.items():
+        gold[a] += n
+        said[b] += n
+    labels = {*gold, *said}
+    if not labels:
+        return None
+    both = (2 * pairs.get((label, label), 0) / (gold[label] + said[label]) for label in labels)
+    return sum(both) / len(labels)

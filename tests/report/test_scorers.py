@@ -1,0 +1,48 @@
+"""Whether an answer is right."""
+
+import pytest
+
+from batcher.errors import JobError
+from batcher.report.scorers import scorer
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "gold", "right"),
+    [
+        ("exact", " Billing\n", "Billing", True),
+        ("exact", "billing", "Billing", False),
+        ("label", "**Billing**.", "billing", True),
+        ("label", "bill", "billing", False),
+        ("label", 3, "3", True),
+        ("label", 3.0, 3, True),
+        ("label", True, "true", True),
+        ("label", None, "", False),
+        ("number", "So 3 + 4 = 7, the answer is 1,234.50.", "#### 1234.5", True),
+        ("number", "12", "21", False),
+        ("number", "none", "7", False),
+        ("number", 7, 7.0, True),
+        ("number", "-5 degrees", "-5", True),
+        ("contains", "It was PARIS, of course", "Paris", True),
+        ("contains", "It was Lyon", "Paris", False),
+        ("contains", "anything", "", False),
+        (r"regex:Answer: (\w)", "I think. Answer: B", "b", True),
+        (r"regex:Answer: (\w)", "B", "b", False),
+        (r"regex:\d+", "42 it is", 42, True),
+        ("json:label", '{"label": "Bug"}', "bug", True),
+        ("json:label", {"label": "bug"}, "bug", True),
+        ("json:label", "no json", "bug", False),
+        ("json:label", {"other": "bug"}, "bug", False),
+        ("python:operator:eq", "a", "a", True),
+        ("python:operator:eq", "a", "A", False),
+    ],
+)
+def test_an_answer_is_right_by_its_scorer(name, answer, gold, right):
+    """Each on its own terms."""
+    assert scorer(name)(answer, gold) is right
+
+
+@pytest.mark.parametrize("name", ["exakt", "regex:(", "json:", "python:none:f", "python:math:no"])
+def test_a_scorer_that_is_none_is_said(name):
+    """With what there is."""
+    with pytest.raises(JobError, match="scorer"):
+        scorer(name)
