@@ -37,7 +37,8 @@ __all__ = ["Client", "Reply", "open_files"]
 
 _CONNECT_SECONDS = 30.0
 _KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
-_LOST_FEW, _LOST_PART = 3, 0.05
+# A server that goes down while it works on requests closes connections, too, but not at once.
+_LOST_FEW, _LOST_PART, _LOST_SECONDS, _MADE_ENOUGH = 3, 0.05, 0.5, 1000
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
@@ -81,7 +82,9 @@ class Client:
         self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
         self._idle: list[tuple[Connection, float]] = []  # And since when.
-        self._reused = self._lost = 0
+        self._reused = self._lost = self._made = (
+            0  # How often that was, and new ones were made since.
+        )
         self._keeps = True
 
     async def __aenter__(self) -> Self:
@@ -166,6 +169,10 @@ class Client:
             self._reused += 1
         else:
             connection = await self._connect(connecting)
+            self._made += 1
+            if self._made > _MADE_ENOUGH:
+                self._made = self._reused = self._lost = 0
+                self._keeps = True
         transport, protocol = connection.transport, connection.protocol
         heard = False
         try:
@@ -196,10 +203,11 @@ class Client:
                 deadline.cancel()
         except Exception as error:
             _drop(connection)
-            late = time.monotonic() - began >= timeout
-            if late and not isinstance(error, BadResponse):
+            took = time.monotonic() - began
+            if took >= timeout and not isinstance(error, BadResponse):
                 raise TimeoutError from None
-            if reused and not heard and isinstance(error, aiohttp.ClientConnectionError | OSError):
+            lost = isinstance(error, aiohttp.ClientConnectionError | OSError) and not heard
+            if reused and lost and took < _LOST_SECONDS:
                 self._distrust()
             raise
         except BaseException:
@@ -227,11 +235,13 @@ class Client:
     def _distrust(self) -> None:
         """A connection that was used again was closed without an answer: the others may be, too.
 
-        A server that closes after each answer without saying so is given a new one each time.
+        A server that closes after each answer without saying so is given a new one each time; after a
+        thousand of them it is tried once more.
         """
         while self._idle:
             self._idle.pop()[0].close()
         self._lost += 1
+        self._made = 0
         self._keeps = self._lost < _LOST_FEW or self._lost < _LOST_PART * self._reused
 
     async def _connect(self, within: aiohttp.ClientTimeout) -> Connection:
