@@ -58,6 +58,7 @@ class Engine:
         plan: What is to be sent.
         journal: Where results go first.
         summary: Adds them up.
+        rows: How many rows there are at most.
         emit: Awaited with each result and its prompt as it comes.
 
     Attributes:
@@ -72,12 +73,14 @@ class Engine:
         plan: Plan,
         journal: Journal,
         summary: Summary,
+        rows: int,
         emit: Emit | None = None,
     ) -> None:
         self._job = job
         self._plan = plan
         self._journal = journal
         self._summary = summary
+        self._rows = rows
         self._emit = emit
         self._resend = job.resendable
         self._client = Client(endpoint)
@@ -311,11 +314,26 @@ class Engine:
                         self._close_lane(lane, silent_result(lane, most))
                         lane.gate.close()
 
-        task = asyncio.create_task(look())
+        tasks = [asyncio.create_task(work) for work in (look(), self._warm())]
         try:
             yield
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def _warm(self) -> None:
+        """While the first answers are waited for, connections are opened for who told how many.
+
+        To open them takes longer than to use them, and thousands would be opened when all wait.
+        """
+        wanted = 0
+        for model in self._job.models:
+            told = self._job.limits(model)
+            if told.concurrency is not None:
+                soon = told.concurrency if told.rpm is None else int(told.rpm / 60) + 1
+                wanted += min(told.concurrency, soon, self._rows) - 1
+        most = self._job.total_concurrency
+        await self._client.warm(wanted if most is None else min(wanted, most))
 
     def _close_lane(self, lane: EngineLane, result: Result) -> None:
         if lane.dead is None:  # Rows buried later quote it; it must not come to quote them.

@@ -334,7 +334,13 @@ class Runner:
             return
         journal = Journal(folder, alarm=self._stop_sending)
         engine = self._engine = Engine(
-            self._within_files(), endpoint, plan, journal, self.summary, self._emit
+            self._within_files(),
+            endpoint,
+            plan,
+            journal,
+            self.summary,
+            self._surveyed or 0,
+            self._emit,
         )
         self._state = "running"
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)

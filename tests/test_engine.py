@@ -16,9 +16,12 @@ from aiohttp import web
 
 from batcher import api
 from batcher.errors import JobError
+from batcher.job import Job
+from batcher.runner import Runner
 from batcher.simulate.server import running
 from batcher.simulate.settings import SimulatedModel, Simulation
 from tests.support import echo
+from tests.support.canned import Server
 from tests.support.program import batcher, read_jsonl, started, write_jsonl
 
 PRICE = Decimal(1)
@@ -542,3 +545,39 @@ def test_rows_of_a_dead_model_all_have_the_same_short_reason(tmp_path, rows):
     assert ended.returncode == 3, ended.stderr.decode()
     errors = {r["error"] for r in read_jsonl(tmp_path / "out.jsonl") if r["model"] == "keyless"}
     assert max(map(len, errors)) < 200
+
+
+@pytest.mark.parametrize(
+    ("told", "connections"),
+    [
+        ({"concurrency": 20}, 12),
+        ({"concurrency": 8}, 8),
+        ({"concurrency": 20, "rpm": 180}, 4),
+        ({"concurrency": 20, "total_concurrency": 5}, 6),
+        ({"concurrency": 1}, 1),
+        ({}, 1),
+    ],
+)
+def test_connections_are_opened_while_the_first_answer_is_waited_for(tmp_path, told, connections):
+    """As many as the rows and what was told of limits leave use for."""
+    said = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said)
+
+    async def work():
+        async with Server(0.6, answer) as server:
+            rows = [{"prompt": f"p {n}"} for n in range(12)]
+            path = write_jsonl(tmp_path / "in.jsonl", rows)
+            job = Job.of(
+                inputs=[str(path)], output=tmp_path / "o.jsonl", models=["m"], quiet=True,
+                base_url=server.url.removesuffix("/chat/completions"), **told,
+            )  # fmt: skip
+            running = asyncio.create_task(Runner(job).run())
+            while not server.requests:  # noqa: ASYNC110 (the server has no event for it)
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            assert len(server.requests) == 1
+            # The first request may have taken one of those.
+            assert server.connections in (connections, max(1, connections - 1))
+            assert (await running).exit_status == 0
+
+    asyncio.run(work())

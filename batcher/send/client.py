@@ -41,6 +41,7 @@ _KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
 _LOST_FEW, _LOST_PART, _LOST_SECONDS, _MADE_ENOUGH = 3, 0.05, 0.5, 1000
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
+_WARM_AT_ONCE = 100
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
 _CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
@@ -155,6 +156,23 @@ class Client:
             raise NoAnswer(f"the answer is no HTTP: {self._told(error.message)}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {self._told(error)}") from None
+
+    async def warm(self, count: int) -> None:
+        """Opens so many connections ahead of the requests, a hundred at a time.
+
+        What fails here fails again with a request, and is told then.
+        """
+        if not self._direct:
+            return
+        turns = asyncio.Semaphore(_WARM_AT_ONCE)
+
+        async def one() -> None:
+            async with turns:
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    connection = await self._connect(_CONNECTING)
+                    self._idle.append((connection, time.monotonic()))
+
+        await asyncio.gather(*(one() for _ in range(count)))
 
     async def _exchange(
         self,

@@ -10,60 +10,13 @@ from batcher.errors import BadResponse, NoAnswer
 from batcher.job import Endpoint
 from batcher.records import Outcome
 from batcher.send.client import Client
+from tests.support.canned import Server
 
 KEY = "sk-secret"
 BODY = b'{"model":"m","messages":[{"role":"user","content":"\xc3\xa9"}]}'
 OK = b"HTTP/1.1 200 OK\r\n"
 PLAIN = OK + b"X-Request-Id: 7\r\nContent-Length: 4\r\n\r\nfine"
 MOST = 64 << 20
-
-
-class Server:
-    """Sends canned bytes for each request; counts connections, keeps requests.
-
-    Args:
-        sends: What to send, in turn, for each request; a number is a wait in seconds, None closes.
-    """
-
-    def __init__(self, *sends):
-        self.sends = sends
-        self.connections = 0
-        self.requests = []
-        self.serving = set()
-
-    async def __aenter__(self):
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self.server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        return self
-
-    async def __aexit__(self, *_):
-        self.server.close()
-        for task in self.serving:
-            task.cancel()
-        await asyncio.gather(*self.serving, return_exceptions=True)
-
-    async def _serve(self, reader, writer):
-        self.connections += 1
-        self.serving.add(asyncio.current_task())
-        with (
-            contextlib.closing(writer),
-            contextlib.suppress(
-                ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError
-            ),
-        ):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = head.lower().split(b"content-length:")[1].split(b"\r\n")[0]
-                self.requests.append((head, await reader.readexactly(int(length))))
-                for part in self.sends:
-                    if part is None:
-                        return
-                    if isinstance(part, bytes):
-                        writer.write(part)
-                        await writer.drain()
-                    else:
-                        await asyncio.sleep(part)
 
 
 async def exchanged(server, *, direct, times=1, within=10.0, body=BODY):
