@@ -145,9 +145,7 @@ def _parquet(
                 **how,
             )
         except TooLarge:
-            say(
-                "A number in an answer fits no column of Arrow; 'parsed' is a column of JSON text."
-            )
+            say("Not all answers are of one Arrow type; 'parsed' is a column of JSON text.")
             shape = parsed.TEXT
             continue
         except Misfit as misfit:

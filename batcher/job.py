@@ -7,7 +7,6 @@ it its meaning.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -483,8 +482,10 @@ def _labels(text: str) -> tuple[str, ...]:
     """Parted by commas, or a JSON list for labels that have some."""
     labels = [label.strip() for label in text.split(",")]
     if text.lstrip().startswith("["):
-        with contextlib.suppress(msgspec.DecodeError):
+        try:
             labels = msgspec.json.decode(text, type=list[str])
+        except msgspec.DecodeError as error:
+            raise JobError(f"--labels {text!r}: it is no JSON list of texts ({error}).") from None
     if len(labels) < 2 or not all(label.strip() for label in labels):
         raise JobError(f"--labels {text!r}: give two or more, parted by commas: bug,billing.")
     if twice := {label for label in labels if labels.count(label) > 1}:

@@ -12,6 +12,8 @@ import pytest
 from aiohttp import web
 
 import batcher
+from batcher.job import Job
+from batcher.runner import Runner
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support import program
@@ -150,15 +152,89 @@ def test_what_does_not_fit_is_asked_for_again_and_all_of_it_is_counted(run, tmp_
     assert run(*words).returncode == 0
 
 
+@pytest.mark.parametrize("content", ['{"a": "\\\\ud83d"}', f'{{"a": {"[" * 400}1{"]" * 400}}}'])
+def test_an_odd_answer_is_a_row_and_not_the_end(tmp_path, content):
+    """Half an emoji, or lists without end: it was paid for, and the others go on."""
+    content = content.replace("\\\\", "\\")
+
+    def answer(_body, n):
+        return 200, content if n == 2 else '{"a": "b"}'
+
+    with answering(answer) as (url, bodies):
+        rows = [{"prompt": str(n)} for n in range(5)]
+        how = {"models": ["m"], "base_url": url, "reask": 0, "concurrency": 1}
+        schema = {"type": "object", "properties": {"a": {}}}
+        batcher.run(rows, output=tmp_path / "o.parquet", schema=schema, **how)
+    statuses = pq.read_table(tmp_path / "o.parquet")["status"].to_pylist()
+    assert sorted(statuses) in (["invalid", *["ok"] * 4], ["ok"] * 5)
+    assert len(bodies) == 5
+
+
+def test_answers_that_fit_no_one_type_are_kept_as_text(tmp_path):
+    """Kept under another schema, or of a schema that allows more than its properties say."""
+    said = iter(['{"a": 1}', "5", '"x"'])
+    with answering(lambda _body, _n: (200, next(said))) as (url, _):
+        rows = [{"prompt": str(n)} for n in range(3)]
+        how = {"models": ["m"], "base_url": url, "concurrency": 1}
+        schema = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+        batcher.run(rows, output=tmp_path / "o.parquet", schema=schema, **how)
+    column = pq.read_table(tmp_path / "o.parquet")["parsed"]
+    assert sorted(column.to_pylist()) == ['"x"', "5", '{"a":1}']
+
+
+def test_a_stop_between_an_answer_and_its_re_ask_keeps_the_answer(tmp_path):
+    """It was paid for: the row is invalid, and nothing is bought twice."""
+    stopping = []
+
+    def answer(_body, n):
+        if n == 1:
+            stopping[0].stop()
+        return 200, "spam"
+
+    with answering(answer) as (url, bodies):
+        write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}])
+        job = Job.of(
+            inputs=[str(tmp_path / "in.jsonl")], output=tmp_path / "o.jsonl", models=["m"],
+            base_url=url, labels=["a", "b"], quiet=True,
+        )  # fmt: skip
+        stopping.append(Runner(job))
+        assert asyncio.run(stopping[0].run()).exit_status == 130
+        assert asyncio.run(Runner(job).run()).exit_status == 3
+    (row,) = read_jsonl(tmp_path / "o.jsonl")
+    assert (row["status"], row["content"], len(bodies)) == ("invalid", "spam", 1)
+
+
+def test_a_server_that_says_no_more_than_bad_request_is_tried_without_a_schema(tmp_path):
+    """Before anything was answered, that may be what it means."""
+
+    def answer(body, _n):
+        if "response_format" in body:
+            return 400, {"error": {"message": "Bad request"}}
+        return 200, "a"
+
+    with answering(answer) as (url, _):
+        how = {"models": ["m"], "base_url": url, "labels": ["a", "b"]}
+        report = batcher.run([{"prompt": "x"}] * 5, output=tmp_path / "o.jsonl", **how)
+    assert report.exit_status == 0
+
+
 @pytest.mark.parametrize("route", ["split", "fallback"])
 def test_a_route_asks_again_as_often_as_one_model_would(run, tmp_path, gateway, route):
     """However many models there are: in a split they share the row's tries."""
     gateway.gateway.shares = {"invalid": 1.0}
     words = ("--labels", LABELS, "-m", "sim-medium", "-m", "sim-large", "--route", route)
-    assert run("-o", "o.jsonl", *words).returncode == 3
+    ended = run("-o", "o.jsonl", *words, "--json")
+    (tmp_path / "told.json").write_bytes(ended.stdout)
+    assert ended.returncode == 3
     assert {row["status"] for row in read_jsonl(tmp_path / "o.jsonl")} == {"invalid"}
-    asked = sum(model.received for model in gateway.ledger.models.values())
+    models = gateway.ledger.models.values()
+    asked = sum(model.received for model in models)
     assert asked == (80 if route == "split" else 160)
+    if route == "split":  # A row has the tokens of both its answers, whoever gave them.
+        billed = sum(model.tokens["prompt"] for model in models)
+        assert sum(row["prompt_tokens"] for row in read_jsonl(tmp_path / "o.jsonl")) == billed
+        told = json.loads((tmp_path / "told.json").read_bytes())["models"].values()
+        assert sum(model["tokens"]["prompt"] for model in told) == billed
 
 
 def test_without_a_re_ask_the_first_answer_is_the_last(run, tmp_path, gateway):
@@ -266,6 +342,8 @@ def test_what_was_truncated_is_sent_again_with_a_larger_bound(run, tmp_path, gat
         (["--labels", "a,b", "--schema", "s.json"], "one of them"),
         (["--labels", "a"], "two or more"),
         (["--labels", "a,b,a"], "a stands there twice"),
+        (["--labels", '["a", 1]'], "no JSON list of texts"),
+        (["--labels", '["a", "'], "no JSON list of texts"),
         (["--schema", "none.json"], "cannot be read"),
         (["--schema", "in.jsonl"], "not JSON"),
         (["--schema", "bad.json"], "no JSON Schema"),

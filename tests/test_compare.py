@@ -76,10 +76,17 @@ def test_two_models_are_compared_where_each_output_has_one(two):
         (["a.jsonl", "none.jsonl"], "no such output"),
         (["a.jsonl", "b.parquet", "--gold", "golden"], "no column 'golden'"),
         (["a.jsonl", "b.parquet", "--gold", "gold", "--scorer", "best"], "none of that name"),
+        (
+            ["a.jsonl", "b.parquet", "--gold", "gold", "--scorer", "python:mine:fails"],
+            "it fails for",
+        ),
+        (["raw.jsonl", "b.parquet"], "no output of batcher"),
     ],
 )
 def test_what_cannot_be_compared_is_said(two, words, said):
     """In one sentence."""
+    (two / "mine.py").write_text("def fails(answer, gold):\n    return 1 / 0\n")
+    write_jsonl(two / "raw.jsonl", [{"prompt": "a"}])
     ended = batcher("compare", *words, cwd=two)
     assert ended.returncode == 2
     assert said in ended.stderr.decode()

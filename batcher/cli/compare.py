@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -63,14 +64,16 @@ def _pairs(one: str, other: str, gold: str | None) -> dict[str, str]:
     """Which model of the second output stands against which of the first."""
     from batcher.report.outputs import rows_of
 
-    columns = {"model"} | ({gold} if gold is not None else set())
+    columns = {"model", "status"} | ({gold} if gold is not None else set())
     has_gold = gold is None
     left: dict[str, None] = {}
     right: dict[str, None] = {}
     for row in rows_of(one, columns):
+        _check(one, row)
         left[row.get("model") or ""] = None
         has_gold |= gold in row
-    for row in rows_of(other, {"model"}):
+    for row in rows_of(other, columns):
+        _check(other, row)
         right[row.get("model") or ""] = None
     if not has_gold:
         raise JobError(f"{one}: there is no column {gold!r} in it.")
@@ -83,6 +86,11 @@ def _pairs(one: str, other: str, gold: str | None) -> dict[str, str]:
         f"{one} has {', '.join(left) or 'no rows'} and {other} has {', '.join(right) or 'no rows'}: there "
         "is no model in both."
     )
+
+
+def _check(output: str, row: Mapping[str, object]) -> None:
+    if "status" not in row or "model" not in row:
+        raise JobError(f"{output}: it is no output of batcher, it has no status and no model.")
 
 
 def _told(of: Comparison, one: str, other: str, *, has_gold: bool) -> list[str]:

@@ -42,7 +42,7 @@ def expected_of(settings: Settings) -> Expected | None:
         JobError: The schema is none.
     """
     schema, labels = settings.get("--schema"), settings.get("--labels")
-    if not schema and not labels:
+    if schema is None and not labels:
         return None
     try:
         return Expected(schema, labels or ())
@@ -54,7 +54,9 @@ def settings_of(job: Job, url: str) -> dict[str, object]:
     """The settings of a job whose requests go to this address."""
     prompt, system = job.templates
     schema, labels = job.expected
-    expected = {"--schema": schema} if schema else {"--labels": list(labels)} if labels else {}
+    expected: dict[str, object] = {} if schema is None else {"--schema": schema}
+    if labels:
+        expected["--labels"] = list(labels)
     return {
         "--base-url": url.removesuffix(_CHAT),
         "--prompt": prompt,

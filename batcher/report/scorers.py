@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -106,11 +107,21 @@ def _field(answer: Any, name: str) -> Any:
 
 def _python(name: str, rest: str) -> Scorer:
     module, _, function = rest.rpartition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # A file in the folder where the command is given.
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise JobError(f"scorer {name}: it cannot be had ({error}).") from None
-    return lambda answer, gold: bool(found(answer, gold))
+
+    def score(answer: Any, gold: Any) -> bool:
+        try:
+            return bool(found(answer, gold))
+        except Exception as error:  # noqa: BLE001 (it is the user's own code)
+            said = f"{type(error).__name__}: {error}"
+            raise JobError(f"scorer {name}: it fails for {answer!r:.80} ({said}).") from None
+
+    return score
 
 
 _SIMPLE: dict[str, Scorer] = {

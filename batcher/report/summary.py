@@ -164,16 +164,12 @@ class ModelSummary:
 
         self.loose += result.loose
         tokens = self.tokens
-        for at, count in enumerate(
-            (
-                result.prompt_tokens,
-                result.completion_tokens,
-                result.total_tokens,
-                result.cached_tokens,
-                result.reasoning_tokens,
-            )
-        ):
+        others = [t for t in result.tries or () if t.model is not None and t.status.answered]
+        for at, name in enumerate(TOKENS):
+            count = getattr(result, f"{name}_tokens")
             if count is not None:
+                for attempt in others:  # Of which the row's sum holds all, and this model none.
+                    count -= getattr(attempt, f"{name}_tokens") or 0
                 tokens[at] = (tokens[at] or 0) + count
             elif answered:
                 self.missing[at] += 1
@@ -192,6 +188,12 @@ class ModelSummary:
         """Counts an exchange for a row that another model ended."""
         self.requests += 1
         self._tried_429 += attempt.http_status == 429
+        if attempt.status.answered:
+            self.thrown_away += 1
+            for at, name in enumerate(TOKENS):
+                if (count := getattr(attempt, f"{name}_tokens")) is not None:
+                    self.tokens[at] = (self.tokens[at] or 0) + count
+            self.thrown_tokens += (attempt.prompt_tokens or 0) + (attempt.completion_tokens or 0)
 
     def asdict(self, seconds: float) -> dict[str, object]:
         """One model's part of the JSON summary; `seconds` is how long the run took."""

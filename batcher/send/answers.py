@@ -21,7 +21,11 @@ Form = Literal["json_schema", "json_object", "prompt"]
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _MARKED = re.compile(r"\*\*(.{1,100}?)\*\*|`(.{1,100}?)`|[\"“](.{1,100}?)[\"”]")
 _AROUND = " \t\r\n\"'`*_“”‘’.,;:!"
-_PREFIX = 40
+# Not just any words: "Not: bug" is no bug.
+_NAMES_IT = re.compile(
+    r"(?i)(the )?((final|correct|best) )?(label|answer|category|class|classification|result|output|team|topic"
+    r"|intent|sentiment|type|kind)( is)?"
+)
 _OBJECTS = 200  # Looked at in one answer, at most.
 _ERRORS = 3
 
@@ -113,18 +117,36 @@ class Expected:
         if text in self._exact:
             return Found(text, loose=False)
         value = _loads(text)
-        if isinstance(value, dict) and len(value) == 1:
-            (value,) = value.values()
+        if isinstance(value, dict):
+            value = value.get("label", *value.values()) if len(value) == 1 else value.get("label")
         if isinstance(value, str) and (label := self._known(value)) is not None:
             return Found(label, loose=False)
+        if isinstance(_loads(text), dict | list):
+            raise Unfit(self._none_of())
         if (label := self._known(text)) is not None:
             return Found(label, loose=False)
         found = {label for part in _parts(text) if (label := self._known(part)) is not None}
+        if found:
+            found |= self._named(text, found)
         if len(found) == 1:
             return Found(found.pop(), loose=True)
         if found:
             raise Unfit(f"it names several labels: {', '.join(sorted(found))}")
-        raise Unfit(f"it is none of the labels {', '.join(self._labels.values())}")
+        raise Unfit(self._none_of())
+
+    def _none_of(self) -> str:
+        return f"it is none of the labels {', '.join(self._labels.values())}"
+
+    def _named(self, text: str, found: set[str]) -> set[str]:
+        """Other labels that stand somewhere in the text, as words of their own."""
+        left = " ".join(text.casefold().split())
+        for label in found:
+            left = left.replace(_bare(label), " ")
+        return {
+            label
+            for label in self._labels.values()
+            if label not in found and re.search(rf"(?<!\w){re.escape(_bare(label))}(?!\w)", left)
+        }
 
     def _known(self, text: str) -> str | None:
         return self._labels.get(_bare(text)) or self._labels.get(text.strip(_AROUND))
@@ -205,7 +227,7 @@ def _parts(text: str) -> Iterator[str]:
     for line in {*lines[:1], *lines[-1:]}:
         yield line
         before, colon, after = line.partition(":")
-        if colon and len(before) <= _PREFIX:
+        if colon and _NAMES_IT.fullmatch(before.strip(_AROUND)):
             yield after
     for groups in _MARKED.findall(text):
         yield from filter(None, groups)
@@ -217,7 +239,9 @@ def _bare(text: str) -> str:
 
 def _demand(schema: Mapping[str, Any] | None, labels: Sequence[str]) -> str:
     if schema is None:
-        return f"Answer with exactly one of these labels and nothing else: {', '.join(labels)}."
+        quoted = any("," in label or '"' in label for label in labels)
+        shown = (json.dumps(one, ensure_ascii=False) if quoted else one for one in labels)
+        return f"Answer with exactly one of these labels and nothing else: {', '.join(shown)}."
     said = json.dumps(schema, ensure_ascii=False)
     return f"Answer with JSON that fits this JSON Schema, and with nothing else:\n{said}"
 
@@ -243,6 +267,8 @@ def _closed(schema: Any) -> Any:
         else _closed(value)
         for name, value in schema.items()
     }
+    if "allOf" in schema:  # Closed, its branches would exclude each other.
+        return dict(schema)
     if isinstance(closed.get("properties"), dict):
         closed.setdefault("additionalProperties", False)
     return closed

@@ -29,7 +29,7 @@ from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send import retry, wire
 from batcher.send.client import Client
 from batcher.send.estimate import Estimate, Patience
-from batcher.send.gate import Door, Heard
+from batcher.send.gate import Closed, Door, Heard
 from batcher.send.headers import Said, limits
 from batcher.send.talk import Forms, Talk, Terms
 
@@ -176,6 +176,11 @@ class Sender:
             return _ended(request, last, tries, talk)
         except _NoTime:  # It stood in line until its time was up.
             return _ended(request, error, tries, talk)
+        except Closed as stopped:
+            if talk.answer is None:
+                raise
+            # It was paid for: better kept as it is than bought again.
+            return _ended(request, NoAnswer(str(stopped) or "the run was stopped"), tries, talk)
         return _answered(request, completion, tries)
 
     def _decide(self, error: RequestError, tries: list[Attempt], until: float) -> float | None:
@@ -245,10 +250,11 @@ class Sender:
             gate.leave(ticket, heard)
         tries.append(_try(started, latency, waited, _cause(tries, ticket.cause), ended))
         if isinstance(ended, RequestError):
-            if self._terms.form_refused(ended, form):
+            if self._terms.form_refused(ended, form, proven=forms.proven):
                 forms.refused(form)
                 raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
             raise self._final(ended)
+        forms.proven = True
         if self._terms.goes_on(ended, request, talk):
             raise AskAgain(ended.unfit or "truncated", outcome=ended.outcome, status=200)
         return ended
@@ -377,7 +383,7 @@ def _answered(request: Request, completion: Completion, tries: list[Attempt]) ->
 
 def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
     """What all answers of a request used together; None where one of them did not tell."""
-    answers = [t for t in tries if t.status.answered and t.model is None]
+    answers = [t for t in tries if t.status.answered]
     if len(answers) < 2:
         return completion.usage
     of = [

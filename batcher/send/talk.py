@@ -15,7 +15,14 @@ __all__ = ["Forms", "Talk", "Terms"]
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
 _NEXT: dict[Form, Form] = {"json_schema": "json_object", "json_object": "prompt"}
-_ABOUT = ("response_format", "json_schema", "json_object", "structured output", "guided_")
+_ABOUT = (
+    "response_format",
+    "json_schema",
+    "json_object",
+    "structured output",
+    "guided_",
+    "requested parameters",
+)
 _BOUNDS = ("max_completion_tokens", "max_tokens")
 
 
@@ -24,10 +31,12 @@ class Forms:
 
     Attributes:
         now: The form.
+        proven: Whether a request in it was answered.
     """
 
     def __init__(self) -> None:
         self.now: Form = "json_schema"
+        self.proven = False
 
     def refused(self, form: Form) -> None:
         """A request in this form was refused for it; others may have found that out before."""
@@ -95,9 +104,12 @@ class Terms:
             return completion
         try:
             value, loose = self._expected.check(completion.content)
-        except Unfit as error:
-            return msgspec.structs.replace(completion, outcome=Outcome.INVALID, unfit=str(error))
-        return msgspec.structs.replace(completion, parsed=_encode(value).decode(), loose=loose)
+            parsed = _encode(value).decode()
+        except (ValueError, RecursionError) as error:  # Unfit, or nothing that can be kept.
+            why = str(error) if isinstance(error, Unfit) else f"it cannot be kept ({error})"
+            why = why.encode("utf-8", "replace").decode()
+            return msgspec.structs.replace(completion, outcome=Outcome.INVALID, unfit=why)
+        return msgspec.structs.replace(completion, parsed=parsed, loose=loose)
 
     def goes_on(self, completion: Completion, request: Request, talk: Talk) -> bool:
         """Whether an answer is to be asked for once more; notes how."""
@@ -115,9 +127,14 @@ class Terms:
             return True
         return False
 
-    def form_refused(self, error: RequestError, form: Form) -> bool:
-        """Whether a refusal is about the form, and there is another one."""
+    def form_refused(self, error: RequestError, form: Form, *, proven: bool) -> bool:
+        """Whether a refusal is about the form, and there is another one.
+
+        Before any was answered each plain refusal may be: some servers say no more than "bad request".
+        """
         if self._expected is None or form == "prompt" or error.status not in (400, 404, 422, 501):
             return False
+        if not proven and error.outcome is Outcome.BAD_REQUEST:
+            return True
         words = f"{error} {error.error_type}".lower()
         return any(word in words for word in _ABOUT)

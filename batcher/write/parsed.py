@@ -38,12 +38,12 @@ class Shape(NamedTuple):
         """Values given as JSON text.
 
         Raises:
-            pa.ArrowInvalid: A number is too large for its type.
+            pa.ArrowInvalid: A value is none of the type: too large, or checked by another schema.
         """
         values = (None if text is None else msgspec.json.decode(text) for text in texts)
         try:
             return pa.array([None if v is None else self.fit(v) for v in values], self.type)
-        except OverflowError as error:
+        except (OverflowError, AttributeError, TypeError, ValueError) as error:
             raise pa.ArrowInvalid(str(error)) from None
 
 

@@ -174,6 +174,20 @@ def test_a_key_is_in_no_error(sends, key):
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("word", ["none", "dummy", "x", "EMPTY", "placeholder"])
+def test_a_word_in_the_place_of_a_key_changes_no_answer(word):
+    """Local servers want any key; what people put there may be a label as well."""
+
+    async def work():
+        said = f"it is {word}, and nonetheless fine".encode()
+        sends = OK + b"Content-Length: %d\r\n\r\n%b" % (len(said), said)
+        async with Server(sends) as server, Client(Endpoint(server.url, "", word)) as client:
+            assert (await client.post(BODY, 10.0)).body == said
+            assert f"Bearer {word}\r\n".encode() in server.requests[0][0]
+
+    asyncio.run(work())
+
+
 def test_what_comes_unasked_is_given_to_nobody():
     """An answer sent twice, while the connection was idle, is not the answer to the next row."""
 
