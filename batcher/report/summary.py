@@ -15,6 +15,7 @@ from batcher.records import Attempt, Outcome, Result
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Summary"]
 
 TOKENS = ("prompt", "completion", "total", "cached", "reasoning")
+_FIELDS = tuple(f"{name}_tokens" for name in TOKENS)
 
 # Latencies of one bucket share their first six bits: exact below 64 ms, wrong by 1/64 at most
 # above, and an hour needs no more than 600 buckets.
@@ -165,11 +166,11 @@ class ModelSummary:
         self.loose += result.loose
         tokens = self.tokens
         others = [t for t in result.tries or () if t.model is not None and t.status.answered]
-        for at, name in enumerate(TOKENS):
-            count = getattr(result, f"{name}_tokens")
+        for at, field in enumerate(_FIELDS):
+            count = getattr(result, field)
             if count is not None:
                 for attempt in others:  # Of which the row's sum holds all, and this model none.
-                    count -= getattr(attempt, f"{name}_tokens") or 0
+                    count -= getattr(attempt, field) or 0
                 tokens[at] = (tokens[at] or 0) + count
             elif answered:
                 self.missing[at] += 1
@@ -190,8 +191,8 @@ class ModelSummary:
         self._tried_429 += attempt.http_status == 429
         if attempt.status.answered:
             self.thrown_away += 1
-            for at, name in enumerate(TOKENS):
-                if (count := getattr(attempt, f"{name}_tokens")) is not None:
+            for at, field in enumerate(_FIELDS):
+                if (count := getattr(attempt, field)) is not None:
                     self.tokens[at] = (self.tokens[at] or 0) + count
             self.thrown_tokens += (attempt.prompt_tokens or 0) + (attempt.completion_tokens or 0)
 

@@ -383,6 +383,8 @@ def _answered(request: Request, completion: Completion, tries: list[Attempt]) ->
 
 def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
     """What all answers of a request used together; None where one of them did not tell."""
+    if len(tries) < 2:
+        return completion.usage
     answers = [t for t in tries if t.status.answered]
     if len(answers) < 2:
         return completion.usage
