@@ -120,7 +120,7 @@ def _parquet(
     from batcher.read import parquet
     from batcher.read.columns import Columns, Misfit
     from batcher.write import parsed
-    from batcher.write.parquet import TooLarge, write_parquet
+    from batcher.write.parquet import NotOfType, write_parquet
 
     def arrays(columns: Columns) -> Iterator[tuple[list[int], list[pa.Array]]]:
         for positions, rows in inputs.native():
@@ -144,7 +144,7 @@ def _parquet(
                 as_json=columns.as_json,
                 **how,
             )
-        except TooLarge:
+        except NotOfType:
             say("Not all answers are of one Arrow type; 'parsed' is a column of JSON text.")
             shape = parsed.TEXT
             continue

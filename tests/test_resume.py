@@ -511,6 +511,25 @@ def test_damage_heals_in_one_start_also_where_rows_moved(run, tmp_path, edit):
     assert run() == 0
 
 
+def test_a_lost_answer_that_was_kept_counts_for_nothing_when_the_new_one_is_refused(
+    run, gateway, tmp_path
+):
+    """Else each start would find the same damage, and none would end."""
+    run()
+    path = Path("out.jsonl.run/journal-000001.jsonl")
+    lines = path.read_bytes().split(b"\n")
+    lines[30] = lines[30].replace(b'"content":"', b'"content":"!', 1)[: len(lines[30])]
+    path.write_bytes(b"\n".join(lines))
+    write_jsonl(tmp_path / "in.jsonl", ROWS[::-1])
+    gateway.gateway.shares = {"bad_request": 1.0}
+    run()
+    statuses = [row["status"] for row in read_jsonl(Path("out.jsonl"))]
+    assert sorted(statuses) == ["bad_request", *["ok"] * 39]
+    gateway.gateway.shares = {}
+    assert run() == 1
+    assert {row["status"] for row in read_jsonl(Path("out.jsonl"))} == {"ok"}
+
+
 def test_a_dry_run_takes_no_notice_of_damage_away(tmp_path, gateway):
     """The run after it must still know, and keep the output."""
     write_jsonl(tmp_path / "in.jsonl", ROWS)
@@ -520,8 +539,9 @@ def test_a_dry_run_takes_no_notice_of_damage_away(tmp_path, gateway):
     before = (tmp_path / "out.jsonl").read_bytes()
     path = tmp_path / "out.jsonl.run" / "journal-000001.jsonl"
     os.truncate(path, path.stat().st_size // 2)
-    for _ in range(2):
-        assert b"became shorter" in program.batcher("check", *words, **with_).stderr
+    for more in ((), ("--param", "top_p=1", "--changed", "resend")):
+        told = program.batcher("check", *words, *more, **with_).stderr
+        assert told.count(b"became shorter") == 1
     gateway.gateway.shares = {"bad_request": 0.5}
     assert b"became shorter" in program.batcher("run", *words, **with_).stderr
     (kept,) = (tmp_path / "out.jsonl.run").glob("output-*")

@@ -67,8 +67,8 @@ def test_an_answer_moves_no_cursor(tmp_path):
     ("name", "content", "said"),
     [
         ("none.jsonl", None, "no such output"),
-        ("bad.jsonl", "nothing\n", "bad.jsonl:1: it is no JSON object"),
-        ("bad.parquet", "nothing", "no Parquet"),
+        ("bad.jsonl", "nothing\n", "bad.jsonl:1: "),
+        ("bad.parquet", "nothing", "bad.parquet: it cannot be read as Parquet"),
         ("empty.jsonl", "", "no rows"),
     ],
 )

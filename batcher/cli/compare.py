@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from batcher.cli.outputs import rows_of
 from batcher.errors import JobError
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def compare(
         json_: Print one JSON object instead.
     """
     from batcher.report.comparison import compare as compared
-    from batcher.report.outputs import rows_of
     from batcher.report.scorers import scorer as scorer_of
 
     right = scorer_of(scorer)
@@ -62,9 +62,7 @@ def compare(
 
 def _pairs(one: str, other: str, gold: str | None) -> dict[str, str]:
     """Which model of the second output stands against which of the first."""
-    from batcher.report.outputs import rows_of
-
-    columns = {"model", "status"} | ({gold} if gold is not None else set())
+    columns = frozenset({"model", "status"} | ({gold} if gold is not None else set()))
     has_gold = gold is None
     left: dict[str, None] = {}
     right: dict[str, None] = {}

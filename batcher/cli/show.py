@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from batcher.cli.outputs import rows_of
 from batcher.errors import JobError
 from batcher.records import Outcome
-from batcher.report.outputs import rows_of
 
 __all__ = ["show"]
 

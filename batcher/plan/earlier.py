@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from batcher.records import Outcome, Request
-from batcher.write.index import ENTRY, OUTCOMES, Segment
+from batcher.write.index import ENTRY, OUTCOMES, Segment, where
 from batcher.write.segment import Kept
 from batcher.write.winners import ANSWERED
 
-__all__ = ["Earlier", "all_lines", "refers", "sound"]
+__all__ = ["Earlier"]
 
 _OK = OUTCOMES.index(Outcome.OK)
 _SAMPLE_BITS = 16
@@ -27,12 +27,10 @@ class Earlier:
     """
 
     def __init__(self, segments: Sequence[Segment], since: Sequence[Segment] = ()) -> None:
-        lines = all_lines(segments) if any(refers(s).any() for s in segments) else None
-        held = [s.entries if lines is None else sound(s, lines) for s in segments]
-        parts = [entries[ANSWERED[entries["outcome"]]] for entries in held]
+        parts = [s.entries[ANSWERED[s.entries["outcome"]]] for s in segments]
         entries: Any = np.concatenate(parts) if parts else np.empty(0, ENTRY)
         # One answer may have been referred to by several epochs; the last place counts.
-        _, last = np.unique(_places(entries)[::-1], return_index=True)
+        _, last = np.unique(where(entries)[::-1], return_index=True)
         entries = entries[len(entries) - 1 - last[::-1]]
         high, low, place = entries["key_high"], entries["key_low"], _place_of(entries)
         order = np.lexsort((entries["outcome"] != _OK, place, low, high))
@@ -41,7 +39,7 @@ class Earlier:
         new[1:] = np.any([np.diff(of[order]) != 0 for of in (high, low, place)], axis=0)
         entries = entries[order[new]]
         for segment in since:
-            entries = entries[~np.isin(_places(entries), _places(segment.entries))]
+            entries = entries[~np.isin(where(entries), where(segment.entries))]
         self._entries = entries
         self._highs, self._lows = entries["key_high"].copy(), entries["key_low"].copy()
         self._places = _place_of(entries)
@@ -96,22 +94,6 @@ class Earlier:
         return free
 
 
-def refers(segment: Segment) -> Any:
-    """By entry, whether it refers to a line of another segment."""
-    return segment.entries["segment"] != segment.number
-
-
-def all_lines(segments: Iterable[Segment]) -> Any:
-    """Where all lines with an answer of their own stand."""
-    places = [_places(s.entries[~refers(s)]) for s in segments]
-    return np.concatenate(places) if places else np.empty(0, np.int64)
-
-
-def sound(segment: Segment, lines: Any) -> Any:
-    """The entries without those that refer to a line which was found to be damaged, or is gone."""
-    return segment.entries[~refers(segment) | np.isin(_places(segment.entries), lines)]
-
-
 def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
     """Where a number of 8 bytes stands in a sorted stretch of an array."""
     number = np.uint64(int.from_bytes(raw, "little"))
@@ -124,8 +106,3 @@ def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
 def _place_of(entries: Any) -> Any:
     """Row and sample as one number."""
     return (entries["row"] << _SAMPLE_BITS) | entries["sample"]
-
-
-def _places(entries: Any) -> Any:
-    """Where each entry's line stands, as one number: segment, then offset."""
-    return (entries["segment"].astype(np.int64) << 40) | entries["offset"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 
 from batcher.errors import JobError
 from batcher.job import Job
-from batcher.plan.earlier import Earlier, all_lines, refers, sound
+from batcher.plan.earlier import Earlier
 from batcher.plan.requests import Plan, Settings
 from batcher.read.files import Pin, grown
 from batcher.read.inputs import Inputs
 from batcher.write import index
 from batcher.write.manifest import Asked, Epoch, Manifest, now
-from batcher.write.segment import segments
+from batcher.write.segment import Loader, segments
 from batcher.write.winners import ANSWERED, Winners, places_of
 
 __all__ = ["Resumed", "SettingsChanged", "resume"]
@@ -69,7 +69,8 @@ def resume(
     """
     manifest = None if job.overwrite else Manifest.load(folder)
     manifest = manifest or Manifest(output=Path(job.output).name)
-    read = _Reader([] if job.overwrite else segments(folder), go_on, keep=not job.dry_run)
+    files = [] if job.overwrite else segments(folder)
+    read = _Reader(files, go_on, keep=not job.dry_run)
     last = manifest.epochs[-1] if manifest.epochs else None
     pins = inputs.pins
     old = [] if last is None else msgspec.convert(last.inputs, list[Pin])
@@ -114,13 +115,9 @@ def resume(
     gone: dict[str, list[Any]] = {
         model: [] for model in manifest.asked.models if model not in job.models
     }
-    lines = None
     for segment in read.all():  # One at a time: there may be gigabytes of them.
         if segment.number >= first:
-            if lines is None and refers(segment).any():
-                lines = all_lines(read.all())
-            entries = segment.entries if lines is None else sound(segment, lines)
-            winners.add(entries, places_of(segment.models, job.models))
+            winners.add(segment.entries, places_of(segment.models, job.models))
         for place, model in enumerate(segment.models):
             if model in gone:
                 of = segment.entries[segment.entries["model"] == place]
@@ -157,23 +154,20 @@ class _Reader:
     def __init__(
         self, files: list[tuple[int, Path]], go_on: Callable[[], None], *, keep: bool
     ) -> None:
-        self._files = files
         self._go_on = go_on
-        self._keep = keep  # Damage is told with the reading that leaves a sidecar.
+        # Damage is told with the reading that leaves a sidecar.
+        self.all = Loader(files, keep=keep, heard=self._hear).all
         self.numbers = [number for number, _path in files]
+        self._heard: set[int] = set()
         self.bad = 0
         self.cut: list[str] = []
 
-    def all(self, first: int = 0, end: int = 1 << 32) -> Iterator[index.Segment]:
-        """The segments of which `first <= number < end`."""
-        for number, path in self._files:
-            if first <= number < end:
-                self._go_on()
-                segment = index.load(path, number, keep=self._keep)
-                self.bad += segment.bad
-                if segment.cut:
-                    self.cut.append(path.name)
-                yield segment
+    def _hear(self, path: Path, segment: index.Segment) -> None:
+        self._go_on()
+        if segment.number not in self._heard:
+            self._heard.add(segment.number)
+            self.bad += segment.bad
+            self.cut += [path.name] if segment.cut else []
 
 
 def _at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:

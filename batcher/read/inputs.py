@@ -133,10 +133,10 @@ class Inputs:
         Values of JSONL input are `msgspec.Raw`, so that numbers stay as they were written. An
         unreadable row has no columns.
         """
-        from batcher.read import parquet
-
         for positions, rows in self._blocks():
             if not isinstance(rows, list):
+                from batcher.read import parquet
+
                 yield positions, parquet.dicts(rows)
             else:
                 yield (
@@ -155,13 +155,13 @@ class Inputs:
                 yield positions, [_decoded(row) if isinstance(row, bytes) else row for row in rows]
 
     def _blocks(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[Any]]]:
-        from batcher.read import parquet
-
         first, left = 0, self.limit if self.limit is not None else 1 << 62
         for file in self.files:
             if left <= 0:
                 return
             if file.kind == "parquet":
+                from batcher.read import parquet
+
                 position = first
                 for at, batch in parquet.batches(file.path):
                     if left <= 0:

@@ -26,6 +26,7 @@ _NAMES_IT = re.compile(
     r"(?i)(the )?((final|correct|best) )?(label|answer|category|class|classification|result|output|team|topic"
     r"|intent|sentiment|type|kind)( is)?"
 )
+_OPENS = re.compile(r"[{\[]")
 _OBJECTS = 200  # Looked at in one answer, at most.
 _ERRORS = 3
 
@@ -94,9 +95,9 @@ class Expected:
 
     def told(self, body: Mapping[str, Any], form: Form) -> dict[str, Any]:
         """The request for a model that does not take the schema: the words for it, in the prompt."""
-        told = {name: value for name, value in body.items() if name != "response_format"}
         if form == "json_schema":
             return dict(body)
+        told = {name: value for name, value in body.items() if name != "response_format"}
         if form == "json_object" and not self._exact:
             told["response_format"] = {"type": "json_object"}
         first, *others = told["messages"]
@@ -116,12 +117,12 @@ class Expected:
     def _label(self, text: str) -> Found:
         if text in self._exact:
             return Found(text, loose=False)
-        value = _loads(text)
-        if isinstance(value, dict):
-            value = value.get("label", *value.values()) if len(value) == 1 else value.get("label")
+        whole = value = _loads(text)
+        if isinstance(whole, dict):
+            value = whole.get("label", *whole.values()) if len(whole) == 1 else whole.get("label")
         if isinstance(value, str) and (label := self._known(value)) is not None:
             return Found(label, loose=False)
-        if isinstance(_loads(text), dict | list):
+        if isinstance(whole, dict | list):  # Other fields, and names of fields, are no answer.
             raise Unfit(self._none_of())
         if (label := self._known(text)) is not None:
             return Found(label, loose=False)
@@ -172,15 +173,17 @@ class Expected:
 
     def _fitting(self, value: Any) -> Any:
         """What is asked for in a value, with or without the object around it."""
-        if self._inside is not None and isinstance(value, dict) and value.keys() == {self._inside}:
-            value = value[self._inside]
+        value = self._unwrapped(value)
         return value if self._validator.is_valid(value) else _NONE
 
-    def _why(self, value: Any) -> str:
+    def _unwrapped(self, value: Any) -> Any:
         if self._inside is not None and isinstance(value, dict) and value.keys() == {self._inside}:
-            value = value[self._inside]
+            return value[self._inside]
+        return value
+
+    def _why(self, value: Any) -> str:
         errors = []
-        for error in self._validator.iter_errors(value):
+        for error in self._validator.iter_errors(self._unwrapped(value)):
             path = ".".join(str(part) for part in error.instance_path)
             errors.append(f"{path}: {error.message}" if path else error.message)
             if len(errors) == _ERRORS:
@@ -210,7 +213,7 @@ def _values(text: str) -> Iterator[Any]:
         return
     read = json.JSONDecoder(parse_constant=_no_number).raw_decode
     at, looked = 0, 0
-    while (match := re.compile(r"[{\[]").search(text, at)) and looked < _OBJECTS:
+    while (match := _OPENS.search(text, at)) and looked < _OBJECTS:
         looked += 1
         try:
             value, at = read(text, match.start())
@@ -259,6 +262,8 @@ def _closed(schema: Any) -> Any:
         return [_closed(one) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
+    if "allOf" in schema:  # Closed, its branches would exclude each other.
+        return dict(schema)
     closed = {
         name: {inner: _closed(of) for inner, of in value.items()}
         if name in ("properties", "$defs", "definitions") and isinstance(value, Mapping)
@@ -267,8 +272,6 @@ def _closed(schema: Any) -> Any:
         else _closed(value)
         for name, value in schema.items()
     }
-    if "allOf" in schema:  # Closed, its branches would exclude each other.
-        return dict(schema)
     if isinstance(closed.get("properties"), dict):
         closed.setdefault("additionalProperties", False)
     return closed

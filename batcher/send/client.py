@@ -84,9 +84,8 @@ class Client:
         self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
         self._idle: list[tuple[Connection, float]] = []  # And since when.
-        self._reused = self._lost = self._made = (
-            0  # How often that was, and new ones were made since.
-        )
+        # How often one was used again, how often that failed, and how many were made since.
+        self._reused = self._lost = self._made = 0
         self._keeps = True
 
     async def __aenter__(self) -> Self:

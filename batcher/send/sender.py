@@ -25,8 +25,8 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
-from batcher.send import retry, wire
+from batcher.records import Attempt, Completion, Outcome, Request, Result
+from batcher.send import record, retry, wire
 from batcher.send.client import Client
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Closed, Door, Heard
@@ -136,12 +136,12 @@ class Sender:
                 until = time.monotonic() + self._row_timeout - tries[0].latency_ms / 1000
             wait = self._decide(error, tries, until)
             if wait is None:
-                return _ended(request, error, tries, talk)
+                return record.ended(request, error, tries, talk)
             return Again(request, error, tries, until, wait, talk)
         except _NoTime:
             assert before is not None
-            return _ended(request, before.error, tries, talk)
-        return _answered(request, completion, tries)
+            return record.ended(request, before.error, tries, talk)
+        return record.answered(request, completion, tries)
 
     async def again(self, failed: Again, lane: Lane) -> Result:
         """The attempts after the first, until one is the last."""
@@ -173,18 +173,19 @@ class Sender:
         try:
             completion: Completion = await retrying(attempt)
         except RequestError as last:
-            return _ended(request, last, tries, talk)
+            return record.ended(request, last, tries, talk)
         except _NoTime:  # It stood in line until its time was up.
-            return _ended(request, error, tries, talk)
-        except Closed as stopped:
+            return record.ended(request, error, tries, talk)
+        except Closed:
             if talk.answer is None:
                 raise
             # It was paid for: better kept as it is than bought again.
-            return _ended(request, NoAnswer(str(stopped) or "the run was stopped"), tries, talk)
-        return _answered(request, completion, tries)
+            return record.ended(request, NoAnswer("the run was stopped"), tries, talk)
+        return record.answered(request, completion, tries)
 
     def _decide(self, error: RequestError, tries: list[Attempt], until: float) -> float | None:
         refusals = sum(1 for t in tries if t.status is Outcome.RATE_LIMITED)
+        # What was answered, and a form that was refused, are asked again for another reason.
         asked = sum(1 for t in tries if t.status.answered or t.status is Outcome.BAD_REQUEST)
         failures = len(tries) - refusals - asked
         wait = retry.decide(error, failures, refusals, self._max_retries, self._rng)
@@ -248,7 +249,7 @@ class Sender:
         finally:
             del flying[id(request)]
             gate.leave(ticket, heard)
-        tries.append(_try(started, latency, waited, _cause(tries, ticket.cause), ended))
+        tries.append(record.attempt(started, latency, waited, _cause(tries, ticket.cause), ended))
         if isinstance(ended, RequestError):
             if self._terms.form_refused(ended, form, proven=forms.proven):
                 forms.refused(form)
@@ -305,134 +306,3 @@ def _cause(tries: list[Attempt], cause: str) -> str:
     if not tries:
         return cause
     return "429" if tries[-1].status is Outcome.RATE_LIMITED else "retry"
-
-
-def _try(
-    started: float,
-    latency: float,
-    waited: float,
-    cause: str,
-    ended: Completion | RequestError,
-) -> Attempt:
-    began, took, stood = int(started * 1000), round(latency * 1000), round(max(0.0, waited) * 1000)
-    if isinstance(ended, RequestError):
-        return Attempt(
-            began,
-            took,
-            stood,
-            ended.outcome,
-            cause,
-            http_status=ended.status,
-            request_id=ended.request_id,
-            error=str(ended)[:300],
-        )
-    return Attempt(
-        began,
-        took,
-        stood,
-        ended.outcome,
-        cause,
-        http_status=200,
-        request_id=ended.request_id,
-        error=ended.unfit,
-        prompt_tokens=ended.usage.prompt_tokens,
-        completion_tokens=ended.usage.completion_tokens,
-        total_tokens=ended.usage.total_tokens,
-        cached_tokens=ended.usage.cached_tokens,
-        reasoning_tokens=ended.usage.reasoning_tokens,
-        cost_usd=ended.usage.cost_usd,
-    )
-
-
-def _answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
-    usage, last = _usage(completion, tries), tries[-1]
-    waited, cause, kept = _waits(tries)
-    return Result(
-        row=request.row,
-        model=request.model,
-        sample=request.sample,
-        key=request.key,
-        status=completion.outcome,
-        custom_id=request.custom_id,
-        content=completion.content,
-        parsed=completion.parsed,
-        finish_reason=completion.finish_reason,
-        refusal=completion.refusal,
-        tool_calls=completion.tool_calls,
-        logprobs=completion.logprobs,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        cached_tokens=usage.cached_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cost_usd=usage.cost_usd,
-        latency_ms=last.latency_ms,
-        attempts=len(tries),
-        http_status=200,
-        response_model=completion.response_model,
-        request_id=completion.request_id,
-        created_at=last.started,
-        response=completion.response,
-        error=completion.unfit,
-        loose=completion.loose,
-        waited_ms=waited,
-        cause=cause,
-        tries=kept,
-    )
-
-
-def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
-    """What all answers of a request used together; None where one of them did not tell."""
-    if len(tries) < 2:
-        return completion.usage
-    answers = [t for t in tries if t.status.answered]
-    if len(answers) < 2:
-        return completion.usage
-    of = [
-        None if None in (counts := [getattr(t, name) for t in answers]) else sum(counts)
-        for name in Usage.__struct_fields__
-    ]
-    return Usage(*of)
-
-
-def _ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:
-    """The last word on a request that failed: an answer that it has all the same, or the failure."""
-    if talk.answer is None:
-        return _failed(request, error, tries)
-    result = _answered(request, talk.answer, tries)
-    why = talk.answer.unfit or "truncated"
-    if not isinstance(error, AskAgain):
-        why = f"{why}; asked again: {error}"
-    return msgspec.structs.replace(result, error=why)
-
-
-def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Result:
-    last = tries[-1] if tries else None
-    waited, cause, kept = _waits(tries)
-    return Result(
-        row=request.row,
-        model=request.model,
-        sample=request.sample,
-        key=request.key,
-        status=error.outcome,
-        custom_id=request.custom_id,
-        latency_ms=last.latency_ms if last else None,
-        attempts=len(tries),
-        http_status=error.status,
-        error_type=error.error_type,
-        error=str(error),
-        request_id=error.request_id,
-        created_at=last.started if last else None,
-        waited_ms=waited,
-        cause=cause,
-        tries=kept,
-    )
-
-
-def _waits(tries: list[Attempt]) -> tuple[int, str, list[Attempt] | None]:
-    """A single attempt is its own record, with what it waited for; of more, each one is kept."""
-    if len(tries) > 1:
-        return 0, "", tries
-    if tries and tries[0].waited_ms:
-        return tries[0].waited_ms, tries[0].cause, None
-    return 0, "", None

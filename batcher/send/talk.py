@@ -50,6 +50,7 @@ class Talk:
     Attributes:
         answer: The last answer that was not what was asked for; it was paid for.
         max_tokens: The bound of the next answer, when it is not the request's own.
+        reasked: How often an answer was sent back.
     """
 
     __slots__ = ("answer", "max_tokens", "reasked")

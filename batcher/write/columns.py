@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["COLUMNS", "renames", "result_names"]
+__all__ = ["COLUMNS", "OPTIONAL", "renames", "result_names"]
 
 COLUMNS = {
     "row": "int64",
@@ -35,7 +35,8 @@ COLUMNS = {
     "response": "string",
 }
 """Name to Arrow type of what a result adds to a row, in order; `parsed` has that of its schema."""
-_OPTIONAL = frozenset({"parsed", "tool_calls", "logprobs", "response"})
+OPTIONAL = ("parsed", "tool_calls", "logprobs", "response")
+"""Those that not every output has; in the journal they are JSON as text."""
 
 
 def renames(names: Iterable[str]) -> dict[str, str]:
@@ -59,7 +60,5 @@ def renames(names: Iterable[str]) -> dict[str, str]:
 
 def result_names(*, keep_raw: bool, shown: Iterable[str] = ()) -> list[str]:
     """Names of the result columns in order; `shown` are those optional ones that are needed."""
-    left_out = _OPTIONAL - set(shown)
-    if keep_raw:
-        left_out -= {"response"}
-    return [name for name in COLUMNS if name not in left_out]
+    kept = {*shown, *(("response",) if keep_raw else ())}
+    return [name for name in COLUMNS if name not in OPTIONAL or name in kept]

@@ -31,6 +31,7 @@ __all__ = [
     "line_of",
     "load",
     "save",
+    "where",
 ]
 
 OUTCOMES = tuple(Outcome)
@@ -88,6 +89,11 @@ class Segment(msgspec.Struct):
     entries: Any
     bad: int = 0
     cut: bool = False
+
+
+def where(entries: Any) -> Any:
+    """Where each entry's line stands, as one number: segment, then offset."""
+    return (entries["segment"].astype(np.int64) << 40) | entries["offset"]
 
 
 def line_of(encoded: bytes) -> bytes:

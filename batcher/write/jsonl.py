@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from batcher.write.columns import COLUMNS, renames
+from batcher.write.columns import COLUMNS, OPTIONAL, renames
 from batcher.write.results import Confirm, Picks, Written, whole
 
 __all__ = ["Renamed", "json_row", "write_jsonl"]
@@ -18,40 +18,12 @@ _EPOCH = datetime(1970, 1, 1)
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
-class _Row(msgspec.Struct):
-    """A journal line as it comes out: `columns.COLUMNS`, those of few rows only where there is one.
-
-    What stands in the journal as text of JSON, and time, change their form in between.
-    """
-
-    row: int
-    custom_id: str
-    model: str | None
-    sample: int
-    status: str
-    content: str | None = None
-    parsed: Any = msgspec.UNSET
-    finish_reason: str | None = None
-    refusal: str | None = None
-    tool_calls: Any = msgspec.UNSET
-    logprobs: Any = msgspec.UNSET
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    cost_usd: float | None = None
-    latency_ms: int | None = None
-    attempts: int = 0
-    http_status: int | None = None
-    error_type: str | None = None
-    error: str | None = None
-    response_model: str | None = None
-    request_id: str | None = None
-    created_at: Any = None
-    response: Any = msgspec.UNSET
-
-
+# A journal line as it comes out; what few rows have is left out where there is none. What stands in
+# the journal as text of JSON, and time, change their form in between.
+_Row: Any = msgspec.defstruct(
+    "_Row",
+    [(name, Any, msgspec.UNSET if name in OPTIONAL else None) for name in COLUMNS],
+)
 _decode = msgspec.json.Decoder(_Row).decode
 
 
@@ -170,7 +142,7 @@ def _json_row(
     if isinstance(name, msgspec.Raw):
         name = msgspec.json.decode(name)
     row.row, row.sample, row.custom_id = position, sample, str(position if name is None else name)
-    row.model = row.model or None
+    row.model, row.attempts = row.model or None, row.attempts or 0
     if row.created_at is not None:
         time = _EPOCH + timedelta(milliseconds=row.created_at)
         row.created_at = time.isoformat(timespec="milliseconds") + "Z"
@@ -178,7 +150,7 @@ def _json_row(
         row.response = msgspec.UNSET
     if row.parsed is msgspec.UNSET and parsed:
         row.parsed = None
-    for native in ("parsed", "tool_calls", "logprobs", "response"):
+    for native in OPTIONAL:
         if isinstance(text := getattr(row, native), str):
             setattr(row, native, msgspec.Raw(text.encode()))
     if columns.keys() & COLUMNS.keys():

@@ -18,7 +18,7 @@ from batcher.write.columns import COLUMNS, renames, result_names
 from batcher.write.parsed import Shape
 from batcher.write.results import Confirm, Picks, Written, whole
 
-__all__ = ["TooLarge", "write_parquet"]
+__all__ = ["NotOfType", "write_parquet"]
 
 _GROUP_BYTES = 8 << 20
 _GROUP_ROWS = 32 << 10
@@ -33,8 +33,8 @@ _JOURNAL = pa.schema(
 """The same as they stand in the journal, where time is a number."""
 
 
-class TooLarge(ValueError):
-    """A number in `parsed` is too large for its type."""
+class NotOfType(ValueError):
+    """A value of `parsed` is not of its type: too large, or checked by another schema."""
 
 
 def write_parquet(
@@ -52,9 +52,6 @@ def write_parquet(
 
     `tool_calls` and `logprobs` are there when any row has them.
 
-    Raises:
-        TooLarge: A number in `parsed` is too large for its type.
-
     Args:
         path: The output.
         blocks: (positions, one array for each field of `schema`).
@@ -65,6 +62,10 @@ def write_parquet(
         as_json: Columns that hold JSON as text.
         confirm: Told what is written, before it takes the place of the old file; what it raises
             leaves that as it is.
+
+    Raises:
+        NotOfType: A value of `parsed` is not of its type.
+        OutputError: The disk refuses.
     """
     written = Written()
     custom_id = schema.get_field_index("custom_id")
@@ -155,7 +156,7 @@ def _table(
         try:
             results["parsed"] = parsed.array(found["parsed"].to_pylist())
         except pa.ArrowInvalid:
-            raise TooLarge from None
+            raise NotOfType from None
     results["created_at"] = found["created_at"].cast(_TIME)
     results["model"] = pc.if_else(pc.equal(found["model"], ""), None, found["model"])
     return pa.Table.from_arrays(

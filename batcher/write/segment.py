@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from batcher.records import Outcome, Result
 from batcher.write import index
 
-__all__ = ["Kept", "OpenSegment", "loaded", "segments", "sync_folder"]
+__all__ = ["Kept", "Loader", "OpenSegment", "loaded", "segments", "sync_folder"]
 
 _NAME = re.compile(r"journal-(\d{6})\.jsonl")
 _encode = msgspec.json.Encoder().encode
@@ -52,11 +53,52 @@ def segments(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
+class Loader:
+    """Loads segments, as often as asked, without entries that refer to a line which is not there.
+
+    Such a line was damaged, or went with its segment; what refers to it is no answer any more.
+
+    Args:
+        files: As `segments` gives them.
+        keep: As in `index.load`.
+        heard: Told each segment with its path when it was read.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[int, Path]],
+        *,
+        keep: bool,
+        heard: Callable[[Path, index.Segment], None] = lambda _path, _segment: None,
+    ) -> None:
+        self._files = files
+        self._keep = keep
+        self._heard = heard
+        self._lines: Any = None  # Where all lines stand, once something refers to one.
+
+    def all(self, first: int = 0, end: int = 1 << 32) -> Iterator[index.Segment]:
+        """The segments of which `first <= number < end`, one at a time."""
+        for segment in self._read(first, end):
+            entries = segment.entries
+            if (referring := entries["segment"] != segment.number).any():
+                if self._lines is None:
+                    own = (s.entries[s.entries["segment"] == s.number] for s in self._read())
+                    self._lines = np.concatenate([index.where(entries) for entries in own])
+                sound = ~referring | np.isin(index.where(entries), self._lines)
+                segment.entries = entries[sound]
+            yield segment
+
+    def _read(self, first: int = 0, end: int = 1 << 32) -> Iterator[index.Segment]:
+        for number, path in self._files:
+            if first <= number < end:
+                segment = index.load(path, number, keep=self._keep)
+                self._heard(path, segment)
+                yield segment
+
+
 def loaded(folder: Path, first: int = 1, *, keep: bool = False) -> Iterator[index.Segment]:
-    """What stands in the segments from number `first` on; `keep` as in `index.load`."""
-    return (
-        index.load(path, number, keep=keep) for number, path in segments(folder) if number >= first
-    )
+    """What stands in the segments from number `first` on; see `Loader`."""
+    return Loader(segments(folder), keep=keep).all(first)
 
 
 class OpenSegment:

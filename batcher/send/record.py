@@ -1,0 +1,147 @@
+"""What became of a request, as a Result: its last answer or failure, and all its attempts.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from batcher.errors import AskAgain, RequestError
+from batcher.records import Attempt, Completion, Request, Result, Usage
+from batcher.send.talk import Talk
+
+__all__ = ["answered", "attempt", "ended"]
+
+
+def attempt(
+    started: float,
+    latency: float,
+    waited: float,
+    cause: str,
+    came: Completion | RequestError,
+) -> Attempt:
+    """One exchange, for the record."""
+    began, took, stood = int(started * 1000), round(latency * 1000), round(max(0.0, waited) * 1000)
+    if isinstance(came, RequestError):
+        return Attempt(
+            began,
+            took,
+            stood,
+            came.outcome,
+            cause,
+            http_status=came.status,
+            request_id=came.request_id,
+            error=str(came)[:300],
+        )
+    return Attempt(
+        began,
+        took,
+        stood,
+        came.outcome,
+        cause,
+        http_status=200,
+        request_id=came.request_id,
+        error=came.unfit,
+        prompt_tokens=came.usage.prompt_tokens,
+        completion_tokens=came.usage.completion_tokens,
+        total_tokens=came.usage.total_tokens,
+        cached_tokens=came.usage.cached_tokens,
+        reasoning_tokens=came.usage.reasoning_tokens,
+        cost_usd=came.usage.cost_usd,
+    )
+
+
+def answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
+    """The result of a request that was answered; its tokens are those of all its answers."""
+    usage, last = _usage(completion, tries), tries[-1]
+    waited, cause, kept = _waits(tries)
+    return Result(
+        row=request.row,
+        model=request.model,
+        sample=request.sample,
+        key=request.key,
+        status=completion.outcome,
+        custom_id=request.custom_id,
+        content=completion.content,
+        parsed=completion.parsed,
+        finish_reason=completion.finish_reason,
+        refusal=completion.refusal,
+        tool_calls=completion.tool_calls,
+        logprobs=completion.logprobs,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cost_usd=usage.cost_usd,
+        latency_ms=last.latency_ms,
+        attempts=len(tries),
+        http_status=200,
+        response_model=completion.response_model,
+        request_id=completion.request_id,
+        created_at=last.started,
+        response=completion.response,
+        error=completion.unfit,
+        loose=completion.loose,
+        waited_ms=waited,
+        cause=cause,
+        tries=kept,
+    )
+
+
+def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
+    """What all answers of a request used together; None where one of them did not tell."""
+    if len(tries) < 2:
+        return completion.usage
+    answers = [t for t in tries if t.status.answered]
+    if len(answers) < 2:
+        return completion.usage
+    of = [
+        None if None in (counts := [getattr(t, name) for t in answers]) else sum(counts)
+        for name in Usage.__struct_fields__
+    ]
+    return Usage(*of)
+
+
+def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:
+    """The last word on a request that failed: an answer that it has all the same, or the failure."""
+    if talk.answer is None:
+        return _failed(request, error, tries)
+    result = answered(request, talk.answer, tries)
+    why = talk.answer.unfit or "truncated"
+    if not isinstance(error, AskAgain):
+        why = f"{why}; asked again: {error}"
+    return msgspec.structs.replace(result, error=why)
+
+
+def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Result:
+    last = tries[-1] if tries else None
+    waited, cause, kept = _waits(tries)
+    return Result(
+        row=request.row,
+        model=request.model,
+        sample=request.sample,
+        key=request.key,
+        status=error.outcome,
+        custom_id=request.custom_id,
+        latency_ms=last.latency_ms if last else None,
+        attempts=len(tries),
+        http_status=error.status,
+        error_type=error.error_type,
+        error=str(error),
+        request_id=error.request_id,
+        created_at=last.started if last else None,
+        waited_ms=waited,
+        cause=cause,
+        tries=kept,
+    )
+
+
+def _waits(tries: list[Attempt]) -> tuple[int, str, list[Attempt] | None]:
+    """A single attempt is its own record, with what it waited for; of more, each one is kept."""
+    if len(tries) > 1:
+        return 0, "", tries
+    if tries and tries[0].waited_ms:
+        return tries[0].waited_ms, tries[0].cause, None
+    return 0, "", None
