@@ -14,8 +14,6 @@ from aiohttp import web
 import batcher
 from batcher.job import Job
 from batcher.runner import Runner
-from batcher.simulate.server import running
-from batcher.simulate.settings import Simulation
 from tests.support import program
 from tests.support.program import read_jsonl, write_jsonl
 
@@ -30,12 +28,6 @@ TICKET = {
     },
     "required": ["label", "urgent", "score"],
 }
-
-
-@pytest.fixture
-def gateway():
-    with running(Simulation(speed=0)) as server:
-        yield server
 
 
 @pytest.fixture

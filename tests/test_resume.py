@@ -25,12 +25,6 @@ ROWS = [{"id": n, "prompt": f"Ticket {n}: my parcel is late"} for n in range(40)
 
 
 @pytest.fixture
-def gateway():
-    with running(Simulation(speed=0)) as server:
-        yield server
-
-
-@pytest.fixture
 def run(tmp_path, monkeypatch, gateway):
     """Runs the job on `in.jsonl`; returns how many answers it bought."""
     monkeypatch.chdir(tmp_path)

@@ -6,18 +6,10 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.simulate.server import running
-from batcher.simulate.settings import Simulation
 from tests.support import program
 from tests.support.program import read_jsonl, write_jsonl
 
 ROWS = [{"id": n, "prompt": f"Ticket {n}: I was charged twice"} for n in range(30)]
-
-
-@pytest.fixture
-def gateway():
-    with running(Simulation(speed=0)) as server:
-        yield server
 
 
 @pytest.fixture
