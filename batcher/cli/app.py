@@ -14,6 +14,7 @@ from batcher.cli.clean import clean
 from batcher.cli.compare import compare
 from batcher.cli.explain import explain
 from batcher.cli.export import export
+from batcher.cli.report import report
 from batcher.cli.run import check, run
 from batcher.cli.show import show
 from batcher.cli.simulate import simulate
@@ -37,7 +38,7 @@ app = App(
     # "[default: ()]" tells nobody anything; the texts name the defaults that matter.
     default_parameter=Parameter(show_default=False),
 )
-for command in (run, check, status, export, show, compare, explain, clean, simulate):
+for command in (run, check, status, export, show, report, compare, explain, clean, simulate):
     app.command(command, help_format="markdown")
 
 

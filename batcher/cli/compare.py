@@ -44,7 +44,7 @@ def compare(
     from batcher.report.comparison import compare as compared
     from batcher.report.scorers import scorer as scorer_of
 
-    right = scorer_of(scorer)
+    right = scorer_of(scorer).right
     pairs = _pairs(one, other, gold)
     columns = _COLUMNS | ({gold} if gold is not None else set())
     found = compared(rows_of(one, columns), rows_of(other, _COLUMNS), pairs, gold, right)

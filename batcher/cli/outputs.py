@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batcher.errors import JobError
 
-__all__ = ["rows_of"]
+if TYPE_CHECKING:
+    from batcher.read.inputs import Inputs
+
+__all__ = ["placed_rows", "rows_of", "source", "writable"]
 
 
 def rows_of(output: str, columns: frozenset[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -24,6 +27,31 @@ def rows_of(output: str, columns: frozenset[str] | None = None) -> Iterator[dict
     Raises:
         JobError: There is no such file, or it is damaged.
     """
+    return (row for _place, row in placed_rows(output, columns))
+
+
+def placed_rows(
+    output: str, columns: frozenset[str] | None = None, unwanted: bytes = b""
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same, each with its place in the output.
+
+    Args:
+        output: A finished output.
+        columns: Those that are needed; None for all.
+        unwanted: By place, not zero where the row is not needed.
+    """
+    for row in source(output).rows(columns, settled=unwanted):
+        if row.columns is None:
+            raise JobError(f"{row.error}.")
+        yield row.position, row.columns
+
+
+def source(output: str) -> Inputs:
+    """A finished output, to be read as an input.
+
+    Raises:
+        JobError: There is no such file.
+    """
     from batcher.read.files import expand
     from batcher.read.inputs import Inputs
 
@@ -31,7 +59,23 @@ def rows_of(output: str, columns: frozenset[str] | None = None) -> Iterator[dict
         unfinished = Path(f"{output}.run").is_dir()
         how = f"; write what there is with: batcher export {output} FILE" if unfinished else ""
         raise JobError(f"{output}: there is no such output{how}.")
-    for row in Inputs(expand([output])).rows(columns):
-        if row.columns is None:
-            raise JobError(f"{row.error}.")
-        yield row.columns
+    return Inputs(expand([output]))
+
+
+def writable(flag: str, name: str, suffixes: tuple[str, ...], output: str) -> Path:
+    """The path of a file that a command is to write beside reading an output.
+
+    Raises:
+        JobError: It cannot be written there.
+    """
+    path = Path(name)
+    told = f"{flag} {name}"
+    if path.suffix not in suffixes:
+        raise JobError(f"{told}: its suffix tells no format; end it in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise JobError(f"{told}: it is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise JobError(f"{told}: there is no folder {path.parent}; make it first.")
+    if path.exists() and path.samefile(output):
+        raise JobError(f"{told}: that is the output itself; name another file.")
+    return path

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from batcher.cli.outputs import rows_of
+from batcher.cli.outputs import placed_rows, rows_of
 from batcher.errors import JobError
 from batcher.records import Outcome
 
@@ -28,6 +28,7 @@ def show(
         tuple[Outcome, ...],
         Parameter(negative_iterable="", consume_multiple=True, show_choices=False),
     ] = (),
+    disputed: Annotated[bool, Parameter(negative="")] = False,
     sample: int | None = None,
 ) -> int:
     """Print rows of an output so that a person can read them: what was asked, what was answered.
@@ -35,12 +36,14 @@ def show(
     Args:
         output: A finished output, .jsonl or .parquet (batcher export makes one of a run that is not).
         status: Only rows that ended so; several are allowed.
+        disputed: Only rows whose answers differ, the most disputed first (at most 1,000).
         sample: Only so many rows, drawn by chance; the same ones each time.
     """
     if sample is not None and sample < 1:
         raise JobError(f"--sample {sample}: it must be more than 0.")
-    rows: Iterator[dict[str, Any]] = (
-        row for row in rows_of(output) if not status or row.get("status") in status
+    found: Iterator[Mapping[str, Any]] = _disputed(output) if disputed else rows_of(output)
+    rows: Iterator[Mapping[str, Any]] = (
+        row for row in found if not status or row.get("status") in status
     )
     if sample is not None:
         rows = iter(_drawn(rows, sample))
@@ -51,14 +54,29 @@ def show(
         print("\n".join(_lines(row, width)), end="\n\n")
     if not shown:
         which = f" of status {', '.join(status)}" if status else ""
+        which += " with answers that differ" if disputed else ""
         raise JobError(f"{output}: there are no rows{which} in it.")
     return 0
 
 
-def _drawn(rows: Iterator[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:
+def _disputed(output: str) -> Iterator[Mapping[str, Any]]:
+    from batcher.cli.report import NEEDED, fetched
+    from batcher.report.figures import Figures
+    from batcher.report.panel import panels
+    from batcher.report.scorers import scorer
+
+    figures = Figures(scorer("label"))
+    for panel in panels(placed_rows(output, NEEDED), output):
+        figures.add(panel)
+    for panel in fetched(output, figures.disputed):
+        for _place, row in panel:
+            yield row
+
+
+def _drawn(rows: Iterator[Mapping[str, Any]], count: int) -> Sequence[Mapping[str, Any]]:
     """So many rows, each as likely as any other (reservoir sampling, Vitter's algorithm R), in order."""
     rng = random.Random(0)
-    held: list[tuple[int, dict[str, Any]]] = []
+    held: list[tuple[int, Mapping[str, Any]]] = []
     for number, row in enumerate(rows):
         if number < count:
             held.append((number, row))
@@ -67,7 +85,7 @@ def _drawn(rows: Iterator[dict[str, Any]], count: int) -> Sequence[dict[str, Any
     return [row for _number, row in sorted(held, key=lambda pair: pair[0])]
 
 
-def _lines(row: dict[str, Any], width: int) -> Iterator[str]:
+def _lines(row: Mapping[str, Any], width: int) -> Iterator[str]:
     from batcher.write.columns import COLUMNS
 
     tokens = row.get("prompt_tokens"), row.get("completion_tokens")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from batcher.records import Outcome
-from batcher.report.scorers import Scorer, plain
+from batcher.report.scorers import plain
 
 __all__ = ["Comparison", "compare"]
 
@@ -50,7 +50,7 @@ def compare(
     other: Iterable[Mapping[str, Any]],
     models: Mapping[str, str],
     gold: str | None,
-    right: Scorer,
+    right: Callable[[Any, Any], bool],
 ) -> dict[str, Comparison]:
     """By model of the first output, how the second differs.
 

@@ -8,14 +8,28 @@ import re
 import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 from batcher.errors import JobError
 
-__all__ = ["Scorer", "plain", "scorer"]
+__all__ = ["Scorer", "plain", "scorer", "text"]
 
-Scorer = Callable[[Any, Any], bool]
-"""Whether (answer, gold) is right; the answer is what was parsed, else the text."""
+
+class Scorer(NamedTuple):
+    """How answers are read. An answer is what was parsed, else the text.
+
+    Attributes:
+        right: Whether (answer, gold) is right.
+        said: What of an answer counts, as a text; None when there is no such thing in it.
+        meant: The same of gold.
+        same: Two such texts are the same answer when this makes the same of them.
+    """
+
+    right: Callable[[Any, Any], bool]
+    said: Callable[[Any], str | None]
+    meant: Callable[[Any], str | None]
+    same: Callable[[str], str]
+
 
 _NUMBER = re.compile(r"-?(?:\d[\d,]*)(?:\.\d+)?|-?\.\d+")
 _AROUND = " \t\r\n\"'`*_“”‘’.,;:!?"
@@ -45,11 +59,11 @@ def scorer(name: str) -> Scorer:
             pattern = re.compile(rest)
         except re.error as error:
             raise JobError(f"scorer {name}: it is no regular expression ({error}).") from None
-        return lambda answer, gold: _found(pattern, text(answer), gold)
+        return _of_label(lambda answer: _match(pattern, text(answer)))
     if kind == "json" and rest:
-        return lambda answer, gold: _is_label(_field(answer, rest), gold)
+        return _of_label(lambda answer: _field(answer, rest))
     if kind == "python" and rest:
-        return _python(name, rest)
+        return Scorer(_python(name, rest), _shown, _shown, plain)
     known = ", ".join((*_SIMPLE, "regex:PATTERN", "json:FIELD", "python:MODULE:FUNCTION"))
     raise JobError(f"scorer {name}: there is none of that name; there are {known}.")
 
@@ -72,8 +86,21 @@ def plain(value: Any) -> str:
     return " ".join(text(value).strip(_AROUND).casefold().split())
 
 
-def _is_label(answer: Any, gold: Any) -> bool:
-    return answer is not None and plain(answer) == plain(gold)
+def _of_label(found: Callable[[Any], Any]) -> Scorer:
+    """A scorer for what is found in an answer, which is right as labels are."""
+
+    def right(answer: Any, gold: Any) -> bool:
+        said = found(answer)
+        return said is not None and plain(said) == plain(gold)
+
+    return Scorer(right, lambda answer: _shown(found(answer)), _shown, plain)
+
+
+def _shown(value: Any) -> str | None:
+    """A label without what stands around it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else text(value).strip(_AROUND)
 
 
 def _is_number(answer: Any, gold: Any) -> bool:
@@ -89,11 +116,20 @@ def _last_number(said: str) -> Decimal | None:
         return None
 
 
-def _found(pattern: re.Pattern[str], said: str, gold: Any) -> bool:
+def _number(value: Any) -> str | None:
+    found = _last_number(text(value))
+    return None if found is None else f"{found.normalize():f}"
+
+
+def _stripped(value: Any) -> str | None:
+    return None if value is None else text(value).strip()
+
+
+def _match(pattern: re.Pattern[str], said: str) -> str | None:
     match = pattern.search(said)
     if match is None:
-        return False
-    return _is_label(match.group(1) if pattern.groups else match.group(), gold)
+        return None
+    return match.group(1) if pattern.groups else match.group()
 
 
 def _field(answer: Any, name: str) -> Any:
@@ -105,7 +141,7 @@ def _field(answer: Any, name: str) -> Any:
     return answer.get(name) if isinstance(answer, dict) else None
 
 
-def _python(name: str, rest: str) -> Scorer:
+def _python(name: str, rest: str) -> Callable[[Any, Any], bool]:
     module, _, function = rest.rpartition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # A file in the folder where the command is given.
@@ -124,9 +160,15 @@ def _python(name: str, rest: str) -> Scorer:
     return score
 
 
+def _contains(answer: Any, gold: Any) -> bool:
+    return bool(plain(gold)) and plain(gold) in text(answer).casefold()
+
+
 _SIMPLE: dict[str, Scorer] = {
-    "exact": lambda answer, gold: text(answer).strip() == text(gold).strip(),
-    "label": _is_label,
-    "number": _is_number,
-    "contains": lambda answer, gold: bool(plain(gold)) and plain(gold) in text(answer).casefold(),
+    "exact": Scorer(
+        lambda answer, gold: text(answer).strip() == text(gold).strip(), _stripped, _stripped, str
+    ),
+    "label": _of_label(lambda answer: answer),
+    "number": Scorer(_is_number, _number, _number, str),
+    "contains": Scorer(_contains, _shown, _shown, plain),
 }

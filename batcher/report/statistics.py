@@ -9,7 +9,15 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from math import exp, lgamma, log, sqrt
 
-__all__ = ["Pairs", "cohen_kappa", "krippendorff_alpha", "macro_f1", "mcnemar", "wilson"]
+__all__ = [
+    "Alpha",
+    "Pairs",
+    "cohen_kappa",
+    "krippendorff_alpha",
+    "macro_f1",
+    "mcnemar",
+    "wilson",
+]
 
 Pairs = Mapping[tuple[Hashable, Hashable], int]
 """(value of one, value of the other) to how many rows have them; for gold, gold comes first."""
@@ -17,8 +25,11 @@ Pairs = Mapping[tuple[Hashable, Hashable], int]
 _Z95 = 1.959963984540054
 
 
-def wilson(right: int, rows: int) -> tuple[float, float]:
+def wilson(right: float, rows: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927, score interval); (0, 1) of no rows.
+
+    Several answers to one row are no more rows: their mean counts, so that `right` may have a
+    fraction. They depend on each other, and the interval is rather too wide than too narrow then.
 
     >>> tuple(round(bound, 3) for bound in wilson(8, 10))
     (0.49, 0.943)
@@ -77,32 +88,49 @@ def krippendorff_alpha(units: Iterable[Mapping[Hashable, int]]) -> float | None:
     Args:
         units: Of each row, how many raters gave which value.
     """
-    totals: Counter[Hashable] = Counter()
-    differing = 0.0
+    alpha = Alpha()
     for unit in units:
+        alpha.add(unit)
+    return alpha.value
+
+
+class Alpha:
+    """Krippendorff's α as a running sum, for rows that are too many to hold."""
+
+    def __init__(self) -> None:
+        self._totals: Counter[Hashable] = Counter()
+        self._differing = 0.0
+
+    def add(self, unit: Mapping[Hashable, int]) -> None:
+        """Takes one row: how many raters gave which value."""
         raters = sum(unit.values())
         if raters < 2:
-            continue
-        totals.update(unit)
-        differing += sum(n * (raters - n) for n in unit.values()) / (raters - 1)
-    values = sum(totals.values())
-    expected = values**2 - sum(n**2 for n in totals.values())
-    if not expected:
-        return None
-    return 1 - (values - 1) * differing / expected
+            return
+        self._totals.update(unit)
+        self._differing += sum(n * (raters - n) for n in unit.values()) / (raters - 1)
+
+    @property
+    def value(self) -> float | None:
+        """Of the rows so far; see `krippendorff_alpha`."""
+        values = sum(self._totals.values())
+        expected = values**2 - sum(n**2 for n in self._totals.values())
+        if not expected:
+            return None
+        return 1 - (values - 1) * self._differing / expected
 
 
 def macro_f1(pairs: Pairs) -> float | None:
     """Mean over all labels, of gold or of answers, of the harmonic mean of precision and recall.
 
     Args:
-        pairs: (gold, answer) to rows.
+        pairs: (gold, answer) to rows; None for no answer, which misses a label and is none.
     """
     gold: Counter[Hashable] = Counter()
     said: Counter[Hashable] = Counter()
     for (a, b), n in pairs.items():
         gold[a] += n
-        said[b] += n
+        if b is not None:
+            said[b] += n
     labels = {*gold, *said}
     if not labels:
         return None

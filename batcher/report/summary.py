@@ -48,6 +48,13 @@ class Latencies:
         if self.max is None or ms > self.max:
             self.max = ms
 
+    def buckets(self) -> list[tuple[int, int, int]]:
+        """(lowest, width, count) of each bucket in order, in milliseconds."""
+        return [
+            (lowest, 1 << max(0, lowest.bit_length() - _BITS), count)
+            for lowest, count in sorted(self._buckets.items())
+        ]
+
     def percentile(self, percent: float) -> int | None:
         """Milliseconds that `percent` of the latencies did not exceed (nearest rank, ± 1.6 %).
 

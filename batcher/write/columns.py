@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 __all__ = ["COLUMNS", "OPTIONAL", "renames", "result_names"]
 
@@ -39,19 +39,19 @@ OPTIONAL = ("parsed", "tool_calls", "logprobs", "response")
 """Those that not every output has; in the journal they are JSON as text."""
 
 
-def renames(names: Iterable[str]) -> dict[str, str]:
+def renames(names: Iterable[str], results: Container[str] = COLUMNS) -> dict[str, str]:
     """Input columns that have the name of a result, and the names they get instead.
 
     >>> renames(["text", "model", "input_model"])
     {'model': 'input_input_model'}
     """
     own = list(names)
-    taken = {*own, *COLUMNS}
+    taken = set(own)
     found: dict[str, str] = {}
     for name in own:
-        if name in COLUMNS:
+        if name in results:
             new = f"input_{name}"
-            while new in taken:
+            while new in taken or new in results:
                 new = f"input_{new}"
             taken.add(new)
             found[name] = new

@@ -137,8 +137,12 @@ class Picks:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def whole(path: Path, *, of_run: bool = True) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all of it is on the disk, and not before.
+
+    Args:
+        path: The file.
+        of_run: Whether it is an output, which can be made again from its run folder.
 
     Raises:
         OutputError: The disk refuses.
@@ -159,8 +163,8 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
+            safe = f" All answers are in {path}.run; make room and run the same command again."
             raise OutputError(
-                f"{path}: it cannot be written: {error.strerror or error}. All answers are in "
-                f"{path}.run; make room and run the same command again."
+                f"{path}: it cannot be written: {error.strerror or error}.{safe if of_run else ''}"
             ) from None
         raise

@@ -38,7 +38,7 @@ from batcher.report.scorers import scorer
 )
 def test_an_answer_is_right_by_its_scorer(name, answer, gold, right):
     """Each on its own terms."""
-    assert scorer(name)(answer, gold) is right
+    assert scorer(name).right(answer, gold) is right
 
 
 @pytest.mark.parametrize("name", ["exakt", "regex:(", "json:", "python:none:f", "python:math:no"])
@@ -46,3 +46,25 @@ def test_a_scorer_that_is_none_is_said(name):
     """With what there is."""
     with pytest.raises(JobError, match="scorer"):
         scorer(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "said"),
+    [
+        ("label", "**Billing**.", "Billing"),
+        ("label", 3.0, "3"),
+        ("label", None, None),
+        ("exact", " Billing.\n", "Billing."),
+        ("number", "So 3 + 4 = 7, the answer is 1,234.50.", "1234.5"),
+        ("number", "1000", "1000"),
+        ("number", "none", None),
+        ("contains", "It was PARIS", "It was PARIS"),
+        (r"regex:Answer: (\w)", "I think. Answer: B", "B"),
+        (r"regex:Answer: (\w)", "B", None),
+        ("json:label", {"label": "bug", "why": "it crashes"}, "bug"),
+        ("json:label", "no json", None),
+    ],
+)
+def test_what_counts_of_an_answer_is_read_by_its_scorer(name, answer, said):
+    """Votes are taken on that, not on the words around it."""
+    assert scorer(name).said(answer) == said

@@ -1,0 +1,111 @@
+"""Rows of votes to a file: what the answers to each row of the input say together. Touches: files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batcher.cli.outputs import source
+from batcher.report.panel import VOTE, Panel, vote_row
+from batcher.report.scorers import Scorer
+from batcher.write.columns import COLUMNS, renames
+from batcher.write.results import whole
+
+__all__ = ["write_votes"]
+
+_BLOCK_ROWS = 2000
+_encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
+
+
+def write_votes(
+    path: Path, output: str, panels: Callable[[], Iterable[Panel]], scorer: Scorer
+) -> int:
+    """Writes the input's columns and the columns of `VOTE`, a row for each panel.
+
+    Args:
+        path: The file, .jsonl or .parquet.
+        output: The output that the panels are of.
+        panels: Gives them, as often as it is called.
+        scorer: How answers are read.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    rows = _Rows(panels, scorer)
+    if path.suffix == ".parquet":
+        _parquet(path, output, rows)
+    else:
+        with whole(path, of_run=False) as file:
+            for row in rows:
+                file.write(_encode(row) + b"\n")
+    return rows.count
+
+
+class _Rows:
+    """Rows to write, made anew each time they are gone through."""
+
+    def __init__(self, panels: Callable[[], Iterable[Panel]], scorer: Scorer) -> None:
+        self._panels = panels
+        self._scorer = scorer
+        self.count = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.count = 0
+        for panel in self._panels():
+            self.count += 1
+            own = {n: v for n, v in panel[0][1].items() if n not in COLUMNS}
+            if own.keys() & VOTE.keys():
+                new = renames(own, VOTE)
+                own = {new.get(name, name): value for name, value in own.items()}
+            yield {**own, **vote_row(panel, self._scorer)}
+
+
+def _parquet(path: Path, output: str, rows: _Rows) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from batcher.read import parquet
+    from batcher.read.columns import Columns, Misfit
+
+    text = pa.string()
+    answers = pa.struct([("model", text), ("sample", pa.int32()), ("answer", text)])
+    types = {"tied": pa.list_(text), "answers": pa.list_(answers)}
+    added = [
+        (name, types.get(name) or pa.type_for_alias(kind))
+        for name, kind in VOTE.items()
+        if name in types or "<" not in kind
+    ]
+    if Path(output).suffix == ".parquet":
+        columns = Columns.of_schema(parquet.schema(output))
+    else:
+        columns = Columns.found_in(source(output).native())
+    own = {name: kind for name, kind in columns.types.items() if name not in COLUMNS}
+    new = renames(own, VOTE)
+    columns.types = {new.get(name, name): kind for name, kind in own.items()}
+    columns.as_json = {new.get(name, name) for name in columns.as_json}
+    while True:
+        schema = pa.schema([*columns.types.items(), *added])
+        try:
+            with (
+                whole(path, of_run=False) as file,
+                pq.ParquetWriter(file, schema, compression="zstd") as writer,
+            ):
+                left = iter(rows)
+                while block := list(islice(left, _BLOCK_ROWS)):
+                    arrays = [
+                        *columns.arrays(block),
+                        *(pa.array([row[name] for row in block], kind) for name, kind in added),
+                    ]
+                    writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        except Misfit as misfit:
+            columns.as_json.add(misfit.name)
+            columns.types[misfit.name] = text
+            continue
+        return

@@ -1,0 +1,158 @@
+"""The answers to one row put together: what most say, and how far they disagree. Touches: nothing.
+
+Several samples of one model, or several models as judges: each answer is one vote.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from batcher.errors import JobError
+from batcher.records import Outcome
+from batcher.report.scorers import Scorer
+
+__all__ = ["VOTE", "Answer", "Panel", "Vote", "answer_of", "panels", "vote", "vote_row"]
+
+VOTE = {
+    "row": "int64",
+    "custom_id": "string",
+    "vote": "string",
+    "share": "double",
+    "votes": "int32",
+    "tied": "list<string>",
+    "disagreement": "double",
+    "answers": "list<struct<model: string, sample: int32, answer: string>>",
+}
+"""Name to Arrow type of what a row of votes has besides the columns of the input."""
+
+Panel = list[tuple[int, Mapping[str, Any]]]
+"""The rows of an output that answer one row of its input, each with its place in the output."""
+
+
+class Answer(NamedTuple):
+    """What one row of an output says.
+
+    Attributes:
+        value: What was parsed, else the text.
+        said: What of it counts, as the scorer reads it.
+        key: The same for answers that are the same.
+    """
+
+    value: Any
+    said: str
+    key: str
+
+
+class Vote(NamedTuple):
+    """What several answers say together.
+
+    Attributes:
+        winner: The answer that most gave; None of no answers, and where several are first.
+        share: Part of the answers that say so, or that say each of those that are first.
+        votes: How many answers there are.
+        tied: What stands first, when that is more than one.
+        disagreement: Part of all pairs of answers that differ; None of fewer than two answers.
+    """
+
+    winner: Answer | None
+    share: float | None
+    votes: int
+    tied: tuple[str, ...]
+    disagreement: float | None
+
+
+def panels(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -> Iterator[Panel]:
+    """Rows of an output by the row of the input that they answer; those stand together.
+
+    Args:
+        rows: Each with its place in the output.
+        name: Of the output, as it is shown to people.
+
+    Raises:
+        JobError: They do not stand together: somebody sorted the output.
+    """
+    panel: Panel = []
+    last = -1
+    for place, row in rows:
+        position = row.get("row")
+        if not isinstance(position, int):
+            raise JobError(
+                f"{name}: it is no output of batcher, it has rows without a number in 'row'."
+            )
+        if panel and position != last:
+            yield panel
+            panel = []
+        if position < last:
+            raise JobError(
+                f"{name}: row {position} stands behind row {last}; take the output as it was written, or "
+                "sort it by 'row'."
+            )
+        last = position
+        panel.append((place, row))
+    if panel:
+        yield panel
+
+
+def answer_of(row: Mapping[str, Any], scorer: Scorer) -> Answer | None:
+    """What a row says; None for what is no answer, or none that the scorer can read."""
+    if row.get("status") != Outcome.OK:
+        return None
+    parsed = row.get("parsed")
+    value = row.get("content") if parsed is None else parsed
+    said = None if value is None else scorer.said(value)
+    return None if said is None else Answer(value, said, scorer.same(said))
+
+
+def vote(answers: Iterable[Answer | None]) -> Vote:
+    """The majority of the answers that there are.
+
+    >>> of = [Answer(one, one, one.lower()) for one in ("Bug", "bug", "billing")]
+    >>> found = vote([*of, None])
+    >>> found.winner.said, round(found.share, 2), found.votes, round(found.disagreement, 2)
+    ('Bug', 0.67, 3, 0.67)
+    >>> vote(of[1:]).tied, vote(of[1:]).winner
+    (('bug', 'billing'), None)
+    """
+    given = [answer for answer in answers if answer is not None]
+    if not given:
+        return Vote(None, None, 0, (), None)
+    counts = Counter(answer.key for answer in given)
+    most = max(counts.values())
+    first = {answer.key: answer for answer in reversed(given)}
+    leading = [first[key] for key, n in counts.items() if n == most]
+    n = len(given)
+    alike = sum(count * (count - 1) for count in counts.values())
+    return Vote(
+        leading[0] if len(leading) == 1 else None,
+        most / n,
+        n,
+        tuple(answer.said for answer in leading) if len(leading) > 1 else (),
+        1 - alike / (n * (n - 1)) if n > 1 else None,
+    )
+
+
+def vote_row(panel: Panel, scorer: Scorer) -> dict[str, Any]:
+    """What a panel says together, as a row with the columns of `VOTE`."""
+    rows = [row for _place, row in panel]
+    answers = [answer_of(row, scorer) for row in rows]
+    found = vote(answers)
+    given = [
+        {
+            "model": row.get("model"),
+            "sample": row.get("sample") or 0,
+            "answer": None if answer is None else answer.said,
+        }
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    return {
+        "row": rows[0].get("row"),
+        "custom_id": rows[0].get("custom_id"),
+        "vote": None if found.winner is None else found.winner.said,
+        "share": found.share,
+        "votes": found.votes,
+        "tied": list(found.tied),
+        "disagreement": found.disagreement,
+        "answers": given,
+    }

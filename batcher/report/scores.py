@@ -1,0 +1,100 @@
+"""The figures of a report on a terminal: a table by model, lines about pairs. Touches: nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from rich.table import Table
+
+from batcher.records import Outcome
+from batcher.report.figures import Figures
+from batcher.report.table import Column, fit, grid, human, money, shown
+
+__all__ = ["agreement", "scores"]
+
+_MOST_PAIRS = 15
+_UNKNOWN = "—"
+
+
+def scores(figures: Figures, width: int) -> Table:
+    """A line per model, at most `width` wide."""
+    told = figures.asdict()["models"]
+    models = list(told)
+    columns = [
+        Column("rows", [f"{of['rows']:,}" for of in told.values()], 8),
+        Column("ok", [f"{of['outcomes'].get(Outcome.OK, 0):,}" for of in told.values()], 9),
+    ]
+    if figures.gold is not None:
+        columns += [
+            Column("right (95 %)", [_share(of["accuracy"]) for of in told.values()], 10),
+            Column("macro-F1", [_number(of["macro_f1"]) for of in told.values()], 6),
+        ]
+    if figures.samples:
+        columns.append(
+            Column("samples agree", [_percent(of.get("samples_agree")) for of in told.values()], 5)
+        )
+        if figures.gold is not None:
+            cells = [_share(of.get("majority")) for of in told.values()]
+            columns.append(Column("majority right", cells, 5))
+    columns += [
+        Column("tokens/row", [_per_row(of) for of in told.values()], 4),
+        Column("p50 s", [_seconds(of["latency_ms"]["p50"]) for of in told.values()], 3),
+        Column("cost", [_cost(of) for of in told.values()], 7),
+    ]
+    return grid(models, fit(models, columns, width), width)
+
+
+def agreement(figures: Figures) -> Iterator[str]:
+    """What is to be said of the models together."""
+    told = figures.asdict()
+    for pair in told["agreement"]["pairs"][:_MOST_PAIRS]:
+        one, other = (shown(model, 40) for model in pair["models"])
+        kappa = f", Cohen's κ {pair['kappa']:.2f}" if pair["kappa"] is not None else ""
+        share = f"{100 * pair['same'] / pair['both']:.1f} %" if pair["both"] else _UNKNOWN
+        line = f"{one}, {other}: the same answer {share}{kappa}"
+        if figures.gold is not None:
+            line += (
+                f"; only the second right {pair['gained']:,}, only the first {pair['lost']:,} "
+                f"(McNemar p = {pair['p']:.2g})"
+            )
+        yield line
+    if (alpha := told["agreement"]["alpha"]) is not None and len(told["models"]) > 2:
+        yield f"All models: Krippendorff's α {alpha:.2f}"
+    if figures.voted:
+        yield (
+            f"{figures.unanimous:,} of {figures.voted:,} rows with several answers are unanimous, "
+            f"{figures.ties:,} tied"
+        )
+    if told.get("majority") is not None:
+        yield f"The majority of all answers: {_share(told['majority'])} right"
+
+
+def _share(of: Mapping[str, Any] | None) -> str:
+    if of is None or of["share"] is None:
+        return _UNKNOWN
+    return f"{100 * of['share']:.1f} % ({100 * of['low']:.1f}–{100 * of['high']:.1f})"
+
+
+def _percent(share: float | None) -> str:
+    return _UNKNOWN if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.3f}"
+
+
+def _per_row(of: Mapping[str, Any]) -> str:
+    used = of["tokens"]["prompt_tokens"], of["tokens"]["completion_tokens"]
+    return _UNKNOWN if None in used else human(sum(used) / of["rows"])
+
+
+def _seconds(ms: int | None) -> str:
+    return _UNKNOWN if ms is None else f"{ms / 1000:.2f}"
+
+
+def _cost(of: Mapping[str, Any]) -> str:
+    if of["cost_usd"] is None:
+        return _UNKNOWN
+    return ("≥" if of["cost_missing"] else "") + money(Decimal(str(of["cost_usd"])))
