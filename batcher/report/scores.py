@@ -57,7 +57,7 @@ def agreement(figures: Figures) -> Iterator[str]:
         if figures.gold is not None:
             line += (
                 f"; only the second right {pair['gained']:,}, only the first {pair['lost']:,} "
-                f"(McNemar p = {pair['p']:.2g})"
+                f"(McNemar p {_p(pair['p'])})"
             )
         yield line
     if (alpha := told["agreement"]["alpha"]) is not None and len(told["models"]) > 2:
@@ -75,6 +75,10 @@ def _share(of: Mapping[str, Any] | None) -> str:
     if of is None or of["share"] is None:
         return _UNKNOWN
     return f"{100 * of['share']:.1f} % ({100 * of['low']:.1f}–{100 * of['high']:.1f})"
+
+
+def _p(p: float) -> str:
+    return "< 1e-15" if p < 1e-15 else f"= {p:.2g}"
 
 
 def _percent(share: float | None) -> str:
