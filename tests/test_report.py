@@ -1,6 +1,8 @@
 """`batcher report`: the figures, the files of votes, and the page in a real browser."""
 
 import asyncio
+import datetime
+import decimal
 import json
 from collections import Counter
 
@@ -126,6 +128,22 @@ def test_types_of_the_input_stay_in_a_file_of_votes(tmp_path):
     assert votes["input_vote"].to_pylist() == [3, 4]
 
 
+def test_gold_and_groups_of_any_type_are_read(tmp_path):
+    """Days, decimals and times come out of Parquet as such; pandas writes times as numbers."""
+    day, price = datetime.date(2026, 1, 2), decimal.Decimal("1.50")
+    common = {"row": 0, "model": "m", "status": "ok", "gold": price, "day": day}
+    table = pa.Table.from_pylist(
+        [{**common, "content": "1.50", "created_at": 1_767_323_045_000, "latency_ms": 20}]
+    )
+    pq.write_table(table, tmp_path / "out.parquet")
+    words = ("out.parquet", "--gold", "gold", "--by", "day")
+    told = json.loads(batcher("report", *words, "--json", cwd=tmp_path).stdout)
+    assert told["models"]["m"]["groups"]["2026-01-02"]["right"] == 1
+    ended = batcher("report", *words, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "2026-01-02 03:04" in (tmp_path / "out.parquet.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -139,6 +157,8 @@ def test_types_of_the_input_stay_in_a_file_of_votes(tmp_path):
         (["sorted.jsonl"], "row 0 stands behind row 1"),
         (["empty.jsonl"], "there are no rows"),
         (["out.jsonl", "--scorer", "nice"], "there is none of that name"),
+        (["nothing.jsonl", "--vote", "plain.jsonl"], "there is no such output"),
+        (["out.jsonl", "--vote", "v.jsonl", "--disputed", "./v.jsonl"], "name two files"),
     ],
 )
 def test_what_cannot_be_reported_is_said(output, words, why):

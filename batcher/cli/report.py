@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from batcher.cli.outputs import placed_rows, writable
+from batcher.cli.outputs import placed_rows, source, writable
 from batcher.errors import JobError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def report(
     from batcher.report.scorers import scorer as scorer_of
 
     read = scorer_of(scorer)
+    source(output)
     if by is not None and gold is None:
         raise JobError("--by needs --gold: groups are told by how much of each is right.")
     files = [
@@ -67,7 +68,9 @@ def report(
         for flag, name in (("--vote", vote), ("--disputed", disputed))
         if name is not None
     ]
-    script = None if json_ else _plotly()
+    if len({path.resolve() for _flag, path in files}) < len(files):
+        raise JobError(f"--vote and --disputed are both {vote}: name two files.")
+    script = "" if json_ else _plotly()
     columns = NEEDED | {name for name in (gold, by) if name is not None}
     figures = Figures(read, gold, by)
     known: set[str] = set()
@@ -87,8 +90,9 @@ def report(
         else:
             rows = write_votes(path, output, partial(fetched, output, figures.disputed), read)
         print(f"{rows:,} rows in {path}.", file=sys.stderr)
+    told = figures.asdict()
     if json_:
-        print(json.dumps(figures.asdict(), ensure_ascii=False, default=str))
+        print(json.dumps(told, ensure_ascii=False))
         return 0
     from rich.console import Console
 
@@ -104,10 +108,10 @@ def report(
     path = Path(f"{output}.html")
     with whole(path, of_run=False) as file:
         name = Path(output).name
-        file.write(page(name, figures, examples, read, script or "", COLUMNS).encode())
+        file.write(page(name, figures, told, examples, read, script, COLUMNS).encode())
     console = Console(highlight=False)
-    console.print(scores(figures, console.width))
-    for line in agreement(figures):
+    console.print(scores(told, console.width))
+    for line in agreement(told):
         console.print(line, markup=False, soft_wrap=True)
     print(f"The page: {path}")
     return 0

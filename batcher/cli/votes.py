@@ -61,7 +61,7 @@ class _Rows:
         for panel in self._panels():
             self.count += 1
             own = {n: v for n, v in panel[0][1].items() if n not in COLUMNS}
-            if own.keys() & VOTE.keys():
+            if not own.keys().isdisjoint(VOTE):
                 new = renames(own, VOTE)
                 own = {new.get(name, name): value for name, value in own.items()}
             yield {**own, **vote_row(panel, self._scorer)}
@@ -75,13 +75,13 @@ def _parquet(path: Path, output: str, rows: _Rows) -> None:
     from batcher.read.columns import Columns, Misfit
 
     text = pa.string()
-    answers = pa.struct([("model", text), ("sample", pa.int32()), ("answer", text)])
-    types = {"tied": pa.list_(text), "answers": pa.list_(answers)}
-    added = [
-        (name, types.get(name) or pa.type_for_alias(kind))
-        for name, kind in VOTE.items()
-        if name in types or "<" not in kind
-    ]
+    answer = pa.struct([("model", text), ("sample", pa.int32()), ("answer", text)])
+    types = {
+        "row": pa.int64(), "custom_id": text, "vote": text, "share": pa.float64(),
+        "votes": pa.int32(), "tied": pa.list_(text), "disagreement": pa.float64(),
+        "answers": pa.list_(answer),
+    }  # fmt: skip
+    added = [(name, types[name]) for name in VOTE]
     if Path(output).suffix == ".parquet":
         columns = Columns.of_schema(parquet.schema(output))
     else:

@@ -44,9 +44,13 @@ class Chart(NamedTuple):
     wide: bool = False
 
 
-def charts(figures: Figures) -> Iterator[Chart]:
-    """Those that there is something to draw for, in the order of the page."""
-    told = figures.asdict()
+def charts(figures: Figures, told: Mapping[str, Any]) -> Iterator[Chart]:
+    """Those that there is something to draw for, in the order of the page.
+
+    Args:
+        figures: What is known of an output.
+        told: The same as plain values (`Figures.asdict`).
+    """
     models: dict[str, Any] = told["models"]
     names = dict(zip(models, _names(models), strict=True))
     colors = {model: f"var:c{at % _COLORS + 1}" for at, model in enumerate(models)}

@@ -414,7 +414,9 @@ def _keep(heap: list[Any], one: Any) -> None:
 
 
 def _ms(time: Any) -> int:
-    """Unix time in milliseconds of what stands in `created_at`, in Parquet and in JSONL."""
+    """Unix time in milliseconds of `created_at`: a time in Parquet, a text in JSONL, pandas' number."""
+    if isinstance(time, int):
+        return time
     if isinstance(time, str):
         time = datetime.fromisoformat(time)
     if time.tzinfo is None:

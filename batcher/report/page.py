@@ -38,6 +38,7 @@ _UNKNOWN = "—"
 def page(
     name: str,
     figures: Figures,
+    told: Mapping[str, Any],
     examples: Mapping[str, Iterable[Panel]],
     scorer: Scorer,
     plotly: str,
@@ -48,13 +49,13 @@ def page(
     Args:
         name: Of the output.
         figures: What is known of it.
+        told: The same as plain values (`Figures.asdict`).
         examples: `disputed` and `wrong`: rows to be shown with their texts.
         scorer: How answers are read.
         plotly: The drawing library.
         results: Names of the columns that are not the input's.
     """
-    told = figures.asdict()
-    drawn = list(charts(figures))
+    drawn = list(charts(figures, told))
     specs = json.dumps({chart.name: chart.spec for chart in drawn}, ensure_ascii=False)
     packed = gzip.compress(plotly.encode(), 9, mtime=0)
     moments = figures.course.moments()
@@ -163,15 +164,8 @@ def _example(
 def _cut(value: Any, most: int = _MOST_CHARS) -> str | None:
     if value is None:
         return None
-    said = value if isinstance(value, str) else _text(value)
+    said = text(value)
     return said if len(said) <= most else f"{said[:most]} … ({len(said):,} characters)"
-
-
-def _text(value: Any) -> str:
-    try:
-        return text(value)
-    except TypeError:  # Times, decimals and bytes, as Parquet has them.
-        return str(value)
 
 
 def _day(ms: int) -> str:

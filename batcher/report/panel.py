@@ -15,17 +15,8 @@ from batcher.report.scorers import Scorer
 
 __all__ = ["VOTE", "Answer", "Panel", "Vote", "answer_of", "panels", "vote", "vote_row"]
 
-VOTE = {
-    "row": "int64",
-    "custom_id": "string",
-    "vote": "string",
-    "share": "double",
-    "votes": "int32",
-    "tied": "list<string>",
-    "disagreement": "double",
-    "answers": "list<struct<model: string, sample: int32, answer: string>>",
-}
-"""Name to Arrow type of what a row of votes has besides the columns of the input."""
+VOTE = ("row", "custom_id", "vote", "share", "votes", "tied", "disagreement", "answers")
+"""What a row of votes has besides the columns of the input."""
 
 Panel = list[tuple[int, Mapping[str, Any]]]
 """The rows of an output that answer one row of its input, each with its place in the output."""

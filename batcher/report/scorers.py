@@ -69,10 +69,14 @@ def scorer(name: str) -> Scorer:
 
 
 def text(value: Any) -> str:
-    """A value as a text: a text itself, anything else as JSON."""
+    """A value as a text: a text itself, anything else as JSON; times, decimals, bytes as they print."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float | dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def plain(value: Any) -> str:

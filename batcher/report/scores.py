@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Table
 
 from batcher.records import Outcome
-from batcher.report.figures import Figures
 from batcher.report.table import Column, fit, grid, human, money, shown
 
 __all__ = ["agreement", "scores"]
@@ -18,24 +17,24 @@ _MOST_PAIRS = 15
 _UNKNOWN = "—"
 
 
-def scores(figures: Figures, width: int) -> Table:
-    """A line per model, at most `width` wide."""
-    told = figures.asdict()["models"]
-    models = list(told)
+def scores(figures: Mapping[str, Any], width: int) -> Table:
+    """A line per model of `Figures.asdict`, at most `width` wide."""
+    told = figures["models"]
+    models, has_gold = list(told), "gold" in figures
     columns = [
         Column("rows", [f"{of['rows']:,}" for of in told.values()], 8),
         Column("ok", [f"{of['outcomes'].get(Outcome.OK, 0):,}" for of in told.values()], 9),
     ]
-    if figures.gold is not None:
+    if has_gold:
         columns += [
             Column("right (95 %)", [_share(of["accuracy"]) for of in told.values()], 10),
             Column("macro-F1", [_number(of["macro_f1"]) for of in told.values()], 6),
         ]
-    if figures.samples:
+    if any("samples_agree" in of for of in told.values()):
         columns.append(
             Column("samples agree", [_percent(of.get("samples_agree")) for of in told.values()], 5)
         )
-        if figures.gold is not None:
+        if has_gold:
             cells = [_share(of.get("majority")) for of in told.values()]
             columns.append(Column("majority right", cells, 5))
     columns += [
@@ -46,26 +45,26 @@ def scores(figures: Figures, width: int) -> Table:
     return grid(models, fit(models, columns, width), width)
 
 
-def agreement(figures: Figures) -> Iterator[str]:
-    """What is to be said of the models together."""
-    told = figures.asdict()
-    for pair in told["agreement"]["pairs"][:_MOST_PAIRS]:
+def agreement(told: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be said of the models together, of `Figures.asdict`."""
+    together = told["agreement"]
+    for pair in together["pairs"][:_MOST_PAIRS]:
         one, other = (shown(model, 40) for model in pair["models"])
         kappa = f", Cohen's κ {pair['kappa']:.2f}" if pair["kappa"] is not None else ""
         share = f"{100 * pair['same'] / pair['both']:.1f} %" if pair["both"] else _UNKNOWN
         line = f"{one}, {other}: the same answer {share}{kappa}"
-        if figures.gold is not None:
+        if "gold" in told:
             line += (
                 f"; only the second right {pair['gained']:,}, only the first {pair['lost']:,} "
                 f"(McNemar p {_p(pair['p'])})"
             )
         yield line
-    if (alpha := told["agreement"]["alpha"]) is not None and len(told["models"]) > 2:
+    if (alpha := together["alpha"]) is not None and len(told["models"]) > 2:
         yield f"All models: Krippendorff's α {alpha:.2f}"
-    if figures.voted:
+    if together["voted"]:
         yield (
-            f"{figures.unanimous:,} of {figures.voted:,} rows with several answers are unanimous, "
-            f"{figures.ties:,} tied"
+            f"{together['unanimous']:,} of {together['voted']:,} rows with several answers are "
+            f"unanimous, {together['tied']:,} tied"
         )
     if told.get("majority") is not None:
         yield f"The majority of all answers: {_share(told['majority'])} right"

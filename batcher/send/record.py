@@ -5,6 +5,8 @@ Touches: nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from batcher.errors import AskAgain, RequestError
@@ -54,15 +56,11 @@ def attempt(
 
 def answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
     """The result of a request that was answered; its tokens are those of all its answers."""
-    usage, last = _usage(completion, tries), tries[-1]
-    waited, cause, kept = _waits(tries)
-    return Result(
-        row=request.row,
-        model=request.model,
-        sample=request.sample,
-        key=request.key,
+    usage = _usage(completion, tries)
+    return _result(
+        request,
+        tries,
         status=completion.outcome,
-        custom_id=request.custom_id,
         content=completion.content,
         parsed=completion.parsed,
         finish_reason=completion.finish_reason,
@@ -75,18 +73,12 @@ def answered(request: Request, completion: Completion, tries: list[Attempt]) -> 
         cached_tokens=usage.cached_tokens,
         reasoning_tokens=usage.reasoning_tokens,
         cost_usd=usage.cost_usd,
-        latency_ms=last.latency_ms,
-        attempts=len(tries),
         http_status=200,
         response_model=completion.response_model,
         request_id=completion.request_id,
-        created_at=last.started,
         response=completion.response,
         error=completion.unfit,
         loose=completion.loose,
-        waited_ms=waited,
-        cause=cause,
-        tries=kept,
     )
 
 
@@ -107,7 +99,15 @@ def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
 def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:
     """The last word on a request that failed: an answer that it has all the same, or the failure."""
     if talk.answer is None:
-        return _failed(request, error, tries)
+        return _result(
+            request,
+            tries,
+            status=error.outcome,
+            http_status=error.status,
+            error_type=error.error_type,
+            error=str(error),
+            request_id=error.request_id,
+        )
     result = answered(request, talk.answer, tries)
     why = talk.answer.unfit or "truncated"
     if not isinstance(error, AskAgain):
@@ -115,7 +115,8 @@ def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Tal
     return msgspec.structs.replace(result, error=why)
 
 
-def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Result:
+def _result(request: Request, tries: list[Attempt], **ended: Any) -> Result:
+    """What every result has of its request and its attempts, and how it ended."""
     last = tries[-1] if tries else None
     waited, cause, kept = _waits(tries)
     return Result(
@@ -123,18 +124,14 @@ def _failed(request: Request, error: RequestError, tries: list[Attempt]) -> Resu
         model=request.model,
         sample=request.sample,
         key=request.key,
-        status=error.outcome,
         custom_id=request.custom_id,
         latency_ms=last.latency_ms if last else None,
         attempts=len(tries),
-        http_status=error.status,
-        error_type=error.error_type,
-        error=str(error),
-        request_id=error.request_id,
         created_at=last.started if last else None,
         waited_ms=waited,
         cause=cause,
         tries=kept,
+        **ended,
     )
 
 
