@@ -10,17 +10,18 @@ ROWS = [
 ]
 
 
-@pytest.fixture(params=["out.jsonl", "out.parquet"])
-def output(request, tmp_path):
-    write_jsonl(tmp_path / "in.jsonl", [*ROWS, {"nothing": "to ask"}])
+@pytest.fixture(scope="module", params=["out.jsonl", "out.parquet"])
+def output(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("show")
+    write_jsonl(folder / "in.jsonl", [*ROWS, {"nothing": "to ask"}])
     words = ("run", "in.jsonl", "-o", request.param, "-m", "sim-large", "--simulate", "--quiet")
-    assert batcher(*words, cwd=tmp_path).returncode == 3
-    return request.param
+    assert batcher(*words, cwd=folder).returncode == 3
+    return folder / request.param
 
 
-def test_each_row_shows_what_was_asked_and_answered(tmp_path, output):
+def test_each_row_shows_what_was_asked_and_answered(output):
     """Input, answer, and why there is none; long texts are cut."""
-    told = batcher("show", output, cwd=tmp_path)
+    told = batcher("show", output.name, cwd=output.parent)
     assert told.returncode == 0
     text = told.stdout.decode()
     assert text.count("· sim-large ·") == 21
@@ -31,14 +32,16 @@ def test_each_row_shows_what_was_asked_and_answered(tmp_path, output):
     assert "nothing to send" in text
 
 
-def test_only_rows_of_a_status_or_a_sample_of_them(tmp_path, output):
+def test_only_rows_of_a_status_or_a_sample_of_them(output):
     """The same sample each time."""
-    bad = batcher("show", output, "--status", "unreadable", cwd=tmp_path).stdout.decode()
+    bad = batcher("show", output.name, "--status", "unreadable", cwd=output.parent).stdout.decode()
     assert bad.count("· sim-large ·") == 1
-    drawn = [batcher("show", output, "--sample", "5", cwd=tmp_path).stdout for _ in range(2)]
+    drawn = [
+        batcher("show", output.name, "--sample", "5", cwd=output.parent).stdout for _ in range(2)
+    ]
     assert drawn[0].count("· sim-large ·".encode()) == 5
     assert drawn[0] == drawn[1]
-    none = batcher("show", output, "--status", "timeout", cwd=tmp_path)
+    none = batcher("show", output.name, "--status", "timeout", cwd=output.parent)
     assert none.returncode == 2
     assert b"no rows of status timeout" in none.stderr
 

@@ -35,6 +35,7 @@ app = App(
     help="Rows of a file × model IDs → answered rows in a file.",
     help_format="plaintext",  # Markdown brings a parser that takes as long as all else.
     version=_version,
+    suppress_keyboard_interrupt=False,  # It ends with 130 and without a word.
     # "[default: ()]" tells nobody anything; the texts name the defaults that matter.
     default_parameter=Parameter(show_default=False),
 )

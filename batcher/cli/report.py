@@ -112,7 +112,7 @@ def report(
     console = Console(highlight=False)
     console.print(scores(told, console.width))
     for line in agreement(told):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
     print(f"The page: {path}")
     return 0
 
