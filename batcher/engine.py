@@ -23,6 +23,7 @@ from batcher.lanes import (
     EngineLane,
     Feed,
     Queue,
+    Room,
     may_answer,
     silent_result,
     why_dead,
@@ -87,7 +88,7 @@ class Engine:
         self._key_gate = KeyGate(job.total)
         self._lanes: dict[str, EngineLane] = {}
         self._split = Split(self._lanes) if job.route == "split" else None
-        self._shared = Queue()
+        self._shared = Queue(Room())
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
@@ -154,10 +155,9 @@ class Engine:
         lane = self._lanes.get(model)
         if lane is None:
             gate = Gate(self._job.limits(model), self._key_gate)
-            queue = Queue() if self._split is None else self._shared
-            lane = self._lanes[model] = EngineLane(
-                model, place, gate, queue, Patience(self._job.patience)
-            )
+            patience, room = Patience(self._job.patience), Room(max(1, len(self._job.models)))
+            queue = Queue(room) if self._split is None else self._shared
+            lane = self._lanes[model] = EngineLane(model, place, gate, queue, patience, room)
             self._spawn(lane)
             asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)
             if self._stop.is_set():
@@ -185,20 +185,30 @@ class Engine:
                 prompt = await self._take(lane)
                 if prompt is None:
                     break
-                if lane.dead is not None:
-                    if not await self._bury(lane, prompt):
-                        break
-                    continue
                 try:
-                    await self._send(lane, prompt)
-                except Closed:
-                    if lane.dead is None:
+                    if not await self._served(lane, prompt):
                         break
-                    await self._bury(lane, prompt)
+                finally:
+                    lane.leave(prompt)
+                    del prompt  # Not kept while this worker waits for its next row.
         finally:
             lane.workers -= 1
             self._settled.set()
             self._upstream_done(lane)
+
+    async def _served(self, lane: EngineLane, prompt: Prompt) -> bool:
+        """Sends a row, or buries it; whether the worker goes on."""
+        if lane.dead is None:
+            try:
+                await self._send(lane, prompt)
+            except Closed:
+                if lane.dead is None:
+                    return False
+            else:
+                return True
+            await self._bury(lane, prompt)
+            return True
+        return await self._bury(lane, prompt)
 
     async def _take(self, lane: EngineLane) -> Prompt | None:
         """The lane's next row; None when there will be none."""

@@ -23,6 +23,7 @@ __all__ = [
     "EngineLane",
     "Feed",
     "Queue",
+    "Room",
     "may_answer",
     "silent_result",
     "why_dead",
@@ -46,12 +47,54 @@ _ADVICE = {
 _QUEUE_ROWS = 400
 _QUEUE_BYTES = 32 << 20
 _AT_ONCE_SECONDS = 5.0
+_LARGE_BYTES = 64 << 10
+_ROOM_BYTES = 256 << 20
+
+
+class Room:
+    """Memory for large requests on their way; the small ones are not counted.
+
+    A thousand requests in flight are nothing, unless each carries a picture. Each model has room of
+    its own, as requests that wait for a limit keep theirs.
+
+    Args:
+        shares: Among how many the memory is divided.
+    """
+
+    def __init__(self, shares: int = 1) -> None:
+        self._most = _ROOM_BYTES // shares
+        self._taken = 0
+
+    def free(self, prompt: Prompt) -> bool:
+        """Whether there is room for a prompt; for one alone there always is."""
+        return not self._taken or self._taken + _large(prompt) <= self._most
+
+    def enter(self, prompt: Prompt) -> None:
+        """Takes the room of a prompt, until it leaves."""
+        self._taken += _large(prompt)
+
+    def leave(self, prompt: Prompt) -> bool:
+        """Gives the room of a prompt back; whether it had any."""
+        size = _large(prompt)
+        self._taken -= size
+        return size > 0
+
+
+def _large(prompt: Prompt) -> int:
+    """Memory of a large prompt and the request made of it; 0 of a small one."""
+    size = len(prompt.fields)
+    return 2 * size if size >= _LARGE_BYTES else 0
 
 
 class Queue:
-    """Prompts for one lane, or for all lanes of a split; bounded in rows and bytes."""
+    """Prompts for one lane, or for all lanes of a split; bounded in rows and bytes.
 
-    def __init__(self) -> None:
+    Args:
+        room: Without room in it nothing is taken.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self._prompts: deque[Prompt] = deque()
         self._bytes = 0
         self._takers: deque[asyncio.Future[None]] = deque()
@@ -79,18 +122,23 @@ class Queue:
         """Adds a prompt, also where it is full: whoever puts asks first."""
         self._prompts.append(prompt)
         self._bytes += len(prompt.fields)
-        self._wake()
+        self.wake()
 
     async def take(self) -> Prompt | None:
-        """The next prompt; None when there will be none."""
-        while not self._prompts:
-            if self.closed:
+        """The next prompt, which has entered the room; None when there will be none."""
+        while not self._prompts or not self._room.free(self._prompts[0]):
+            if self.closed and not self._prompts:
                 return None
             taker = asyncio.get_running_loop().create_future()
             self._takers.append(taker)
             await taker
         prompt = self._prompts.popleft()
+        self._room.enter(prompt)
         self._taken(prompt)
+        if self._prompts:  # Whoever was woken for it may have found no room.
+            self.wake()
+        elif self.closed:
+            self.close()
         return prompt
 
     def _taken(self, prompt: Prompt) -> None:
@@ -102,14 +150,15 @@ class Queue:
         """Nothing more comes; whoever waits is told."""
         self.closed = True
         while self._takers:
-            self._wake()
+            self.wake()
 
     def clear(self) -> None:
         """Drops what stands in it; it stays pending."""
         self._prompts.clear()
         self._bytes = 0
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Lets one of those that wait look again."""
         while self._takers:
             taker = self._takers.popleft()
             if not taker.done():
@@ -130,16 +179,18 @@ class EngineLane:
         dead_since: When that was (monotonic clock).
         dropped: Whether rows of it stay pending since it is dead.
         last: What was said of the last failure.
+        room: For its large requests, also where the queue is not its own.
         turn: Held by the one worker that looks for room before it takes a row (`split`).
     """
 
     def __init__(
-        self, model: str, place: int, gate: Gate, queue: Queue, patience: Patience
+        self, model: str, place: int, gate: Gate, queue: Queue, patience: Patience, room: Room
     ) -> None:
         self.model = model
         self.place = place
         self.gate = gate
         self.queue = queue
+        self.room = room
         self.way = Lane(gate, Estimate(), patience, {}, Forms())
         self.workers = 0
         self.awake = False
@@ -154,6 +205,11 @@ class EngineLane:
         self.retrying: set[asyncio.Task[None]] = set()
         self.next: EngineLane | None = None
         self.turn = asyncio.Lock()
+
+    def leave(self, prompt: Prompt) -> None:
+        """Gives back the room of a prompt that was taken for this lane."""
+        if self.room.leave(prompt):
+            self.queue.wake()
 
     @property
     def hopeless(self) -> bool:

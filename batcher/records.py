@@ -66,12 +66,14 @@ class Row(msgspec.Struct, frozen=True):
         where: File and line for people, such as `tickets.jsonl:17`.
         columns: Name to value; None when the record cannot be read.
         error: Why it cannot be read.
+        folder: Where the relative paths in it begin; "" for the working directory.
     """
 
     position: int
     where: str
     columns: dict[str, object] | None
     error: str | None = None
+    folder: str = ""
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -87,6 +89,7 @@ class Prompt(msgspec.Struct, frozen=True):
         error: Why there is nothing to send; the row's status is then `unreadable`.
         columns: The row's columns, only where rows are written as they finish.
         sample: Which of several answers.
+        excess: Bytes of `fields` that its tokens are not estimated by: base64 of pictures.
     """
 
     row: int
@@ -97,6 +100,7 @@ class Prompt(msgspec.Struct, frozen=True):
     error: str | None = None
     columns: dict[str, object] | None = None
     sample: int = 0
+    excess: int = 0
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -105,6 +109,7 @@ class Request(msgspec.Struct, frozen=True):
     Attributes:
         key: 128-bit hash (hex) of the address and the exact body; what a request is known by.
         body: The exact bytes to send.
+        excess: Bytes of it that its tokens are not estimated by.
     """
 
     row: int
@@ -114,6 +119,7 @@ class Request(msgspec.Struct, frozen=True):
     key: str
     body: bytes
     max_tokens: int | None
+    excess: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True):

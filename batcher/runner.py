@@ -40,7 +40,7 @@ from batcher.watch import heartbeat, snapshot
 from batcher.write import aside, status
 from batcher.write.journal import Journal
 from batcher.write.lock import FULL, Lock
-from batcher.write.manifest import Manifest
+from batcher.write.manifest import Manifest, Pictures
 from batcher.write.segment import segments
 
 __all__ = ["Report", "Runner"]
@@ -273,7 +273,10 @@ class Runner:
         if epoch.rows is not None and inputs.limit is None and not job.dry_run:
             inputs.marks = marks.load(folder, inputs.pins)
             return plan, found.manifest
-        self._surveyed = survey(inputs, plan, self._go_on)
+        found_in = survey(inputs, plan, self._go_on)
+        self._surveyed = found_in.rows
+        if found_in.pictures and (epoch.pictures is None or epoch.pictures.rows < found_in.rows):
+            epoch.pictures = Pictures(found_in.rows, found_in.pictures)
         if inputs.limit is None and not job.dry_run:
             epoch.rows = self._surveyed
             pins = [file.with_digest(self._go_on).pin for file in inputs.files]
@@ -315,7 +318,7 @@ class Runner:
                 else:
                     each = self._job.route == "each"
                     requests += len(todo.slots) if each else plan.samples
-                    size += len(todo.prompt.fields) * len(todo.slots)
+                    size += (len(todo.prompt.fields) - todo.prompt.excess) * len(todo.slots)
         for error in errors[:20]:
             self._say(error)
         if len(errors) > 20:

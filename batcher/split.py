@@ -36,12 +36,17 @@ class Split:
         """Takes the next row that this model can send at once, if there is one."""
 
         def fits(prompt: Prompt) -> bool:
-            size = len(prompt.fields)
-            return self._may(lane, (prompt.row, prompt.sample)) and lane.gate.free(
-                *lane.way.estimate.tokens(size, prompt.max_tokens)
+            size = len(prompt.fields) - prompt.excess
+            return (
+                self._may(lane, (prompt.row, prompt.sample))
+                and lane.room.free(prompt)
+                and lane.gate.free(*lane.way.estimate.tokens(size, prompt.max_tokens))
             )
 
-        return lane.queue.pick(fits) if lane.gate.free(0.0) else None
+        picked = lane.queue.pick(fits) if lane.gate.free(0.0) else None
+        if picked is not None:
+            lane.room.enter(picked)
+        return picked
 
     def before(self, prompt: Prompt) -> Again | None:
         """How a row failed last, to be told when it is sent again."""

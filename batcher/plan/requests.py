@@ -105,8 +105,16 @@ class _Shape:
             head = self._heads[model] = b'{"model":' + msgspec.json.encode(model) + b","
         body = head + prompt.fields
         key = blake2b(self._salt + body, digest_size=16).hexdigest()
-        sample = prompt.sample
-        return Request(prompt.row, prompt.custom_id, model, sample, key, body, prompt.max_tokens)
+        return Request(
+            prompt.row,
+            prompt.custom_id,
+            model,
+            prompt.sample,
+            key,
+            body,
+            prompt.max_tokens,
+            prompt.excess,
+        )
 
 
 class Plan:

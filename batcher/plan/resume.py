@@ -14,6 +14,7 @@ from batcher.errors import JobError
 from batcher.job import Job
 from batcher.plan.earlier import Earlier
 from batcher.plan.requests import Plan, Settings
+from batcher.plan.survey import pictures_of
 from batcher.read.files import Pin, grown
 from batcher.read.inputs import Inputs
 from batcher.write import index
@@ -79,6 +80,8 @@ def resume(
         for n, (before, pin) in enumerate(zip(old, pins, strict=False)):
             if pin.size == before.size:
                 pins[n] = msgspec.structs.replace(pin, digest=before.digest)
+    if grew is not None and last is not None and _other_pictures(last, inputs, go_on):
+        grew = None
     same = last is not None and last.settings == settings
     if last is not None and last.accepts and job.changed == "resend":
         same = False  # What was kept once is to be sent after all.
@@ -168,6 +171,12 @@ class _Reader:
             self._heard.add(segment.number)
             self.bad += segment.bad
             self.cut += [path.name] if segment.cut else []
+
+
+def _other_pictures(last: Epoch, inputs: Inputs, go_on: Callable[[], None]) -> bool:
+    """Whether the same rows show other pictures now."""
+    known = last.pictures
+    return known is not None and pictures_of(inputs, known.rows, go_on) != known.digest
 
 
 def _at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:

@@ -7,23 +7,34 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from batcher.errors import JobError
 from batcher.plan.requests import Plan
 from batcher.read.inputs import Inputs
+from batcher.read.pictures import COLUMN, Digest
 from batcher.records import Row
 
-__all__ = ["survey"]
+__all__ = ["Surveyed", "pictures_of", "survey"]
 
 _SAMPLE = 100
 _LOOK = 1024
 _NAMES = frozenset({"custom_id"})
+_PICTURES = frozenset({COLUMN})
 
 
-def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
-    """Number of rows.
+class Surveyed(NamedTuple):
+    """What one reading finds: how many rows, and what their pictures are known by ("" for none)."""
+
+    rows: int
+    pictures: str
+
+
+def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
+    """Reads all rows once.
 
     Args:
         inputs: The rows.
@@ -36,11 +47,12 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
     rows, unusable, unfit, first_error = 0, 0, 0, None
     first_columns: list[str] = []
     names = array("q")
-    prompter = plan.prompter
+    prompter, pictures = plan.prompter, Digest()
     for row in inputs.rows(prompter.columns):
         if not rows % _LOOK:
             go_on()
         rows += 1
+        pictures.add(row)
         if row.columns is not None and (name := row.columns.get("custom_id")) is not None:
             names.append(hash(str(name)))
         if rows <= _SAMPLE:
@@ -69,7 +81,17 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> int:
     if names and len(names) < rows:  # A row without a name is known by its position.
         names = array("q", (hash(_name(row)) for row in inputs.rows(_NAMES)))
     _unique(inputs, names)
-    return rows
+    return Surveyed(rows, str(pictures))
+
+
+def pictures_of(inputs: Inputs, rows: int, go_on: Callable[[], None]) -> str:
+    """What the pictures of the first rows are known by now."""
+    pictures = Digest()
+    for number, row in enumerate(replace(inputs, limit=rows).rows(_PICTURES)):
+        if not number % _LOOK:
+            go_on()
+        pictures.add(row)
+    return str(pictures)
 
 
 def _unique(inputs: Inputs, names: array[int]) -> None:

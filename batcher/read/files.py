@@ -60,6 +60,11 @@ class InputFile:
     kind: str
     pin: Pin
 
+    @property
+    def folder(self) -> str:
+        """Where relative paths in it begin; "" for a copy: where its reader is."""
+        return os.path.dirname(self.path) if os.path.isabs(self.pin.path) else ""
+
     @classmethod
     def of_pin(cls, pin: Pin, folder: Path) -> Self:
         """The file that was pinned; `folder` holds the copies of stdin and of iterables."""

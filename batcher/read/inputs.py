@@ -90,7 +90,7 @@ class Inputs:
                 return
 
     def _jsonl_rows(self, span: _Span) -> Generator[Row, None, tuple[int, int]]:
-        file = span.file
+        file, folder = span.file, span.file.folder
         wanted = span.wanted(span.first)
         number = offset = rows = 0
         marks: array[int] | None = array("q")
@@ -114,7 +114,7 @@ class Inputs:
                     continue
                 where = f"{file.name}:{number}"
                 try:
-                    yield Row(position, where, jsonl.decode(line))
+                    yield Row(position, where, jsonl.decode(line), folder=folder)
                 except jsonl.Damaged as error:
                     yield Row(position, where, None, f"{where}: {error}")
                 wanted = span.wanted(position + 1)
@@ -219,7 +219,7 @@ class _Span:
 
 
 def _csv_rows(span: _Span) -> Generator[Row, None, tuple[int, int]]:
-    rows = 0
+    rows, folder = 0, span.file.folder
     wanted = span.wanted(span.first)
     for line, columns, error in csv.records(span.file.path):
         if rows == span.left:
@@ -229,7 +229,7 @@ def _csv_rows(span: _Span) -> Generator[Row, None, tuple[int, int]]:
         if position < wanted:
             continue
         where = f"{span.file.name}:{line}"
-        yield Row(position, where, columns, error and f"{where}: {error}")
+        yield Row(position, where, columns, error and f"{where}: {error}", folder)
         wanted = span.wanted(position + 1)
     return rows, rows
 
@@ -239,7 +239,7 @@ def _parquet_rows(
 ) -> Generator[Row, None, tuple[int, int]]:
     from batcher.read import parquet
 
-    path = span.file.path
+    path, folder = span.file.path, span.file.folder
     count = min(parquet.count(path), span.left)
     names: list[str] | None = None
     if columns is not None:
@@ -261,7 +261,8 @@ def _parquet_rows(
                 continue
             for name in _BODIES & values.keys():
                 values[name] = parquet.without_nulls(values[name])
-            yield Row(position, f"{span.file.name} row {at + offset}", values)
+            where = f"{span.file.name} row {at + offset}"
+            yield Row(position, where, values, folder=folder)
             wanted = span.wanted(position + 1)
     return count, count
 

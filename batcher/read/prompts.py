@@ -1,4 +1,4 @@
-"""One input row to one Prompt; an unreadable row stays a row, with its reason. Touches: nothing.
+"""One input row to one Prompt; an unreadable row stays a row, with its reason. Touches: pictures, if any.
 
 The kinds of rows, told apart row by row:
 
@@ -6,6 +6,8 @@ The kinds of rows, told apart row by row:
 2. An OpenAI batch line (`body`): the body is the request; its own fields win over `--param`.
 3. `messages`: a list of chat messages.
 4. `prompt`: a text that becomes one user message.
+
+Whatever the kind, the pictures that `image_path` names go behind the last user message.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from typing import Any
 
 import msgspec
 
+from batcher.read import pictures
 from batcher.read.template import MissingColumn, Template
 from batcher.records import Prompt, Row
 
 __all__ = ["Prompter"]
 
-_NATIVE = frozenset({"custom_id", "model", "messages", "prompt", "body", "method", "url"})
+_NATIVE = frozenset(
+    {"custom_id", "model", "messages", "prompt", "body", "method", "url", pictures.COLUMN}
+)
 # Bytes values of Parquet have no JSON of their own; msgspec writes them as base64.
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
@@ -65,18 +70,17 @@ class Prompter:
         custom_id, model = columns.get("custom_id"), columns.get("model")
         name = str(row.position) if custom_id is None else str(custom_id)
         try:
-            fields, own, max_tokens = self._fields(columns)
+            fields, own, max_tokens, excess = self._fields(columns, row.folder)
             if own is not None:
                 model = own
             if self._own_model and not (isinstance(model, str) and model):
                 raise _Unusable('no "model" in the row, and none given with -m')
-        except (_Unusable, MissingColumn) as error:
+        except (_Unusable, MissingColumn, pictures.NoPicture) as error:
             return Prompt(row.position, name, error=f"{row.where}: {error}")
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             return Prompt(row.position, name, error=f"{row.where}: no JSON can hold it ({error})")
-        return Prompt(
-            row.position, name, fields, model if isinstance(model, str) else None, max_tokens
-        )
+        model = model if isinstance(model, str) else None
+        return Prompt(row.position, name, fields, model, max_tokens, excess=excess)
 
     @property
     def template_names(self) -> frozenset[str]:
@@ -91,15 +95,17 @@ class Prompter:
             and not self._prompt.fits(row.columns)
         )
 
-    def _fields(self, columns: dict[str, Any]) -> tuple[bytes, str | None, int | None]:
-        """(body without model, model named in the body, bound of the answer's tokens)."""
+    def _fields(
+        self, columns: dict[str, Any], folder: str
+    ) -> tuple[bytes, str | None, int | None, int]:
+        """(body without model, model named in the body, bound of the answer's tokens, excess)."""
         template = self._prompt
         body, messages, text = columns.get("body"), columns.get("messages"), columns.get("prompt")
         native = body is not None or messages is not None or text is not None
         if template is not None and (template.fits(columns) or not native):
             messages = [{"role": "user", "content": template.render(columns)}]
         elif body is not None:
-            return self._batch_line(columns, body)
+            return self._batch_line(columns, body, folder)
         elif messages is not None:
             messages = _checked(messages)
         elif isinstance(text, str):
@@ -112,12 +118,13 @@ class Prompter:
                 'nothing to send: no "messages", "prompt" or "body" '
                 f"(the row has: {have}); name columns with --prompt '{{{{ … }}}}'"
             )
-        messages = self._with_system(messages, columns)
-        return b'"messages":' + _encode(messages) + self._tail, None, self._max_tokens
+        messages = _with_pictures(self._with_system(messages, columns), columns, folder)
+        fields = b'"messages":' + _encode(messages) + self._tail
+        return fields, None, self._max_tokens, pictures.excess(messages)
 
     def _batch_line(
-        self, columns: dict[str, Any], body: object
-    ) -> tuple[bytes, str | None, int | None]:
+        self, columns: dict[str, Any], body: object, folder: str
+    ) -> tuple[bytes, str | None, int | None, int]:
         if isinstance(body, str):
             try:
                 body = msgspec.json.decode(body)
@@ -136,12 +143,11 @@ class Prompter:
             raise _Unusable('"stream" is true in the body; leave it out')
         merged = {**self._params, **body}
         model = merged.pop("model", None)
-        merged = {
-            "messages": self._with_system(_checked(merged.pop("messages", None)), columns),
-            **merged,
-        }
+        messages = self._with_system(_checked(merged.pop("messages", None)), columns)
+        messages = _with_pictures(messages, columns, folder)
+        merged = {"messages": messages, **merged}
         own = model if isinstance(model, str) else None
-        return _encode(merged)[1:], own, _max_tokens(merged)
+        return _encode(merged)[1:], own, _max_tokens(merged), pictures.excess(messages)
 
     def _with_system(self, messages: list[Any], columns: dict[str, Any]) -> list[Any]:
         """The messages behind the system message, unless the row brings one of its own."""
@@ -166,6 +172,20 @@ def _checked(messages: object) -> list[Any]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise _Unusable('each of "messages" must be an object with a "role"')
     return messages
+
+
+def _with_pictures(messages: list[Any], columns: Mapping[str, Any], folder: str) -> list[Any]:
+    """The messages with the pictures that the row names, behind the words of the last user message."""
+    named = columns.get(pictures.COLUMN)
+    if named is None or not (parts := pictures.parts(named, folder)):
+        return messages
+    for at in range(len(messages) - 1, -1, -1):
+        if messages[at]["role"] == "user":
+            content = messages[at].get("content")
+            said = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            shown = {**messages[at], "content": [*said, *parts] if content else parts}
+            return [*messages[:at], shown, *messages[at + 1 :]]
+    raise _Unusable(f'"{pictures.COLUMN}" is given, but no message is of the role "user"')
 
 
 def _max_tokens(body: Mapping[str, object]) -> int | None:

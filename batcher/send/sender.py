@@ -206,7 +206,7 @@ class Sender:
         gate, estimate, patience, flying, forms = lane
         form = forms.now
         body = self._terms.body(request, form, talk)
-        size = len(body)
+        size = len(body) - request.excess
         asked = time.monotonic()
         amounts = estimate.tokens(size, talk.max_tokens or request.max_tokens)
         if until is None:

@@ -15,7 +15,7 @@ import msgspec
 
 from batcher.errors import JobError
 
-__all__ = ["Asked", "Epoch", "Manifest", "now"]
+__all__ = ["Asked", "Epoch", "Manifest", "Pictures", "now"]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +35,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     parsed: dict[str, Any] | None = None
 
 
+class Pictures(msgspec.Struct, frozen=True):
+    """What the pictures of the first rows were known by (`read.pictures.Digest`)."""
+
+    rows: int
+    digest: str
+
+
 class Epoch(msgspec.Struct, kw_only=True):
     """One stretch of runs.
 
@@ -46,6 +53,7 @@ class Epoch(msgspec.Struct, kw_only=True):
         accepts: Earlier settings, answers to whose requests are as good (`--changed keep`).
         gives_up: Earlier settings whose answers are given up (`--changed resend`).
         gave_up: For how many rows that was said, when a limit was asked for; None for all.
+        pictures: Of the rows that were counted; None when they name none.
     """
 
     inputs: list[dict[str, Any]]
@@ -56,6 +64,7 @@ class Epoch(msgspec.Struct, kw_only=True):
     accepts: list[dict[str, Any]] = msgspec.field(default_factory=list)
     gives_up: list[dict[str, Any]] = msgspec.field(default_factory=list)
     gave_up: int | None = None
+    pictures: Pictures | None = None
 
 
 class Manifest(msgspec.Struct, kw_only=True):
