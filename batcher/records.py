@@ -147,6 +147,7 @@ class Completion(msgspec.Struct, frozen=True):
         parsed: What was asked for with a schema or labels, as JSON text.
         loose: Whether that was picked out of other text.
         unfit: Why it is not what was asked for.
+        confidences: Label to probability as JSON text, where the server told enough.
     """
 
     outcome: Outcome
@@ -162,6 +163,7 @@ class Completion(msgspec.Struct, frozen=True):
     parsed: str | None = None
     loose: bool = False
     unfit: str | None = None
+    confidences: str | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -195,7 +197,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one request ended: one line of the journal, one row of the output.
 
     The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in
-    milliseconds, `parsed`, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single
+    milliseconds, `parsed`, `confidences`, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single
     attempt, which waited `waited_ms` for `cause` before it was sent. Tokens and cost are those of all
     attempts together; `loose` says that `parsed` was picked out of other text.
     """
@@ -208,6 +210,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     custom_id: str
     content: str | None = None
     parsed: str | None = None
+    confidences: str | None = None
     finish_reason: str | None = None
     refusal: str | None = None
     tool_calls: str | None = None

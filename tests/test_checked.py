@@ -366,3 +366,24 @@ def test_another_schema_asks_before_it_spends(run, tmp_path):
     assert changed.returncode == 2
     assert b"--labels changed since the last run: 40 answers paid for" in changed.stderr
     assert msgspec.json.decode((tmp_path / "o.jsonl.run" / "run.json").read_bytes())["asked"]
+
+
+def test_log_probabilities_tell_how_sure_a_model_was_of_each_label(run, tmp_path):
+    """In both formats, and in neither where the server was not asked for them."""
+    told = ("--labels", LABELS, "-m", "sim-small", "-m", "sim-large", "-n", "10")
+    more = ("--param", "logprobs=true", "--param", "top_logprobs=5")
+    assert run("-o", "out.jsonl", *told, *more).returncode == 0
+    assert run("-o", "out.parquet", *told, *more).returncode == 0
+    assert run("-o", "none.jsonl", *told).returncode == 0
+    rows = read_jsonl(tmp_path / "out.jsonl")
+    for row in rows:
+        sure = row["confidences"]
+        assert max(sure, key=sure.get) == row["parsed"] or sure[row["parsed"]] >= 0.4
+        assert len(sure) == 5
+        assert sum(sure.values()) == pytest.approx(1.0, abs=1e-4)
+    assert len({row["confidences"]["billing"] for row in rows}) > 5
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert [json.loads(text) for text in table["confidences"].to_pylist()] == [
+        row["confidences"] for row in rows
+    ]
+    assert not any("confidences" in row for row in read_jsonl(tmp_path / "none.jsonl"))

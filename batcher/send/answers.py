@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import jsonschema_rs
 
+from batcher.send.confidence import confidences
+
 __all__ = ["Expected", "Form", "Found", "Unfit"]
 
 Form = Literal["json_schema", "json_object", "prompt"]
@@ -61,7 +63,8 @@ class Expected:
     def __init__(self, schema: Mapping[str, Any] | None, labels: Sequence[str] = ()) -> None:
         self._labels = {_bare(label): label for label in labels}
         self._exact = frozenset(labels)
-        if len(self._labels) < len(labels):  # "Bug" and "bug" are told apart by their case.
+        self._cased = len(self._labels) < len(labels)
+        if self._cased:  # "Bug" and "bug" are told apart by their case.
             self._labels = {label: label for label in labels}
         own: Mapping[str, Any] = {"type": "string", "enum": list(labels)}
         own = own if schema is None else schema
@@ -92,6 +95,12 @@ class Expected:
         """
         text = (content or "").strip()
         return self._label(text) if self._exact else self._json(text)
+
+    def confidences(self, found: Found, logprobs: str | None) -> dict[str, float]:
+        """How sure the model was of each label; {} where nothing tells."""
+        if not self._exact or found.loose or logprobs is None:
+            return {}
+        return confidences(logprobs, found.value, self._labels, cased=self._cased)
 
     def told(self, body: Mapping[str, Any], form: Form) -> dict[str, Any]:
         """The request for a model that does not take the schema: the words for it, in the prompt."""

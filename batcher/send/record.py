@@ -63,6 +63,7 @@ def answered(request: Request, completion: Completion, tries: list[Attempt]) -> 
         status=completion.outcome,
         content=completion.content,
         parsed=completion.parsed,
+        confidences=completion.confidences,
         finish_reason=completion.finish_reason,
         refusal=completion.refusal,
         tool_calls=completion.tool_calls,

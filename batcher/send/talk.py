@@ -104,13 +104,17 @@ class Terms:
         if self._expected is None or completion.outcome is not Outcome.OK:
             return completion
         try:
-            value, loose = self._expected.check(completion.content)
-            parsed = _encode(value).decode()
+            found = self._expected.check(completion.content)
+            parsed = _encode(found.value).decode()
         except (ValueError, RecursionError) as error:  # Unfit, or nothing that can be kept.
             why = str(error) if isinstance(error, Unfit) else f"it cannot be kept ({error})"
             why = why.encode("utf-8", "replace").decode()
             return msgspec.structs.replace(completion, outcome=Outcome.INVALID, unfit=why)
-        return msgspec.structs.replace(completion, parsed=parsed, loose=loose)
+        sure = self._expected.confidences(found, completion.logprobs)
+        told = _encode(sure).decode() if sure else None
+        return msgspec.structs.replace(
+            completion, parsed=parsed, loose=found.loose, confidences=told
+        )
 
     def goes_on(self, completion: Completion, request: Request, talk: Talk) -> bool:
         """Whether an answer is to be asked for once more; notes how."""

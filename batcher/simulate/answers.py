@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from batcher.simulate.knowledge import LABELS, MOODS, PHRASES, QUESTIONS
 
-__all__ = ["answer"]
+__all__ = ["answer", "offered"]
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -145,6 +145,13 @@ def answer(messages: list[dict[str, Any]], model: str, quality: float, seed: int
 
     form = next((one for one in asked if one.field is not None), None)
     return said if form is None else _as_json(said, form, frame)
+
+
+def offered(messages: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The labels among which messages let choose; none when they do not."""
+    system, users = _texts(messages)
+    asked = [_read_system(system), *map(_read, users)]
+    return next((one.labels for one in asked if one.labels), ())
 
 
 def _texts(messages: list[dict[str, Any]]) -> tuple[str, list[str]]:

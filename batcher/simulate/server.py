@@ -17,11 +17,12 @@ import msgspec
 from aiohttp import web
 
 from batcher.simulate import faults
-from batcher.simulate.answers import answer
+from batcher.simulate.answers import answer, offered
 from batcher.simulate.ledger import UNANSWERED, Ledger, Spent
+from batcher.simulate.logprobs import logprobs
 from batcher.simulate.meters import ModelMeter, Refusal, duration
 from batcher.simulate.settings import SimulatedModel, Simulation
-from batcher.simulate.structured import hint, schema_of, shaped
+from batcher.simulate.structured import choices_of, hint, schema_of, shaped
 from batcher.simulate.tokens import PrefixCache, prompt_tokens, text_of, text_tokens
 
 __all__ = ["Gateway", "Running", "running", "serve", "start"]
@@ -57,7 +58,12 @@ class _Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request that can be answered; `bound` is the most tokens of its answer."""
+    """A request that can be answered.
+
+    Attributes:
+        bound: The most tokens of its answer.
+        logprobs: How many tokens are told in the place of each; None for no log probabilities.
+    """
 
     model: SimulatedModel
     messages: list[dict[str, Any]]
@@ -65,6 +71,7 @@ class _Asked:
     prompt: int
     bound: int
     schema: Mapping[str, Any] | None
+    logprobs: int | None
 
 
 class Gateway:
@@ -156,7 +163,11 @@ class Gateway:
         texts = [text_of(message) for message in messages]
         system = (t for t, m in zip(texts, messages, strict=True) if m["role"] == "system")
         schema = schema_of(form, b"\n".join(system).decode())
-        return _Asked(model, messages, texts, prompt_tokens(texts), bound, schema)
+        top = asked.get("top_logprobs") or 0
+        if type(top) is not int or not 0 <= top <= 20:
+            raise _Refused(400, "'top_logprobs' must be an integer from 0 to 20.")
+        told = top if asked.get("logprobs") is True else None
+        return _Asked(model, messages, texts, prompt_tokens(texts), bound, schema, told)
 
     async def _answer(
         self, request: web.Request, asked: _Asked, key: str, nth: int
@@ -200,7 +211,11 @@ class Gateway:
         ledger.bill(model, key, spent, seen=fault not in _UNSEEN and not _gone(request))
 
         message = {"role": "assistant", "content": content, "refusal": refused}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        sure = None
+        if asked.logprobs is not None and content:
+            labels = choices_of(schema) or offered(messages)
+            sure = logprobs(content, labels, asked.logprobs, key)
+        choice = {"index": 0, "message": message, "logprobs": sure, "finish_reason": finish}
         data: dict[str, Any] = {
             "id": f"chatcmpl-{key[:24]}-{nth}",
             "object": "chat.completion",

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["hint", "schema_of", "shaped"]
+__all__ = ["choices_of", "hint", "schema_of", "shaped"]
 
 _CUE = "JSON Schema"
 
@@ -33,11 +33,17 @@ def schema_of(response_format: Any, system: str) -> Mapping[str, Any] | None:
 
 def hint(schema: Mapping[str, Any]) -> str:
     """Words in which `answers` finds the labels that a schema allows."""
+    choices = choices_of(schema)
+    return f"labels: {'|'.join(choices)}\n" if choices else ""
+
+
+def choices_of(schema: Mapping[str, Any] | None) -> list[str]:
+    """The first list of texts among which a schema lets choose; empty when there is none."""
     for of in _parts(schema):
         choices = of.get("enum")
         if isinstance(choices, list) and all(isinstance(one, str) for one in choices):
-            return f"labels: {'|'.join(choices)}\n"
-    return ""
+            return choices
+    return []
 
 
 def shaped(said: str, schema: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ COLUMNS = {
     "status": "string",
     "content": "string",
     "parsed": "string",
+    "confidences": "string",
     "finish_reason": "string",
     "refusal": "string",
     "tool_calls": "string",
@@ -35,7 +36,7 @@ COLUMNS = {
     "response": "string",
 }
 """Name to Arrow type of what a result adds to a row, in order; `parsed` has that of its schema."""
-OPTIONAL = ("parsed", "tool_calls", "logprobs", "response")
+OPTIONAL = ("parsed", "confidences", "tool_calls", "logprobs", "response")
 """Those that not every output has; in the journal they are JSON as text."""
 
 

@@ -18,16 +18,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from batcher.records import Outcome
+from batcher.records import Outcome, Result
 
 __all__ = [
     "ENTRY",
-    "LOGPROBS",
+    "EXTRAS",
     "OUTCOMES",
-    "TOOL_CALLS",
     "Segment",
     "checked",
     "entry_bytes",
+    "extras_of",
     "line_of",
     "load",
     "save",
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 OUTCOMES = tuple(Outcome)
-TOOL_CALLS, LOGPROBS = 1, 2  # Bits of `extras`: what a line has that few lines have.
+EXTRAS = {"tool_calls": 1, "logprobs": 2, "confidences": 4}
+"""Bits of `extras`: what a line has that few lines have."""
 NUMBER = {outcome: number for number, outcome in enumerate(OUTCOMES)}
 
 ENTRY = np.dtype(
@@ -72,6 +73,7 @@ class _Head(msgspec.Struct):
     at: tuple[int, int, int] | None = None
     tool_calls: str | None = None
     logprobs: str | None = None
+    confidences: str | None = None
     extras: int = 0
 
 
@@ -241,7 +243,17 @@ def _head(line: bytes) -> _Head | None:
     if not ok:
         return None
     # A reference carries the extras of what it refers to; a line of its own shows them.
-    head.extras |= TOOL_CALLS * (head.tool_calls is not None) | LOGPROBS * (
-        head.logprobs is not None
-    )
+    head.extras |= extras_of(head)
     return head
+
+
+def extras_of(line: _Head | Result) -> int:
+    """The bits of what a line has itself."""
+    bits = 0
+    if line.tool_calls is not None:
+        bits |= EXTRAS["tool_calls"]
+    if line.logprobs is not None:
+        bits |= EXTRAS["logprobs"]
+    if line.confidences is not None:
+        bits |= EXTRAS["confidences"]
+    return bits

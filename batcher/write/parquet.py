@@ -50,7 +50,7 @@ def write_parquet(
 ) -> Written:
     """Writes Parquet; see `Written`.
 
-    `tool_calls` and `logprobs` are there when any row has them.
+    `confidences`, `tool_calls` and `logprobs` are there when any row has them.
 
     Args:
         path: The output.

@@ -85,8 +85,7 @@ class Picks:
     @property
     def shown(self) -> list[str]:
         """The optional columns that some line has."""
-        bits = {"tool_calls": index.TOOL_CALLS, "logprobs": index.LOGPROBS}
-        return [name for name, bit in bits.items() if self._winners.extras & bit]
+        return [name for name, bit in index.EXTRAS.items() if self._winners.extras & bit]
 
     def lines(self, positions: Sequence[int]) -> Iterator[tuple[int, int, bytes | None]]:
         """(place in `positions`, sample, line without newline, or None for none) in order.

@@ -131,8 +131,7 @@ class OpenSegment:
             line = index.line_of(_encoded(item))
             if isinstance(item, Result):
                 segment, at, length = self._number, offset, len(line) - 1
-                extras = index.TOOL_CALLS * (item.tool_calls is not None)
-                extras |= index.LOGPROBS * (item.logprobs is not None)
+                extras = index.extras_of(item)
             else:
                 (segment, at, length), extras = item.at, item.extras
             slot = self._models.setdefault(item.model, len(self._models))

@@ -1,0 +1,147 @@
+"""How sure a model was of each label, from the log probabilities of its tokens. Touches: nothing.
+
+An answer is read token by token up to where it can be one label only. Wherever another token would
+have led to another label, that label gets the probability of the way there times that token's. Labels
+that no token among the most likely ones leads to are not known, and left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+__all__ = ["confidences"]
+
+_decode = msgspec.json.Decoder().decode
+_BEFORE = " \t\r\n\"'`*_“‘{[:"
+
+
+class _Step(NamedTuple):
+    """One token of the answer.
+
+    Attributes:
+        token: Its bytes; a token may hold a part of a character.
+        logprob: Of it.
+        others: Tokens that might have stood in its place, with theirs.
+    """
+
+    token: bytes
+    logprob: float
+    others: list[tuple[str, float]]
+
+
+def confidences(
+    logprobs: str, label: str, labels: Mapping[str, str], *, cased: bool
+) -> dict[str, float]:
+    """Label to probability, the likeliest first; {} where it cannot be told.
+
+    Args:
+        logprobs: JSON as in a choice: OpenAI's `content`, or the `tokens` and `token_logprobs` of
+            older servers.
+        label: What the answer says.
+        labels: All labels by their folded form.
+        cased: Whether capitals tell labels apart.
+    """
+    steps = list(_steps(logprobs))
+    whole = b"".join(step.token for step in steps)
+    try:
+        begin, end = _place(whole.decode(), label)
+    except ValueError:
+        return {}
+    found: dict[str, float] = {}
+    mass, said, at = 1.0, b"", 0
+    for step in steps:
+        before, at = at, at + len(step.token)
+        if at <= begin:
+            continue
+        for other, logprob in step.others:
+            # In the place of the first token, one may bring a quotation mark along.
+            told = said.decode(errors="ignore") + other if said else other.lstrip(_BEFORE)
+            if (one := _only(told, labels, cased=cased)) is not None:
+                found[one] = found.get(one, 0.0) + mass * math.exp(logprob)
+        mass *= math.exp(step.logprob)
+        said += step.token[max(0, begin - before) :]
+        if at > end or _only(said.decode(errors="ignore"), labels, cased=cased) == label:
+            break
+    found[label] = found.get(label, 0.0) + mass
+    ordered = sorted(found.items(), key=lambda of: -of[1])
+    return {name: round(min(1.0, of), 6) for name, of in ordered}
+
+
+def _place(text: str, label: str) -> tuple[int, int]:
+    """Where the answer says the label, in bytes: in JSON behind its name, in words where it does first.
+
+    Raises:
+        ValueError: It does not, in these letters.
+    """
+    spelled = r"\s+".join(map(re.escape, label.split()))
+    places = list(re.finditer(rf"(?i)(?<!\w){spelled}(?!\w)", text))
+    if not places:
+        raise ValueError(label)
+    place = places[-1] if text.lstrip(" \t\r\n`").startswith(("{", "json")) else places[0]
+    return len(text[: place.start()].encode()), len(text[: place.end()].encode())
+
+
+def _only(said: str, labels: Mapping[str, str], *, cased: bool) -> str | None:
+    """The one label that these words begin, or that begins them; None for none or several."""
+    if not cased:
+        said = said.casefold()
+    if not said:
+        return None
+    found = [
+        label
+        for folded, label in labels.items()
+        if folded.startswith(said)
+        or (said.startswith(folded) and not said[len(folded) : len(folded) + 1].isalnum())
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _steps(logprobs: str) -> Iterator[_Step]:
+    told = _decode(logprobs)
+    if not isinstance(told, dict):
+        return
+    if isinstance(content := told.get("content"), list):
+        for of in content:
+            if not isinstance(of, dict) or (step := _step(of)) is None:
+                return
+            yield step
+        return
+    tokens, numbers = told.get("tokens"), told.get("token_logprobs")
+    tops = told.get("top_logprobs")
+    if not isinstance(tokens, list) or not isinstance(numbers, list):
+        return
+    for n, (token, number) in enumerate(zip(tokens, numbers, strict=False)):
+        top = tops[n] if isinstance(tops, list) and n < len(tops) else None
+        others = [{"token": t, "logprob": p} for t, p in (top or {}).items()] if top else []
+        if (step := _step({"token": token, "logprob": number, "top_logprobs": others})) is None:
+            return
+        yield step
+
+
+def _step(of: Mapping[str, Any]) -> _Step | None:
+    token, logprob, raw = of.get("token"), of.get("logprob"), of.get("bytes")
+    if not isinstance(token, str) or (logprob := _number(logprob)) is None:
+        return None
+    try:
+        own = bytes(raw) if isinstance(raw, list) else token.encode(errors="replace")
+    except (TypeError, ValueError):
+        own = token.encode(errors="replace")
+    others = []
+    for other in of.get("top_logprobs") or ():
+        if isinstance(other, dict):
+            name, number = other.get("token"), _number(other.get("logprob"))
+            if isinstance(name, str) and name != token and number is not None:
+                others.append((name, number))
+    return _Step(own, logprob, others)
+
+
+def _number(value: Any) -> float | None:
+    """A log probability; some servers round the largest ones above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value <= 0.01:
+        return None
+    return min(0.0, float(value))
