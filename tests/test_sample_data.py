@@ -9,6 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from batcher.report.statistics import wilson
+from batcher.simulate.answers import answer
+from batcher.simulate.settings import Simulation
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "sample_data"
 
@@ -57,3 +61,22 @@ def test_prompts_show_every_kind_of_input_row():
     assert kinds == {"body": 3, "messages": 4, "prompt": 3, "columns": 2}
     named = [row["custom_id"] for row in prompts if "custom_id" in row]
     assert len(named) == len(set(named))
+
+
+def test_the_simulated_models_are_as_right_on_the_tickets_as_they_are_told_to_be():
+    """What a report on the sample data shows can be held against what is true: 80, 90 and 97 %."""
+    system = "You label support tickets. Answer with one of: {}.".format(
+        ", ".join(sorted({ticket["gold"] for ticket in rows("tickets.jsonl")}))
+    )
+    told = {model.id: model.quality for model in Simulation().models}
+    assert told == {"sim-small": 0.8, "sim-medium": 0.9, "sim-large": 0.97}
+    for model, quality in told.items():
+        right = 0
+        for ticket in rows("tickets.jsonl"):
+            messages = [
+                {"role": "system", "content": system},
+                {"role": "user", "content": ticket["text"]},
+            ]
+            right += answer(messages, model, quality, 0) == ticket["gold"]
+        low, high = wilson(right, 300)
+        assert low <= quality <= high, model
