@@ -29,6 +29,7 @@ from batcher.lanes import (
     why_dead,
 )
 from batcher.plan.requests import Plan, Todo
+from batcher.prices import Prices
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
 from batcher.send.client import Client
@@ -61,6 +62,7 @@ class Engine:
         summary: Adds them up.
         rows: How many rows there are at most.
         emit: Awaited with each result and its prompt as it comes.
+        prices: What is known of them.
 
     Attributes:
         stopped: Why the run ends early, once it does.
@@ -76,6 +78,7 @@ class Engine:
         summary: Summary,
         rows: int,
         emit: Emit | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self._job = job
         self._plan = plan
@@ -83,6 +86,7 @@ class Engine:
         self._summary = summary
         self._rows = rows
         self._emit = emit
+        self._prices = prices or Prices()
         self._resend = job.resendable
         self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
@@ -157,7 +161,9 @@ class Engine:
             gate = Gate(self._job.limits(model), self._key_gate)
             patience, room = Patience(self._job.patience), Room(max(1, len(self._job.models)))
             queue = Queue(room) if self._split is None else self._shared
-            lane = self._lanes[model] = EngineLane(model, place, gate, queue, patience, room)
+            price = self._summary.models[model].price = self._prices.of(model)
+            lane = EngineLane(model, place, gate, queue, patience, room, price)
+            self._lanes[model] = lane
             self._spawn(lane)
             asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)
             if self._stop.is_set():

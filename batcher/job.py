@@ -125,6 +125,10 @@ class Job:
     """Run against the embedded simulated gateway: no key, no network, models sim-small, sim-medium
     and sim-large."""
 
+    prices: Annotated[str | None, Parameter(group=_WHERE)] = None
+    """File of prices (.toml, .json, .csv): for each model "input", "output" and perhaps "cached", dollars
+    per million tokens. Default: what AiHubMix and OpenRouter list."""
+
     rpm: Annotated[
         tuple[str, ...],
         Parameter(group=_PACE, negative_iterable="", consume_multiple=False),
@@ -226,7 +230,7 @@ class Job:
             asked["params"] = tuple(
                 f"{name}={_as_json(name, value)}" for name, value in asked["params"].items()
             )
-        for name in ("output", "schema"):
+        for name in ("output", "schema", "prices"):
             if isinstance(asked.get(name), os.PathLike):
                 asked[name] = os.fspath(asked[name])
         if (model := asked.get("schema")) is not None and hasattr(model, "model_json_schema"):

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from batcher.prices import Price
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Gate
@@ -184,14 +185,21 @@ class EngineLane:
     """
 
     def __init__(
-        self, model: str, place: int, gate: Gate, queue: Queue, patience: Patience, room: Room
+        self,
+        model: str,
+        place: int,
+        gate: Gate,
+        queue: Queue,
+        patience: Patience,
+        room: Room,
+        price: Price | None,
     ) -> None:
         self.model = model
         self.place = place
         self.gate = gate
         self.queue = queue
         self.room = room
-        self.way = Lane(gate, Estimate(), patience, {}, Forms())
+        self.way = Lane(gate, Estimate(), patience, {}, Forms(), price)
         self.workers = 0
         self.awake = False
         self.alive = False

@@ -29,11 +29,13 @@ from batcher.job import Endpoint, Job
 from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
 from batcher.plan.survey import survey
+from batcher.prices import Prices, of_catalogue, of_file
 from batcher.read import marks, spool
 from batcher.read.files import InputFile, expand
 from batcher.read.inputs import Inputs
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
+from batcher.send import catalogue
 from batcher.send.client import open_files
 from batcher.send.concurrency import MOST
 from batcher.watch import heartbeat, snapshot
@@ -101,6 +103,8 @@ class Runner:
         self._interrupted = self._abandoned = False
         self.summary = Summary(clock, job.models)
         self._surveyed: int | None = None
+        self._told_prices = {} if job.prices is None else of_file(job.prices)
+        self._prices = Prices(self._told_prices)
 
     def stop(self) -> str:
         """The first Ctrl-C: send nothing new, wait for what is in flight, write it.
@@ -187,6 +191,7 @@ class Runner:
             async with contextlib.AsyncExitStack() as stack:
                 if job.simulate:
                     endpoint = await stack.enter_async_context(_simulated())
+                self._prices = await self._known_prices(endpoint)
                 report = await self._answered(
                     folder, inputs, plan, manifest, endpoint, replaces=replaced
                 )
@@ -344,6 +349,7 @@ class Runner:
             self.summary,
             self._surveyed or 0,
             self._emit,
+            self._prices,
         )
         self._state = "running"
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
@@ -359,6 +365,16 @@ class Runner:
             raise engine.stopped
         if engine.closed:
             self._say(engine.closed)
+
+    async def _known_prices(self, endpoint: Endpoint) -> Prices:
+        """Those of `--prices` over those that the gateway lists."""
+        models = self._job.models
+        needed = not models or any(model not in self._told_prices for model in models)
+        listed = await catalogue.fetch(endpoint, self._say if needed else lambda _text: None)
+        prices = Prices(self._told_prices, of_catalogue(*listed) if listed else None)
+        for conflict in prices.conflicts(models):
+            self._say(conflict)
+        return prices
 
     def _within_files(self) -> Job:
         """The job, with no more in flight than the system allows open files."""

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 
+from batcher.prices import Price
 from batcher.records import Attempt, Outcome, Result
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Summary"]
@@ -89,6 +90,9 @@ class ModelSummary:
         waited: Seconds that the next request stood waiting, by cause.
         thrown_away: Answers that another one took the place of, when the model was asked again.
         thrown_tokens: What they used, prompt and answer; a part of `tokens`.
+        thrown_cost: What they cost, as far as that is known; a part of `cost`.
+        unusable_cost: What answers cost that were kept, but are not ok.
+        price: Of its tokens; None when it is not known.
         loose: Answers of which only a part was what was asked for.
     """
 
@@ -104,11 +108,14 @@ class ModelSummary:
         "loose",
         "missing",
         "outcomes",
+        "price",
         "requests",
         "retries",
         "thrown_away",
+        "thrown_cost",
         "thrown_tokens",
         "tokens",
+        "unusable_cost",
         "usage_missing",
         "waited",
     )
@@ -128,6 +135,8 @@ class ModelSummary:
         self.limit_used: float | None = None
         self.waited: dict[str, float] = {}
         self.thrown_away = self.thrown_tokens = self.loose = 0
+        self.thrown_cost = self.unusable_cost = Decimal(0)
+        self.price: Price | None = None
         self._heard_429 = 0
         self._tried_429 = 0
 
@@ -163,6 +172,7 @@ class ModelSummary:
                 self.thrown_away += 1
                 used = attempt.prompt_tokens, attempt.completion_tokens
                 self.thrown_tokens += sum(filter(None, used))
+                self.thrown_cost += _dollars(attempt.cost_usd)
             self._tried_429 += sum(attempt.http_status == 429 for attempt in own)
         elif result.http_status == 429:
             self._tried_429 += 1
@@ -182,8 +192,11 @@ class ModelSummary:
             elif answered:
                 self.missing[at] += 1
         if result.cost_usd is not None:
-            # By its text: 0.1 dollars are meant, not the binary fraction next to it.
-            self.cost = (self.cost or 0) + Decimal(str(result.cost_usd))
+            cost = _dollars(result.cost_usd) - sum(_dollars(t.cost_usd) for t in others)
+            self.cost = (self.cost or 0) + cost
+            if status is not Outcome.OK:
+                last = result.tries[-1].cost_usd if result.tries else result.cost_usd
+                self.unusable_cost += _dollars(last)
         if answered:
             if result.prompt_tokens is None or result.completion_tokens is None:
                 self.usage_missing += 1
@@ -202,6 +215,15 @@ class ModelSummary:
                 if (count := getattr(attempt, field)) is not None:
                     self.tokens[at] = (self.tokens[at] or 0) + count
             self.thrown_tokens += (attempt.prompt_tokens or 0) + (attempt.completion_tokens or 0)
+            if attempt.cost_usd is not None:
+                self.cost = (self.cost or 0) + _dollars(attempt.cost_usd)
+                self.thrown_cost += _dollars(attempt.cost_usd)
+
+    @property
+    def saved(self) -> Decimal | None:
+        """Dollars that cached tokens were cheaper; None when that is not known."""
+        cached = self.tokens[TOKENS.index("cached")]
+        return None if self.price is None or cached is None else cached * self.price.saved
 
     def asdict(self, seconds: float) -> dict[str, object]:
         """One model's part of the JSON summary; `seconds` is how long the run took."""
@@ -212,17 +234,39 @@ class ModelSummary:
             "usage_missing": self.usage_missing,
             "cost_usd": None if self.cost is None else float(self.cost),
             "cost_missing": self.cost_missing,
+            "cost_saved_by_cache_usd": None if (saved := self.saved) is None else float(saved),
+            "cost_of_unusable_usd": None if self.cost is None else float(self.unusable_cost),
+            "price": None if self.price is None else _price(self.price),
             "latency_ms": {**spread, "max": self.latencies.max},
             "requests": self.requests,
             "retries": self.retries,
             "answered_429": self.answered_429,
-            "thrown_away": {"answers": self.thrown_away, "tokens": self.thrown_tokens},
+            "thrown_away": {
+                "answers": self.thrown_away,
+                "tokens": self.thrown_tokens,
+                "cost_usd": None if self.cost is None else float(self.thrown_cost),
+            },
             "loose": self.loose,
             "limit_used": None if self.limit_used is None else round(self.limit_used, 4),
             "waited_s": {cause: round(s, 1) for cause, s in self.waited.items()},
             "requests_per_second": round(self.requests / seconds, 3) if seconds > 0 else None,
             "earlier": {str(outcome): n for outcome, n in self.earlier.items()},
         }
+
+
+def _dollars(reported: float | None) -> Decimal:
+    """By the text: 0.1 dollars are meant, not the binary fraction next to it."""
+    return Decimal(0) if reported is None else Decimal(str(reported))
+
+
+def _price(price: Price) -> dict[str, object]:
+    cached = None if price.cached is None else float(price.cached)
+    return {
+        "input": float(price.input),
+        "output": float(price.output),
+        "cached": cached,
+        "source": price.source,
+    }
 
 
 class Summary:

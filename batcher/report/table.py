@@ -77,6 +77,8 @@ def table(summary: Summary, width: int = 80) -> Table:
             if of.cost is not None and of.cost_missing
             else "",
             _thrown(of),
+            _unusable(of),
+            _saved(of),
             f"{of.loose:,} picked out of other text" if of.loose else "",
             _waits(of),
             f"earlier runs: {_counts(of.earlier)}" if of.earlier else "",
@@ -92,6 +94,9 @@ def table(summary: Summary, width: int = 80) -> Table:
             notes += textwrap.wrap(told, width, subsequent_indent="    ", max_lines=3)
     if summary.total_limit_used is not None:
         notes.append(f"all models: {100 * summary.total_limit_used:.0f}% of their common limit")
+    priced = {of.price.source for of in totals if of.price is not None and of.cost is not None}
+    if priced:
+        notes += textwrap.wrap(f"prices: {', '.join(sorted(priced))}", width, max_lines=2)
     if notes:
         drawn.caption = Text("\n".join(notes).replace("\N{NO-BREAK SPACE}", " "))
         # A caption is wrapped to the width of its table, which may be narrower than the terminal.
@@ -213,7 +218,18 @@ def _thrown(of: ModelSummary) -> str:
     """Answers that were paid for and not kept, as the model was asked again."""
     if not of.thrown_away:
         return ""
-    return f"asked again after {of.thrown_away:,} answers of {human(of.thrown_tokens)} tokens"
+    cost = f", {money(of.thrown_cost)}" if of.thrown_cost else ""
+    return (
+        f"asked again after {of.thrown_away:,} answers of {human(of.thrown_tokens)} tokens{cost}"
+    )
+
+
+def _unusable(of: ModelSummary) -> str:
+    return f"{money(of.unusable_cost)} for answers that are not ok" if of.unusable_cost else ""
+
+
+def _saved(of: ModelSummary) -> str:
+    return f"{money(of.saved)} saved by the provider's cache" if of.saved else ""
 
 
 def _waits(of: ModelSummary) -> str:

@@ -5,6 +5,7 @@ Touches: nothing.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -90,11 +91,15 @@ def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
     answers = [t for t in tries if t.status.answered]
     if len(answers) < 2:
         return completion.usage
-    of = [
-        None if None in (counts := [getattr(t, name) for t in answers]) else sum(counts)
+    of = {
+        name: None if None in (counts := [getattr(t, name) for t in answers]) else sum(counts)
         for name in Usage.__struct_fields__
-    ]
-    return Usage(*of)
+        if name != "cost_usd"
+    }
+    costs = [t.cost_usd for t in answers if t.cost_usd is not None]
+    # By their texts, as binary fractions of cents do not add up to cents.
+    cost = float(sum(Decimal(str(cost)) for cost in costs)) if len(costs) == len(answers) else None
+    return Usage(**of, cost_usd=cost)
 
 
 def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:

@@ -25,6 +25,7 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
+from batcher.prices import Price, cost_of
 from batcher.records import Attempt, Completion, Outcome, Request, Result
 from batcher.send import record, retry, wire
 from batcher.send.client import Client
@@ -47,6 +48,7 @@ class Lane(NamedTuple):
         patience: How long they take.
         flying: What is in flight: name of the row and when it was sent (monotonic clock).
         forms: In which form it takes what its answers must be.
+        price: What its tokens cost; None when that is not known.
     """
 
     gate: Door
@@ -54,6 +56,7 @@ class Lane(NamedTuple):
     patience: Patience
     flying: dict[int, tuple[str, float]]
     forms: Forms
+    price: Price | None = None
 
 
 class Again(NamedTuple):
@@ -203,7 +206,7 @@ class Sender:
 
         `until` is when the row's time is up, None before its first exchange.
         """
-        gate, estimate, patience, flying, forms = lane
+        gate, estimate, patience, flying, forms, price = lane
         form = forms.now
         body = self._terms.body(request, form, talk)
         size = len(body) - request.excess
@@ -231,9 +234,8 @@ class Sender:
             latency = time.monotonic() - clock
             said = limits(reply.headers, started)
             try:
-                ended = self._terms.judged(
-                    wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
-                )
+                came = wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
+                ended = self._terms.judged(came if price is None else _priced(came, price))
             except RequestError as error:
                 ended = error
                 heard = _failure(error, said)
@@ -271,6 +273,15 @@ class Sender:
                 error_type=error.error_type,
             )
         return error
+
+
+def _priced(came: Completion, price: Price) -> Completion:
+    """The completion with its cost, unless the gateway told it."""
+    usage = came.usage
+    if usage.cost_usd is not None or (cost := cost_of(usage, price)) is None:
+        return came
+    usage = msgspec.structs.replace(usage, cost_usd=float(cost))
+    return msgspec.structs.replace(came, usage=usage)
 
 
 _UNSENT = Heard("unsent")

@@ -151,6 +151,8 @@ def _usage(usage: Any) -> Usage:
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
     cost = usage.get("cost")
+    if cost is None and type(ticks := usage.get("cost_in_usd_ticks")) is int:  # xAI
+        cost = ticks / 10_000_000_000
     if isinstance(cost, bool) or not isinstance(cost, int | float) or cost < 0:
         cost = None
     return Usage(prompt, completion, total, cached, reasoning, cost)

@@ -1,0 +1,191 @@
+"""Dollars per million tokens; the cost of a Usage. Touches: files (reads `--prices`).
+
+Where a price comes from, the first that knows the model: `--prices FILE`, the gateway's own
+catalogue. What the gateway says a request did cost goes before both. A model without a price has
+no cost, not a cost of 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+import tomllib
+from collections.abc import Iterable, Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batcher.errors import JobError
+from batcher.records import Usage
+
+__all__ = ["Price", "Prices", "cost_of", "of_catalogue", "of_file"]
+
+_MILLION = 1_000_000
+
+
+class Price(msgspec.Struct, frozen=True):
+    """What a model costs, in dollars per million tokens.
+
+    Attributes:
+        cached: Of prompt tokens read from the provider's cache; None when that is not told: then
+            they cost what others do.
+        source: Where it comes from and of when, for people.
+    """
+
+    input: Decimal
+    output: Decimal
+    cached: Decimal | None = None
+    source: str = ""
+
+    @property
+    def saved(self) -> Decimal:
+        """Dollars that a token read from the cache is cheaper."""
+        return Decimal(0) if self.cached is None else (self.input - self.cached) / _MILLION
+
+
+def cost_of(usage: Usage, price: Price) -> Decimal | None:
+    """Dollars, exact; None when the tokens were not told.
+
+    Reasoning tokens are a part of the completion's, cached ones of the prompt's: neither counts twice.
+
+    >>> price = Price(Decimal(2), Decimal(8), Decimal("0.5"))
+    >>> cost_of(Usage(1000, 100, 1100, cached_tokens=400, reasoning_tokens=90), price)
+    Decimal('0.0022')
+    """
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if prompt is None or completion is None:
+        return None
+    cached = min(usage.cached_tokens or 0, prompt)
+    cheap = price.input if price.cached is None else price.cached
+    fresh = (prompt - cached) * price.input
+    return (fresh + cached * cheap + completion * price.output) / _MILLION
+
+
+class Prices:
+    """All that is known of prices.
+
+    Args:
+        told: Of `--prices`.
+        catalogue: Of the gateway.
+    """
+
+    def __init__(
+        self, told: Mapping[str, Price] | None = None, catalogue: Mapping[str, Price] | None = None
+    ) -> None:
+        self._told, self._catalogue = told or {}, catalogue or {}
+
+    def of(self, model: str) -> Price | None:
+        """The price of a model; None when nothing tells it."""
+        return self._told.get(model) or self._catalogue.get(model)
+
+    def conflicts(self, models: Iterable[str]) -> list[str]:
+        """A sentence for each of these models of which the sources say different things."""
+        said = []
+        for model in models:
+            told, listed = self._told.get(model), self._catalogue.get(model)
+            if told is None or listed is None:
+                continue
+            if (told.input, told.output) != (listed.input, listed.output):
+                said.append(
+                    f"{model}: {_shown(told)} by {told.source}, {_shown(listed)} by "
+                    f"{listed.source}; the first counts."
+                )
+        return said
+
+
+def of_file(path: str) -> dict[str, Price]:
+    """Prices from a TOML, JSON or CSV file: for each model `input`, `output`, perhaps `cached`.
+
+    Raises:
+        JobError: It cannot be read, or says something else.
+    """
+    try:
+        content = Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise JobError(f"--prices {path}: it cannot be read: {why}.") from None
+    try:
+        data: Any
+        if path.endswith(".toml"):
+            data = tomllib.loads(content, parse_float=Decimal)
+        elif path.endswith(".json"):
+            data = json.loads(content, parse_float=Decimal)
+        elif path.endswith(".csv"):
+            rows = list(csv.DictReader(io.StringIO(content), skipinitialspace=True))
+            if any(not row.get("model") for row in rows):
+                raise ValueError("it has no column 'model', or a row without one")
+            data = {row.pop("model"): row for row in rows}
+        else:
+            raise ValueError("name it .toml, .json or .csv")
+    except (ValueError, RecursionError) as error:
+        raise JobError(f"--prices {path}: {error}.") from None
+    source = f"{path} of {time.strftime('%Y-%m-%d', time.localtime(Path(path).stat().st_mtime))}"
+    if not isinstance(data, dict) or not data:
+        raise JobError(f"--prices {path}: there are no models in it.")
+    return {model: _told(path, model, of, source) for model, of in data.items()}
+
+
+def _told(path: str, model: str, of: Any, source: str) -> Price:
+    known = ("input", "output", "cached")
+    if not isinstance(of, dict):
+        raise JobError(f"--prices {path}: {model}: it must have input and output.")
+    if unknown := [name for name in of if name not in known]:
+        raise JobError(
+            f"--prices {path}: {model}: {unknown[0]!r} is none of {', '.join(known)} (dollars per "
+            "million tokens)."
+        )
+    numbers = {name: _number(of.get(name)) for name in known}
+    for name in known:
+        if numbers[name] is None and (name != "cached" or of.get(name) not in (None, "")):
+            raise JobError(
+                f"--prices {path}: {model}: {name} is {of.get(name)!r}, and must be dollars per "
+                "million tokens."
+            )
+    return Price(numbers["input"], numbers["output"], numbers["cached"], source)  # type: ignore[arg-type]
+
+
+def of_catalogue(data: Any, date: str) -> dict[str, Price]:
+    """Prices from what a gateway lists; models of which it tells none are left out.
+
+    Two dialects: AiHubMix's `pricing.input`, dollars per million tokens, and OpenRouter's
+    `pricing.prompt`, dollars per token.
+    """
+    listed = data.get("data") if isinstance(data, dict) else None
+    source = f"the gateway's catalogue of {date}"
+    found = {}
+    for of in listed if isinstance(listed, list) else ():
+        pricing = of.get("pricing") if isinstance(of, dict) else None
+        if not isinstance(pricing, dict):
+            continue
+        name = of.get("model_id") or of.get("id")
+        if "prompt" in pricing:
+            factor, names = _MILLION, ("prompt", "completion", "input_cache_read")
+        else:
+            factor, names = 1, ("input", "output", "cache_read")
+        input_, output, cached = (_number(pricing.get(name)) for name in names)
+        if not isinstance(name, str) or input_ is None or output is None:
+            continue
+        if not input_ and not output and "free" not in name:
+            continue  # Not filled in, rather than given away.
+        cached = None if cached is None else cached * factor
+        found[name] = Price(input_ * factor, output * factor, cached, source)
+    return found
+
+
+def _number(value: Any) -> Decimal | None:
+    """A price, however it is written; None for what is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and number >= 0 else None
+
+
+def _shown(price: Price) -> str:
+    return f"${price.input.normalize():f} + ${price.output.normalize():f} a million tokens"

@@ -1,0 +1,94 @@
+"""What a gateway lists of its models' prices. Touches: the network, files (a copy for the next time).
+
+Only gateways that are known to tell prices are asked, and without the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from batcher.job import Endpoint
+
+__all__ = ["Listed", "address", "fetch"]
+
+_SECONDS = 5.0
+_MOST_BYTES = 64 << 20
+_CHAT = "/chat/completions"
+
+Listed = tuple[Any, str]
+"""What came, decoded, and the day it came."""
+
+
+def address(endpoint: Endpoint) -> str | None:
+    """Where a gateway lists prices; None when it is not known to."""
+    host = urlsplit(endpoint.url).hostname or ""
+    base = endpoint.url.removesuffix(_CHAT)
+    if endpoint.name == "simulated:" or host == "aihubmix.com" or host.endswith(".aihubmix.com"):
+        return f"{base.removesuffix('/v1')}/api/v1/models"
+    return f"{base}/models" if host == "openrouter.ai" else None
+
+
+async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None:
+    """What the gateway lists now, or listed when it was asked last; None for nothing.
+
+    Args:
+        endpoint: The gateway.
+        say: Told when it cannot be had.
+    """
+    url = address(endpoint)
+    if url is None:
+        return None
+    today = time.strftime("%Y-%m-%d")
+    copy = _copy(urlsplit(url).hostname or "")
+    try:
+        content = await _get(url)
+        data = msgspec.json.decode(content)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        try:
+            data = msgspec.json.decode(copy.read_bytes())
+            since = time.strftime("%Y-%m-%d", time.localtime(copy.stat().st_mtime))
+        except (OSError, ValueError):
+            why = str(error) or type(error).__name__
+            say(
+                f"{url}: prices cannot be had ({why}); costs are not known. --prices FILE tells them."
+            )
+            return None
+        return data, since
+    if endpoint.name != "simulated:":
+        await asyncio.to_thread(_keep, copy, content)
+    return data, today
+
+
+async def _get(url: str) -> bytes:
+    timeout = aiohttp.ClientTimeout(total=_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:  # noqa: SIM117
+        async with session.get(url, headers={"User-Agent": "batcher"}) as reply:
+            reply.raise_for_status()
+            content = await reply.content.read(_MOST_BYTES)
+            while more := await reply.content.read(_MOST_BYTES - len(content)):
+                content += more
+            return content
+
+
+def _copy(host: str) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "batcher" / f"prices-{host}.json"
+
+
+def _keep(copy: Path, content: bytes) -> None:
+    """Keeps a copy, where there is a place for it."""
+    with contextlib.suppress(OSError):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        temporary = copy.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(content)
+        os.replace(temporary, copy)

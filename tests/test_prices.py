@@ -1,0 +1,222 @@
+"""What requests cost: from which price, to the last digit, and nothing where it is not known."""
+
+import json
+from decimal import Decimal
+
+import pytest
+
+from batcher.errors import JobError
+from batcher.job import Endpoint
+from batcher.prices import Price, Prices, cost_of, of_catalogue, of_file
+from batcher.send import wire
+from batcher.send.catalogue import address
+from batcher.simulate.server import running
+from batcher.simulate.settings import MODELS, Simulation
+from tests.support import program
+from tests.support.program import read_jsonl, write_jsonl
+
+PRICE = Price(Decimal("0.15"), Decimal("0.60"), Decimal("0.075"), "a file")
+TOML = '["gpt-4o-mini"]\ninput = 0.15\ncached = 0.075\noutput = 0.60\n'
+JSON = '{"gpt-4o-mini": {"input": 0.15, "cached": 0.075, "output": "0.60"}}'
+CSV = "model, input, cached, output\ngpt-4o-mini, 0.15, 0.075, 0.60\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.toml", TOML), ("a.json", JSON), ("a.csv", CSV)])
+def test_prices_are_read_exactly_from_each_kind_of_file(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    [(model, price)] = of_file(str(path)).items()
+    assert (model, price.input, price.output, price.cached) == ("gpt-4o-mini", *PRICE_NUMBERS)
+    assert price.source.startswith(f"{path} of 20")
+
+
+PRICE_NUMBERS = (PRICE.input, PRICE.output, PRICE.cached)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.toml", "input = 1", "must have input and output"),
+        ("a.toml", "[m]\ninput = 1", "output is None, and must be dollars per million"),
+        ("a.toml", "[m]\ninput = -1\noutput = 1", "input is -1"),
+        ("a.toml", "[m]\ninput = nan\noutput = 1", "input is Decimal"),
+        ("a.toml", "[m]\ninput = true\noutput = 1", "input is True"),
+        ("a.toml", "[m]\nin = 1\noutput = 1", "'in' is none of input, output, cached"),
+        ("a.toml", "[m", "Expected"),
+        ("a.json", "[]", "there are no models"),
+        ("a.json", "{", "Expecting"),
+        ("a.csv", "name,input\nm,1\n", "no column 'model'"),
+        ("a.txt", "", ".toml, .json or .csv"),
+        ("none.toml", None, "No such file"),
+    ],
+)
+def test_a_file_that_tells_no_price_is_said_to(tmp_path, name, text, why):
+    """A price that is wrong is worse than none."""
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(JobError, match=why):
+        of_file(str(tmp_path / name))
+
+
+def test_catalogues_of_both_dialects_are_read():
+    """AiHubMix tells dollars per million tokens, OpenRouter per token; both write texts."""
+    aihubmix = {"data": [
+        {"model_id": "gpt-4o", "pricing": {"input": 2.5, "output": "10", "cache_read": "1.25"}},
+        {"model_id": "no-price", "pricing": {"input": None, "output": None}},
+        {"model_id": "not-filled-in", "pricing": {"input": 0, "output": 0}},
+        {"model_id": "glm-free", "pricing": {"input": 0, "output": 0}},
+        {"model_id": "odd", "pricing": "dear"}, 7,
+    ]}  # fmt: skip
+    found = of_catalogue(aihubmix, "2026-01-02")
+    assert found.keys() == {"gpt-4o", "glm-free"}
+    assert found["gpt-4o"].output == 10
+    assert found["gpt-4o"].cached == Decimal("1.25")
+    assert found["gpt-4o"].source == "the gateway's catalogue of 2026-01-02"
+    routed = {"data": [{"id": "openai/gpt-4o", "pricing": {
+        "prompt": "0.0000025", "completion": "0.00001", "input_cache_read": "0.00000125"}}]}  # fmt: skip
+    [price] = of_catalogue(routed, "").values()
+    assert (price.input, price.output, price.cached) == (Decimal("2.5"), 10, Decimal("1.25"))
+    for nothing in (None, [], {}, {"data": None}, {"data": [None]}):
+        assert of_catalogue(nothing, "") == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("https://aihubmix.com/v1/chat/completions", "https://aihubmix.com/api/v1/models"),
+        ("https://openrouter.ai/api/v1/chat/completions", "https://openrouter.ai/api/v1/models"),
+        ("https://api.openai.com/v1/chat/completions", None),
+        ("https://aihubmix.com.example.org/v1/chat/completions", None),
+        ("http://127.0.0.1:8000/v1/chat/completions", None),
+    ],
+)
+def test_only_gateways_that_tell_prices_are_asked_for_them(url, where):
+    assert address(Endpoint(url, url)) == where
+
+
+@pytest.mark.parametrize(
+    ("usage", "dollars"),
+    [
+        ({"prompt_tokens": 1000, "completion_tokens": 100}, "0.00021"),
+        ({"prompt_tokens": 1000, "completion_tokens": 100,
+          "prompt_tokens_details": {"cached_tokens": 400}}, "0.00018"),
+        # DeepSeek tells cached tokens so.
+        ({"prompt_tokens": 1000, "completion_tokens": 100, "prompt_cache_hit_tokens": 400},
+         "0.00018"),
+        # OpenAI: reasoning inside the completion.
+        ({"prompt_tokens": 10, "completion_tokens": 100, "total_tokens": 110,
+          "completion_tokens_details": {"reasoning_tokens": 90}}, "0.0000615"),
+        # xAI: outside of it, seen in the total alone.
+        ({"prompt_tokens": 10120, "completion_tokens": 1499, "total_tokens": 14428,
+          "completion_tokens_details": {"reasoning_tokens": 2809}}, "0.0041028"),
+        # Gemini: not even named.
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 115}, "0.0000645"),
+        # More cached tokens than there are do not make it cheaper than all cached.
+        ({"prompt_tokens": 1000, "completion_tokens": 0, "prompt_cache_hit_tokens": 4000},
+         "0.000075"),
+        ({"prompt_tokens": 1000}, None),
+        ({}, None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_the_cost_of_literal_usages(usage, dollars):
+    """Reasoning counts once, in whichever way a provider tells it; what is not told has no cost."""
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [choice], "usage": usage}).encode()
+    completion = wire.read(200, {}, body, keep_raw=False)
+    assert cost_of(completion.usage, PRICE) == (dollars and Decimal(dollars))
+
+
+@pytest.mark.parametrize(
+    ("told", "dollars"),
+    [
+        ({"cost": 0.0125}, 0.0125),
+        ({"cost": 0}, 0),
+        ({"cost_in_usd_ticks": 37_756_000}, 0.0037756),
+        ({"cost": -1}, None),
+        ({"cost": "0.1"}, None),
+        ({"cost": True}, None),
+    ],
+)
+def test_a_cost_that_the_gateway_tells_is_taken(told, dollars):
+    """OpenRouter's is in dollars, xAI's in ten-billionths of them."""
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 1, **told}
+    body = json.dumps({"choices": [choice], "usage": usage}).encode()
+    assert wire.read(200, {}, body, keep_raw=False).usage.cost_usd == dollars
+
+
+def test_sources_that_disagree_are_named():
+    """The file counts."""
+    listed = {"m": Price(Decimal("0.20"), Decimal("0.80"), None, "the list"), "n": PRICE}
+    prices = Prices({"m": PRICE}, listed)
+    assert prices.of("m") is PRICE
+    assert prices.of("n") is PRICE
+    assert prices.of("o") is None
+    [said] = prices.conflicts(["m", "n", "o"])
+    assert said.startswith("m: $0.15 + $0.6 a million tokens by a file, $0.2 + $0.8 a million")
+    assert said.endswith("by the list; the first counts.")
+
+
+def test_the_bill_is_that_of_the_gateway_to_the_last_digit(tmp_path):
+    """With retries, answers asked for again, truncated ones, and a prefix that is cached."""
+    told = {m.id: {"input": str(m.input_price), "output": str(m.output_price),
+                   "cached": str(m.cached_price)} for m in MODELS}  # fmt: skip
+    (tmp_path / "prices.json").write_text(json.dumps(told))
+    write_jsonl(tmp_path / "in.jsonl", [{"text": f"Refund {n}, please."} for n in range(400)])
+    faults = {"http_500": 0.05, "invalid": 0.1, "truncated": 0.05, "cut_json": 0.02}
+    with running(Simulation(speed=0, faults=faults, seed=1)) as gateway:
+        ended = program.batcher(
+            "run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "-m", "sim-large",
+            "--system", "x" * 6000, "--prompt", "{{ text }}", "--labels", "billing,bug",
+            "--prices", "prices.json", "--json", "--param", "max_tokens=40", "--max-retries", "9",
+            cwd=tmp_path, url=gateway.url,
+        )  # fmt: skip
+        ledger = gateway.ledger.models
+    summary = json.loads(ended.stdout)["models"]
+    rows = read_jsonl(tmp_path / "out.jsonl")
+    for model in ("sim-small", "sim-large"):
+        of, costs = ledger[model], [r["cost_usd"] for r in rows if r["model"] == model]
+        assert sum(Decimal(str(cost)) for cost in costs) == of.cost
+        assert Decimal(str(summary[model]["cost_usd"])) == of.cost
+        assert of.tokens["cached"] > 100_000
+        saved = Decimal(of.tokens["cached"]) * next(
+            (m.input_price - m.cached_price) / 1_000_000 for m in MODELS if m.id == model
+        )
+        assert Decimal(str(summary[model]["cost_saved_by_cache_usd"])) == saved
+        assert summary[model]["thrown_away"]["answers"] > 10
+        thrown = summary[model]["thrown_away"]["cost_usd"] + summary[model]["cost_of_unusable_usd"]
+        assert 0 < thrown < float(of.cost) / 2
+        assert summary[model]["price"]["source"].startswith("prices.json of ")
+
+
+def test_a_model_without_a_price_has_no_cost(tmp_path, gateway):
+    """And not a cost of 0."""
+    (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 1\noutput = 2\n')
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "hi"}])
+    ended = program.batcher(
+        "run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "-m", "sim-large",
+        "--prices", "prices.toml", "--json", cwd=tmp_path, url=gateway.url,
+    )  # fmt: skip
+    assert ended.returncode == 0
+    costs = {row["model"]: row["cost_usd"] for row in read_jsonl(tmp_path / "out.jsonl")}
+    assert costs["sim-small"] > 0
+    assert costs["sim-large"] is None
+    assert json.loads(ended.stdout)["models"]["sim-large"]["price"] is None
+    wrong = program.batcher(
+        "run", "in.jsonl", "-o", "o.jsonl", "-m", "m", "--prices", "none.toml",
+        cwd=tmp_path, url=gateway.url,
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert b"--prices none.toml: it cannot be read" in wrong.stderr
+
+
+def test_a_simulated_run_knows_what_it_would_have_cost(tmp_path):
+    """The simulated gateway lists its prices as AiHubMix does."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "hi"}])
+    ended = program.batcher(
+        "run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "--simulate", cwd=tmp_path
+    )
+    assert ended.returncode == 0
+    assert b"prices: the gateway's catalogue of 20" in ended.stderr
+    assert read_jsonl(tmp_path / "out.jsonl")[0]["cost_usd"] > 0
