@@ -26,6 +26,7 @@ from rich.console import Console
 from batcher.engine import Emit, Engine
 from batcher.errors import Damaged, JobError, OutputError, RunStopped
 from batcher.job import Endpoint, Job
+from batcher.plan.forecast import Forecast, counted
 from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
 from batcher.plan.survey import survey
@@ -179,6 +180,8 @@ class Runner:
             self._prepare, folder, inputs, endpoint, say=self._say
         )
         if job.dry_run:
+            if not job.simulate:
+                self._prices = await self._known_prices(endpoint)
             return await asyncio.to_thread(self._dry, plan)
         replaced = job.overwrite and aside.set_aside(folder)
         if not job.overwrite:
@@ -314,26 +317,27 @@ class Runner:
 
     def _dry(self, plan: Plan) -> Report:
         """Renders every row and says what is wrong; sends nothing."""
-        errors, requests, size = [], 0, 0
+        job = self._job
+        forecast = Forecast(plan.slots, one=job.route != "each")
         for batch in plan.batches():
             self._go_on()
             for todo in batch:
-                if todo.prompt.error is not None:
-                    errors.append(todo.prompt.error)
-                else:
-                    each = self._job.route == "each"
-                    requests += len(todo.slots) if each else plan.samples
-                    size += (len(todo.prompt.fields) - todo.prompt.excess) * len(todo.slots)
-        for error in errors[:20]:
+                forecast.add(todo, plan.samples)
+        for error in forecast.errors[:20]:
             self._say(error)
-        if len(errors) > 20:
-            self._say(f"… and {len(errors) - 20:,} more.")
+        if len(forecast.errors) > 20:
+            self._say(f"… and {len(forecast.errors) - 20:,} more.")
+        for line in forecast.lines(self._prices.of, job.limits):
+            self._say(line)
+        if twins := forecast.twins:
+            rows = "1 row asks" if twins == 1 else f"{twins:,} rows ask"
+            self._say(f"{rows} the same as a row before.")
         self.summary.finish("checked")
         text = (
-            f"{self._surveyed or 0:,} rows read, {len(errors):,} of them unreadable; "
-            f"{requests:,} requests to send, about {size // 4:,} prompt tokens. Nothing was sent."
+            f"{self._surveyed or 0:,} rows read, {len(forecast.errors):,} of them unreadable; "
+            f"{counted(forecast.requests)} to send. Nothing was sent."
         )
-        return Report(self.summary, 3 if errors else 0, None, text)
+        return Report(self.summary, 3 if forecast.errors else 0, None, text)
 
     # During
 

@@ -186,7 +186,7 @@ def test_a_dry_run_names_pictures_that_are_missing_and_counts_no_base64(folder, 
     assert ended.returncode == 3
     assert "data/in.jsonl:2: " in said
     assert "none.png: the picture cannot be read" in said
-    assert "1 requests to send, about 1,0" in said
+    assert "m: 1 request, about 1,000 prompt tokens (690 to 2,100)" in said
     assert not echo.bought
 
 

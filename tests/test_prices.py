@@ -220,3 +220,38 @@ def test_a_simulated_run_knows_what_it_would_have_cost(tmp_path):
     assert ended.returncode == 0
     assert b"prices: the gateway's catalogue of 20" in ended.stderr
     assert read_jsonl(tmp_path / "out.jsonl")[0]["cost_usd"] > 0
+
+
+def check(tmp_path, gateway, *words):
+    (tmp_path / "prices.toml").write_text("[m]\ninput = 2\noutput = 10\n")
+    ended = program.batcher(
+        "check", "in.jsonl", "-o", "out.jsonl", "--prices", "prices.toml", *words,
+        cwd=tmp_path, url=gateway.url,
+    )  # fmt: skip
+    assert not gateway.ledger.models
+    return ended.returncode, ended.stderr.decode().splitlines()
+
+
+def test_a_check_tells_what_a_job_will_take(tmp_path, gateway):
+    """Before a dollar is spent: requests, tokens, money and time of each model, and equal rows."""
+    rows = [{"prompt": "p" * (400 - len('"messages":[{"role":"user","content":""}]}'))}] * 3
+    write_jsonl(tmp_path / "in.jsonl", [*rows, {"prompt": 7}])
+    told = ("-m", "m", "-m", "n", "--rpm", "n=2", "--samples", "2")
+    status, lines = check(tmp_path, gateway, *told)
+    assert status == 3
+    assert lines[0].startswith('in.jsonl:4: "prompt" must be a text')
+    tokens = "6 requests, about 600 prompt tokens (400 to 1,200)"
+    answers = "$10 for a million tokens of answers"
+    assert lines[1:] == [
+        f"m: {tokens}, $0.0012 ($0.0008 to $0.0024), and {answers}.",
+        f"n: {tokens}; its price is not known; 3.0 min or more at --rpm.",
+        "2 rows ask the same as a row before.",
+        "4 rows read, 1 of them unreadable; 12 requests to send. Nothing was sent.",
+    ]
+    write_jsonl(tmp_path / "in.jsonl", rows[:1])
+    told = ("-m", "m", "--tpm", "1", "--param", "max_tokens=1000", "-m", "n", "--route", "split")
+    status, lines = check(tmp_path, gateway, *told)
+    assert status == 0
+    assert lines[0].startswith("m: 1 request at most, about 1")
+    assert ", and at most $0.01 for answers; " in lines[0]
+    assert lines[-1] == "1 rows read, 0 of them unreadable; 1 request to send. Nothing was sent."
