@@ -32,6 +32,7 @@ from batcher.plan.requests import Plan, Todo
 from batcher.prices import Prices
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
+from batcher.send.budget import Budget
 from batcher.send.client import Client
 from batcher.send.estimate import Patience
 from batcher.send.gate import Closed, Gate, KeyGate
@@ -63,6 +64,7 @@ class Engine:
         rows: How many rows there are at most.
         emit: Awaited with each result and its prompt as it comes.
         prices: What is known of them.
+        budget: What may be spent; None for no bound.
 
     Attributes:
         stopped: Why the run ends early, once it does.
@@ -79,6 +81,7 @@ class Engine:
         rows: int,
         emit: Emit | None = None,
         prices: Prices | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._job = job
         self._plan = plan
@@ -107,13 +110,19 @@ class Engine:
             sleep=self._sleep,
             rng=random.Random(),
             terms=Terms(plan.expected, job.reask, job.grow_max_tokens),
+            budget=budget,
         )
+        self._budget = budget
+        if budget is not None:
+            budget.ends = self.stop
 
     def stop(self, why: Exception | None = None) -> None:
         """Sends nothing new; what is in flight is waited for and written."""
         if self.stopped is None:
             self.stopped = why
         self._stop.set()
+        if self._budget is not None:
+            self._budget.close()
         for lane in self._lanes.values():
             lane.gate.close()
             lane.queue.clear()

@@ -167,6 +167,13 @@ class Job:
     row_timeout: Annotated[float, Parameter(group=_PACE)] = 3600.0
     """Seconds for all attempts of one request, from the first on, waits included. Default: 3600."""
 
+    max_cost: Annotated[float | None, Parameter(group=_RUN)] = None
+    """Dollars that all runs of this output may cost together: the run stops before it can cost more.
+    Needs a price of each model and a max_tokens."""
+
+    max_total_tokens: Annotated[int | None, Parameter(group=_RUN)] = None
+    """Tokens, prompts and answers, that all runs of this output may use together; likewise."""
+
     limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
     """Only the first N rows."""
 
@@ -277,6 +284,8 @@ class Job:
             "--attempt-timeout": self.patience,
             "--row-timeout": self.row_timeout,
             "--grow-max-tokens": self.grow_max_tokens,
+            "--max-cost": self.max_cost,
+            "--max-total-tokens": self.max_total_tokens,
         }
         for flag, value in positive.items():
             if value is not None and not value > 0:

@@ -34,12 +34,14 @@ class Price(msgspec.Struct, frozen=True):
         cached: Of prompt tokens read from the provider's cache; None when that is not told: then
             they cost what others do.
         source: Where it comes from and of when, for people.
+        max_output: Tokens of its longest answer; None when that is not told.
     """
 
     input: Decimal
     output: Decimal
     cached: Decimal | None = None
     source: str = ""
+    max_output: int | None = None
 
     @property
     def saved(self) -> Decimal:
@@ -80,7 +82,10 @@ class Prices:
 
     def of(self, model: str) -> Price | None:
         """The price of a model; None when nothing tells it."""
-        return self._told.get(model) or self._catalogue.get(model)
+        told, listed = self._told.get(model), self._catalogue.get(model)
+        if told is None or listed is None:
+            return told or listed
+        return msgspec.structs.replace(told, max_output=listed.max_output)
 
     def conflicts(self, models: Iterable[str]) -> list[str]:
         """A sentence for each of these models of which the sources say different things."""
@@ -172,8 +177,16 @@ def of_catalogue(data: Any, date: str) -> dict[str, Price]:
         if not input_ and not output and "free" not in name:
             continue  # Not filled in, rather than given away.
         cached = None if cached is None else cached * factor
-        found[name] = Price(input_ * factor, output * factor, cached, source)
+        found[name] = Price(input_ * factor, output * factor, cached, source, _max_output(of))
     return found
+
+
+def _max_output(of: Mapping[str, Any]) -> int | None:
+    """AiHubMix's `max_output`, or OpenRouter's `top_provider.max_completion_tokens`."""
+    provider = of.get("top_provider")
+    inside = provider.get("max_completion_tokens") if isinstance(provider, dict) else None
+    number = _number(of.get("max_output") or inside)
+    return int(number) if number else None
 
 
 def _number(value: Any) -> Decimal | None:

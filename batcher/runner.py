@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ from batcher.read.inputs import Inputs
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
 from batcher.send import catalogue
+from batcher.send.budget import Amount, Budget
 from batcher.send.client import open_files
 from batcher.send.concurrency import MOST
 from batcher.watch import heartbeat, snapshot
-from batcher.write import aside, status
+from batcher.write import aside, spending, status
 from batcher.write.journal import Journal
 from batcher.write.lock import FULL, Lock
 from batcher.write.manifest import Manifest, Pictures
@@ -345,6 +347,7 @@ class Runner:
         if self._interrupted:
             return
         journal = Journal(folder, alarm=self._stop_sending)
+        budget = await self._budget(folder)
         engine = self._engine = Engine(
             self._within_files(),
             endpoint,
@@ -354,6 +357,7 @@ class Runner:
             self._surveyed or 0,
             self._emit,
             self._prices,
+            budget,
         )
         self._state = "running"
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
@@ -365,10 +369,35 @@ class Runner:
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             await asyncio.shield(asyncio.to_thread(journal.close))
+            if budget is not None:
+                spending.save(folder, *budget.committed)
+                self.summary.budget = budget.told
         if engine.stopped is not None:
             raise engine.stopped
         if engine.closed:
             self._say(engine.closed)
+
+    async def _budget(self, folder: Path) -> Budget | None:
+        """What may still be spent on this output; None without a bound.
+
+        Raises:
+            JobError: It cannot be kept, as a price is not known.
+        """
+        job = self._job
+        if job.max_cost is None and job.max_total_tokens is None:
+            return None
+        prices = {model: self._prices.of(model) for model in job.models}
+        if job.max_cost is not None and (
+            unknown := [model for model, price in prices.items() if price is None]
+        ):
+            raise JobError(
+                f"--max-cost: the price of {', '.join(unknown)} is not known; tell it with --prices."
+            )
+        spent = Amount(*await asyncio.to_thread(spending.load, folder))
+        dollars = None if job.max_cost is None else Decimal(str(job.max_cost))
+        return Budget(
+            dollars, job.max_total_tokens, spent, lambda claimed: spending.save(folder, *claimed)
+        )
 
     async def _known_prices(self, endpoint: Endpoint) -> Prices:
         """Those of `--prices` over those that the gateway lists."""

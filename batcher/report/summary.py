@@ -278,6 +278,7 @@ class Summary:
 
     Attributes:
         total_limit_used: Part of the limit of all models together that was used; None without one.
+        budget: How much of what all runs may spend is spent, in words; "" without a bound.
     """
 
     def __init__(self, clock: Callable[[], float], models: Iterable[str] = ()) -> None:
@@ -286,6 +287,7 @@ class Summary:
         self._seconds: float | None = None
         self.status = "running"
         self.total_limit_used: float | None = None
+        self.budget = ""
         self.models: defaultdict[str, ModelSummary] = defaultdict(ModelSummary)
         for model in models:
             self.models[model] = ModelSummary()
@@ -331,5 +333,6 @@ class Summary:
             "rows": self.rows,
             "seconds": round(seconds, 3),
             "total_limit_used": self.total_limit_used and round(self.total_limit_used, 4),
+            "budget": self.budget or None,
             "models": {model: of.asdict(seconds) for model, of in self.models.items()},
         }

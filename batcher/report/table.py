@@ -97,6 +97,8 @@ def table(summary: Summary, width: int = 80) -> Table:
     priced = {of.price.source for of in totals if of.price is not None and of.cost is not None}
     if priced:
         notes += textwrap.wrap(f"prices: {', '.join(sorted(priced))}", width, max_lines=2)
+    if summary.budget:
+        notes += textwrap.wrap(summary.budget, width)
     if notes:
         drawn.caption = Text("\n".join(notes).replace("\N{NO-BREAK SPACE}", " "))
         # A caption is wrapped to the width of its table, which may be narrower than the terminal.

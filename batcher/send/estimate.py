@@ -10,6 +10,8 @@ from collections import deque
 
 __all__ = ["Estimate", "Patience"]
 
+_ENOUGH, _MARGIN = 20, 1.2
+
 
 class Estimate:
     """How many tokens a request will use; starts at four bytes a token and 250 tokens an answer."""
@@ -17,6 +19,7 @@ class Estimate:
     def __init__(self) -> None:
         self._bytes, self._prompt_tokens = 4000.0, 1000.0
         self._answers, self._output_tokens = 0.0, 0.0
+        self._learned, self._densest = 0, 0.0
 
     def tokens(self, body_bytes: int, max_tokens: int | None) -> tuple[float, float | None]:
         """(prompt and mean answer, prompt and the largest answer or None when it has no bound)."""
@@ -26,11 +29,19 @@ class Estimate:
             return max(1.0, prompt + mean), None
         return max(1.0, prompt + min(mean, max_tokens)), max(1.0, prompt + max_tokens)
 
+    def most(self, body_bytes: int) -> int:
+        """Tokens that a prompt has at most: one a byte, until answers show how many there are."""
+        if self._learned < _ENOUGH:
+            return body_bytes
+        return min(body_bytes, int(body_bytes * self._densest * _MARGIN) + 1)
+
     def learn(self, body_bytes: int, prompt_tokens: int | None, output_tokens: int | None) -> None:
         """Takes note of one answer's usage; what was not reported teaches nothing."""
         if prompt_tokens:
             self._bytes = self._bytes * 0.999 + body_bytes
             self._prompt_tokens = self._prompt_tokens * 0.999 + prompt_tokens
+            self._learned += 1
+            self._densest = max(self._densest, prompt_tokens / body_bytes)
         if output_tokens is not None:
             self._answers = self._answers * 0.999 + 1
             self._output_tokens = self._output_tokens * 0.999 + output_tokens

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ import tenacity
 from batcher.errors import (
     AskAgain,
     BadResponse,
+    JobError,
     NoAnswer,
     OutOfQuota,
     RateLimited,
@@ -28,6 +30,8 @@ from batcher.errors import (
 from batcher.prices import Price, cost_of
 from batcher.records import Attempt, Completion, Outcome, Request, Result
 from batcher.send import record, retry, wire
+from batcher.send.answers import Form
+from batcher.send.budget import Amount, Budget, Hold
 from batcher.send.client import Client
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Closed, Door, Heard
@@ -90,6 +94,7 @@ class Sender:
         sleep: Waits; a test gives its own.
         rng: Where the jitter of backoffs comes from.
         terms: What is wanted of every answer.
+        budget: What may be spent; None for no bound.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Sender:
         sleep: Callable[[float], Awaitable[None]],
         rng: random.Random | None = None,
         terms: Terms | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._client = client
         self._max_retries = max_retries
@@ -110,6 +116,7 @@ class Sender:
         self._sleep = sleep
         self._rng = rng or random.Random()
         self._terms = terms or Terms(None)
+        self._budget = budget
 
     async def first(
         self, request: Request, lane: Lane, before: Again | None = None
@@ -202,13 +209,42 @@ class Sender:
         until: float | None,
         talk: Talk,
     ) -> Completion:
+        """One attempt, once it can be paid for; appends to `tries`."""
+        form = lane.forms.now
+        body = self._terms.body(request, form, talk)
+        if self._budget is None:
+            return await self._exchange(request, lane, tries, until, talk, form, body, None)
+        most = _most(self._budget, request, lane, talk, len(body) - request.excess)
+        if until is None:
+            hold = await self._budget.enter(most)
+        else:
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    hold = await self._budget.enter(most)
+            except TimeoutError:
+                raise _NoTime from None
+        try:
+            return await self._exchange(request, lane, tries, until, talk, form, body, hold)
+        finally:
+            hold.settle()
+
+    async def _exchange(
+        self,
+        request: Request,
+        lane: Lane,
+        tries: list[Attempt],
+        until: float | None,
+        talk: Talk,
+        form: Form,
+        body: bytes,
+        hold: Hold | None,
+    ) -> Completion:
         """One passage through the gate and one HTTP exchange; appends to `tries`.
 
-        `until` is when the row's time is up, None before its first exchange.
+        `until` is when the row's time is up, None before its first exchange; `hold` is what was set
+        aside for it.
         """
         gate, estimate, patience, flying, forms, price = lane
-        form = forms.now
-        body = self._terms.body(request, form, talk)
         size = len(body) - request.excess
         asked = time.monotonic()
         amounts = estimate.tokens(size, talk.max_tokens or request.max_tokens)
@@ -229,6 +265,8 @@ class Sender:
         flying[id(request)] = (request.custom_id, clock)
         heard = _UNSENT
         ended: Completion | RequestError
+        if hold is not None:
+            hold.sent()
         try:
             reply = await self._client.post(body, min(patience.seconds, left))
             latency = time.monotonic() - clock
@@ -251,6 +289,8 @@ class Sender:
         finally:
             del flying[id(request)]
             gate.leave(ticket, heard)
+        if hold is not None:
+            _settle(hold, ended)
         tries.append(record.attempt(started, latency, waited, _cause(tries, ticket.cause), ended))
         if isinstance(ended, RequestError):
             if self._terms.form_refused(ended, form, proven=forms.proven):
@@ -273,6 +313,40 @@ class Sender:
                 error_type=error.error_type,
             )
         return error
+
+
+def _most(budget: Budget, request: Request, lane: Lane, talk: Talk, size: int) -> Amount:
+    """What a request of `size` bytes of text may cost and use at most."""
+    price = lane.price
+    bound = talk.max_tokens or request.max_tokens or (price.max_output if price else None)
+    if price is None and budget.in_dollars:
+        budget.stop(
+            JobError(f"--max-cost: the price of {request.model} is not known; give --prices.")
+        )
+        raise Closed
+    if bound is None:
+        budget.stop(
+            JobError(
+                f"How long the answer to {request.custom_id} by {request.model} may be is not known, so "
+                "no budget can be kept; set --param max_tokens=N."
+            )
+        )
+        raise Closed
+    prompt = lane.estimate.most(size)
+    if price is None:
+        return Amount(Decimal(0), prompt + bound)
+    return Amount((prompt * price.input + bound * price.output) / 1_000_000, prompt + bound)
+
+
+def _settle(hold: Hold, ended: Completion | RequestError) -> None:
+    """Tells what became of a request; one that may have been worked on counts whole."""
+    if isinstance(ended, Completion):
+        usage = ended.usage
+        cost = None if usage.cost_usd is None else Decimal(str(usage.cost_usd))
+        used = _sum(usage.prompt_tokens, usage.completion_tokens)
+        hold.used(cost, None if used is None else int(used))
+    elif not isinstance(ended, NoAnswer | BadResponse):
+        hold.refused()
 
 
 def _priced(came: Completion, price: Price) -> Completion:

@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from batcher.write.segment import loaded, sync_folder
+from batcher.write.spending import NAME
 from batcher.write.winners import ANSWERED
 
 __all__ = ["ASIDE", "forget", "restore", "set_aside", "settle"]
@@ -74,9 +75,9 @@ def settle(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The journal, and last the record of what was asked."""
-    record = folder / _RECORD
-    return [*sorted(folder.glob("journal-*")), *([record] if record.exists() else [])]
+    """The journal, what was spent, and last the record of what was asked."""
+    records = [folder / name for name in (NAME, _RECORD)]
+    return [*sorted(folder.glob("journal-*")), *(path for path in records if path.exists())]
 
 
 def _answered(folder: Path) -> bool:
