@@ -255,3 +255,68 @@ def test_a_check_tells_what_a_job_will_take(tmp_path, gateway):
     assert lines[0].startswith("m: 1 request at most, about 1")
     assert ", and at most $0.01 for answers; " in lines[0]
     assert lines[-1] == "1 rows read, 0 of them unreadable; 1 request to send. Nothing was sent."
+
+
+@pytest.fixture
+def spend(tmp_path, gateway):
+    (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 10\noutput = 100\n')
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"What is {n} + 1?"} for n in range(60)])
+
+    def spend(*words, prices="prices.toml", most="max_tokens=10"):
+        told = ("--prices", prices) if prices else ()
+        bound = ("--param", most) if most else ()
+        ended = program.batcher(
+            "run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", *told, *bound, *words,
+            cwd=tmp_path, url=gateway.url,
+        )  # fmt: skip
+        spent = gateway.ledger.models["sim-small"]
+        tokens = spent.tokens["prompt"], spent.tokens["completion"]
+        dollars = Decimal(tokens[0] * 10 + tokens[1] * 100) / 1_000_000
+        return ended.returncode, ended.stderr.decode(), dollars, sum(tokens)
+
+    return spend
+
+
+def test_a_budget_holds_over_all_runs_of_an_output(spend, tmp_path):
+    """And over those without one in between; a new output begins anew."""
+    status, said, first, _ = spend("--max-cost", "0.004")
+    assert status == 4
+    assert Decimal("0.002") < first <= Decimal("0.004")
+    assert "--max-cost: $0.00" in said
+    assert "of $0.004 spent; the next request may take $0.00" in said
+    assert not (tmp_path / "out.jsonl").exists()
+    assert spend("--max-cost", "0.004")[::2] == (4, first)
+    status, _, second, _ = spend("--max-cost", "0.008")
+    assert status == 4
+    assert first < second <= Decimal("0.008")
+    status, said, third, _ = spend("--max-cost", "5", "--json")
+    assert status == 0
+    assert len(read_jsonl(tmp_path / "out.jsonl")) == 60
+    assert spend("--max-cost", "0.000001", "--max-retries", "1")[::2] == (0, third)
+    status, _, fourth, _ = spend("--max-cost", "0.004", "--overwrite")
+    assert status == 4
+    assert third < fourth <= third + Decimal("0.004")
+
+
+def test_a_budget_of_tokens_needs_no_price(spend):
+    status, said, _, tokens = spend("--max-total-tokens", "500", prices=None)
+    assert status == 4
+    assert 300 < tokens <= 500
+    assert "of 500 spent; the next request may take" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "how", "why"),
+    [
+        (("--max-cost", "1"), {"prices": None}, "the price of sim-small is not known"),
+        (("--max-cost", "1"), {"most": None}, "set --param max_tokens=N"),
+        (("--max-total-tokens", "9"), {"most": None}, "set --param max_tokens=N"),
+        (("--max-cost", "0"), {}, "it must be more than 0"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(spend, words, how, why):
+    """Before a dollar is spent."""
+    status, said, dollars, _ = spend(*words, **how)
+    assert status == 2
+    assert why in said
+    assert dollars == 0

@@ -124,12 +124,11 @@ class Budget:
             raise
         return hold
 
-    def settled(self, reserved: Amount, used: Amount, *, known: bool) -> None:
-        """What a request used in place of what was set aside for it."""
+    def settled(self, reserved: Amount, used: Amount, perhaps: Amount) -> None:
+        """What a request used in place of what was set aside for it, and what of that is not known."""
         self._committed = self._committed.minus(reserved).plus(used)
         self._flying -= 1
-        if not known:
-            self.perhaps = self.perhaps.plus(used)
+        self.perhaps = self.perhaps.plus(perhaps)
         self._changed.set()
 
     @property
@@ -169,32 +168,32 @@ class Hold:
         amount: What was set aside.
     """
 
-    __slots__ = ("_budget", "_known", "_used", "amount")
+    __slots__ = ("_budget", "_perhaps", "_used", "amount")
 
     def __init__(self, budget: Budget, amount: Amount) -> None:
         self._budget = budget
         self.amount = amount
-        self._used, self._known = NOTHING, True
+        self._used = self._perhaps = NOTHING
 
     def sent(self) -> None:
         """From here on it may be billed."""
-        self._used, self._known = self.amount, False
+        self._used = self._perhaps = self.amount
 
     def refused(self) -> None:
         """It was answered, and not with what costs money."""
-        self._used, self._known = NOTHING, True
+        self._used = self._perhaps = NOTHING
 
     def used(self, dollars: Decimal | None, tokens: int | None) -> None:
         """What was billed; what is not told stays as it was set aside."""
-        self._known = dollars is not None and tokens is not None
-        self._used = Amount(
-            self.amount.dollars if dollars is None else dollars,
-            self.amount.tokens if tokens is None else tokens,
+        self._perhaps = Amount(
+            self.amount.dollars if dollars is None else Decimal(0),
+            self.amount.tokens if tokens is None else 0,
         )
+        self._used = Amount(dollars or Decimal(0), tokens or 0).plus(self._perhaps)
 
     def settle(self) -> None:
         """Ends it."""
-        self._budget.settled(self.amount, self._used, known=self._known)
+        self._budget.settled(self.amount, self._used, self._perhaps)
 
 
 def _said(flag: str, spent: str, most: str, perhaps: str, *, maybe: bool) -> str:
