@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -33,6 +34,9 @@ _WHERE = Group("Where to send it", sort_key=2)
 _PACE = Group("How fast, how stubborn", sort_key=3)
 _RUN = Group("Which rows, which run", sort_key=4)
 _SHOW = Group("What to show", sort_key=5)
+
+
+_LENGTH = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,10 @@ class Job:
     max_total_tokens: Annotated[int | None, Parameter(group=_RUN)] = None
     """Tokens, prompts and answers, that all runs of this output may use together; likewise."""
 
+    deadline: Annotated[str | None, Parameter(group=_RUN)] = None
+    """When to stop sending: a length such as 90m or 7h30m, a time such as 07:30, or a date and time such as
+    2030-12-31T07:30. What is in flight is waited for; the same command goes on."""
+
     limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
     """Only the first N rows."""
 
@@ -295,7 +303,7 @@ class Job:
                 raise JobError(f"{flag} {number}: it must be 0 or more.")
         if not 1 <= self.samples <= 1000:
             raise JobError(f"--samples {self.samples}: it must be from 1 to 1000.")
-        _ = self.body_params, self.templates, self.expected
+        _ = self.body_params, self.templates, self.expected, self.seconds_left(datetime.now())
         for model in (*self.models, ""):
             self.limits(model)
         for flag, told in (
@@ -314,6 +322,37 @@ class Job:
             raise JobError(
                 "--simulate brings a gateway of its own; leave --base-url and --api-key-env out."
             )
+
+    def seconds_left(self, now: datetime) -> float | None:
+        """Seconds from a local time to the deadline; None without one.
+
+        Raises:
+            JobError: It is no time, or is over.
+        """
+        text = self.deadline
+        if text is None:
+            return None
+        if (length := _LENGTH.fullmatch(text)) is not None and text:
+            units = zip((86400, 3600, 60, 1), length.groups(), strict=True)
+            seconds = float(sum(unit * int(number or 0) for unit, number in units))
+        else:
+            try:
+                if re.fullmatch(r"\d{1,2}:\d\d", text):
+                    hour, minute = map(int, text.split(":"))
+                    at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+                    at += timedelta(days=at <= now)
+                else:
+                    at = datetime.fromisoformat(text)
+                    at = at.astimezone().replace(tzinfo=None) if at.tzinfo else at
+            except (ValueError, OverflowError):
+                raise JobError(
+                    f"--deadline {text!r}: write a length (90m, 7h30m), a time (07:30) or a date and "
+                    "time (2030-12-31T07:30)."
+                ) from None
+            seconds = (at - now).total_seconds()
+        if seconds <= 0:
+            raise JobError(f"--deadline {text}: that is over.")
+        return seconds
 
     @property
     def body_params(self) -> dict[str, object]:

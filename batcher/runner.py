@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,7 @@ class Runner:
         self._engine: Engine | None = None
         self._interrupted = self._abandoned = False
         self.summary = Summary(clock, job.models)
+        self._seconds_left = job.seconds_left(datetime.now())
         self._surveyed: int | None = None
         self._told_prices = {} if job.prices is None else of_file(job.prices)
         self._prices = Prices(self._told_prices)
@@ -360,6 +362,12 @@ class Runner:
             budget,
         )
         self._state = "running"
+        if self._seconds_left is not None:
+            left = max(0.0, self._seconds_left - self.summary.seconds)
+            why = RunStopped(
+                f"--deadline {self._job.deadline}: it is over, so nothing more is sent."
+            )
+            asyncio.get_running_loop().call_later(left, engine.stop, why)
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
         watching = asyncio.gather(progress.run(), self._beat(folder))
         try:

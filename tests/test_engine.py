@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 import time
+from datetime import datetime
 from decimal import Decimal
 
 import pytest
@@ -581,3 +582,41 @@ def test_connections_are_opened_while_the_first_answer_is_waited_for(tmp_path, t
             assert (await running).exit_status == 0
 
     asyncio.run(work())
+
+
+def test_a_deadline_stops_a_run_which_goes_on_later(tmp_path):
+    """What is in flight is kept."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"What is {n} + 1?"} for n in range(40)])
+    words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-large", "--concurrency", "2")
+    with running(Simulation(speed=5)) as gateway:
+        begun = time.monotonic()
+        ended = batcher(*words, "--deadline", "2s", cwd=tmp_path, url=gateway.url)
+        took = time.monotonic() - begun
+        first = gateway.ledger.models["sim-large"].billed
+        assert ended.returncode == 4
+        assert b"--deadline 2s: it is over, so nothing more is sent" in ended.stderr
+        assert 0 < first < 40
+        assert took < 10
+        assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
+        assert gateway.ledger.models["sim-large"].billed == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90m", 5400), ("7h30m", 27000), ("1d", 86400), ("45s", 45), ("1h1s", 3601),
+        ("12:30", 1800), ("11:59", 86340), ("12:00", 86400), ("2026-05-06T12:00:10", 10),
+        ("2026-05-07", 43200),
+    ],
+)  # fmt: skip
+def test_a_deadline_is_a_length_or_a_time(text, seconds):
+    noon = datetime(2026, 5, 6, 12)
+    job = Job(output="-")
+    object.__setattr__(job, "deadline", text)
+    assert job.seconds_left(noon) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "soon", "25:00", "0m", "2020-01-01", "7h30", "-5m"])
+def test_a_deadline_that_is_none_or_over_is_refused(text):
+    with pytest.raises(JobError, match="--deadline"):
+        Job(output="-", deadline=text)

@@ -150,8 +150,8 @@ def test_sources_that_disagree_are_named():
     """The file counts."""
     listed = {"m": Price(Decimal("0.20"), Decimal("0.80"), None, "the list"), "n": PRICE}
     prices = Prices({"m": PRICE}, listed)
-    assert prices.of("m") is PRICE
-    assert prices.of("n") is PRICE
+    assert prices.of("m") == PRICE
+    assert prices.of("n") == PRICE
     assert prices.of("o") is None
     [said] = prices.conflicts(["m", "n", "o"])
     assert said.startswith("m: $0.15 + $0.6 a million tokens by a file, $0.2 + $0.8 a million")
