@@ -7,6 +7,7 @@
     report/    RESULTS TO TOTALS    the live view and the table at the end
     engine     one run's moving parts, over lanes; runner: a job from first check to last word
     finish     journal and input put together to one output
+    prices     dollars per million tokens, and what a usage costs
     api        batcher.run and batcher.stream; cli/: the commands
     simulate/  the embedded gateway
 

@@ -180,12 +180,11 @@ class Runner:
         job = self._job
         endpoint = job.endpoint() if not job.simulate else Endpoint("", "simulated:")
         inputs = await self._inputs(folder)
-        plan, manifest = await asyncio.to_thread(
-            self._prepare, folder, inputs, endpoint, say=self._say
+        (plan, manifest), self._prices = await asyncio.gather(
+            asyncio.to_thread(self._prepare, folder, inputs, endpoint, say=self._say),
+            self._known_prices(endpoint),
         )
         if job.dry_run:
-            if not job.simulate:
-                self._prices = await self._known_prices(endpoint)
             return await asyncio.to_thread(self._dry, plan)
         replaced = job.overwrite and aside.set_aside(folder)
         if not job.overwrite:
@@ -198,7 +197,7 @@ class Runner:
             async with contextlib.AsyncExitStack() as stack:
                 if job.simulate:
                     endpoint = await stack.enter_async_context(_simulated())
-                self._prices = await self._known_prices(endpoint)
+                    self._prices = await self._known_prices(endpoint)
                 report = await self._answered(
                     folder, inputs, plan, manifest, endpoint, replaces=replaced
                 )
@@ -411,7 +410,8 @@ class Runner:
         """Those of `--prices` over those that the gateway lists."""
         models = self._job.models
         needed = not models or any(model not in self._told_prices for model in models)
-        listed = await catalogue.fetch(endpoint, self._say if needed else lambda _text: None)
+        say = self._say if needed else lambda _text: None
+        listed = await catalogue.fetch(endpoint, say) if endpoint.url else None
         prices = Prices(self._told_prices, of_catalogue(*listed) if listed else None)
         for conflict in prices.conflicts(models):
             self._say(conflict)

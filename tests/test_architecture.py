@@ -13,7 +13,7 @@ STAGES = ("read", "send", "write", "report")
 FLOORS = (
     ("records",),
     ("errors",),
-    ("job",),
+    ("job", "prices"),
     STAGES,
     ("plan",),
     ("lanes",),
