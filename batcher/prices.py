@@ -35,6 +35,7 @@ class Price(msgspec.Struct, frozen=True):
             they cost what others do.
         source: Where it comes from and of when, for people.
         max_output: Tokens of its longest answer; None when that is not told.
+        context: Tokens that prompt and answer may have together; likewise.
     """
 
     input: Decimal
@@ -42,6 +43,7 @@ class Price(msgspec.Struct, frozen=True):
     cached: Decimal | None = None
     source: str = ""
     max_output: int | None = None
+    context: int | None = None
 
     @property
     def saved(self) -> Decimal:
@@ -85,7 +87,7 @@ class Prices:
         told, listed = self._told.get(model), self._catalogue.get(model)
         if told is None or listed is None:
             return told or listed
-        return msgspec.structs.replace(told, max_output=listed.max_output)
+        return msgspec.structs.replace(told, max_output=listed.max_output, context=listed.context)
 
     def conflicts(self, models: Iterable[str]) -> list[str]:
         """A sentence for each of these models of which the sources say different things."""
@@ -156,8 +158,8 @@ def _told(path: str, model: str, of: Any, source: str) -> Price:
 def of_catalogue(data: Any, date: str) -> dict[str, Price]:
     """Prices from what a gateway lists; models of which it tells none are left out.
 
-    Two dialects: AiHubMix's `pricing.input`, dollars per million tokens, and OpenRouter's
-    `pricing.prompt`, dollars per token.
+    Two dialects: AiHubMix's `pricing.input`, dollars per million tokens, with `max_output`; and
+    OpenRouter's `pricing.prompt`, dollars per token, with `top_provider.max_completion_tokens`.
     """
     listed = data.get("data") if isinstance(data, dict) else None
     source = f"the gateway's catalogue of {date}"
@@ -177,15 +179,15 @@ def of_catalogue(data: Any, date: str) -> dict[str, Price]:
         if not input_ and not output and "free" not in name:
             continue  # Not filled in, rather than given away.
         cached = None if cached is None else cached * factor
-        found[name] = Price(input_ * factor, output * factor, cached, source, _max_output(of))
+        provider = of.get("top_provider")
+        inside = provider.get("max_completion_tokens") if isinstance(provider, dict) else None
+        bounds = _whole(of.get("max_output") or inside), _whole(of.get("context_length"))
+        found[name] = Price(input_ * factor, output * factor, cached, source, *bounds)
     return found
 
 
-def _max_output(of: Mapping[str, Any]) -> int | None:
-    """AiHubMix's `max_output`, or OpenRouter's `top_provider.max_completion_tokens`."""
-    provider = of.get("top_provider")
-    inside = provider.get("max_completion_tokens") if isinstance(provider, dict) else None
-    number = _number(of.get("max_output") or inside)
+def _whole(value: Any) -> int | None:
+    number = _number(value)
     return int(number) if number else None
 
 

@@ -61,7 +61,8 @@ def test_a_file_that_tells_no_price_is_said_to(tmp_path, name, text, why):
 def test_catalogues_of_both_dialects_are_read():
     """AiHubMix tells dollars per million tokens, OpenRouter per token; both write texts."""
     aihubmix = {"data": [
-        {"model_id": "gpt-4o", "pricing": {"input": 2.5, "output": "10", "cache_read": "1.25"}},
+        {"model_id": "gpt-4o", "context_length": 128000, "max_output": 16384,
+         "pricing": {"input": 2.5, "output": "10", "cache_read": "1.25"}},
         {"model_id": "no-price", "pricing": {"input": None, "output": None}},
         {"model_id": "not-filled-in", "pricing": {"input": 0, "output": 0}},
         {"model_id": "glm-free", "pricing": {"input": 0, "output": 0}},
@@ -70,6 +71,7 @@ def test_catalogues_of_both_dialects_are_read():
     found = of_catalogue(aihubmix, "2026-01-02")
     assert found.keys() == {"gpt-4o", "glm-free"}
     assert found["gpt-4o"].output == 10
+    assert (found["gpt-4o"].context, found["gpt-4o"].max_output) == (128_000, 16_384)
     assert found["gpt-4o"].cached == Decimal("1.25")
     assert found["gpt-4o"].source == "the gateway's catalogue of 2026-01-02"
     routed = {"data": [{"id": "openai/gpt-4o", "pricing": {
@@ -320,3 +322,23 @@ def test_a_budget_that_cannot_be_kept_is_refused(spend, words, how, why):
     assert status == 2
     assert why in said
     assert dollars == 0
+
+
+def test_the_models_of_a_gateway_are_listed_with_what_is_known(tmp_path, gateway):
+    (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 1.50\noutput = 2\n')
+    told = ("--prices", "prices.toml")
+    ended = program.batcher("models", *told, cwd=tmp_path, url=gateway.url)
+    assert ended.returncode == 0
+    lines = [line.split() for line in ended.stdout.decode().splitlines()]
+    assert lines[1:] == [
+        ["sim-large", *"—————"],
+        ["sim-medium", *"—————"],
+        ["sim-small", "—", "—", "1.5", "—", "2"],
+    ]
+    assert b"3 models, 2 without a known price; prices.toml of 20" in ended.stderr
+    ended = program.batcher("models", "SMALL", *told, "--json", cwd=tmp_path, url=gateway.url)
+    [found] = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert (found["model"], found["input"], found["output"]) == ("sim-small", 1.5, 2)
+    ended = program.batcher("models", cwd=tmp_path, url="http://127.0.0.1:9/v1")
+    assert ended.returncode == 2
+    assert b"its models cannot be had: " in ended.stderr

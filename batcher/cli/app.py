@@ -14,6 +14,7 @@ from batcher.cli.clean import clean
 from batcher.cli.compare import compare
 from batcher.cli.explain import explain
 from batcher.cli.export import export
+from batcher.cli.models import models
 from batcher.cli.report import report
 from batcher.cli.run import check, run
 from batcher.cli.show import show
@@ -39,7 +40,19 @@ app = App(
     # "[default: ()]" tells nobody anything; the texts name the defaults that matter.
     default_parameter=Parameter(show_default=False),
 )
-for command in (run, check, status, export, show, report, compare, explain, clean, simulate):
+for command in (
+    run,
+    check,
+    status,
+    export,
+    show,
+    report,
+    compare,
+    explain,
+    models,
+    clean,
+    simulate,
+):
     app.command(command, help_format="markdown")
 
 

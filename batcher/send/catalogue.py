@@ -1,6 +1,6 @@
 """What a gateway lists of its models' prices. Touches: the network, files (a copy for the next time).
 
-Only gateways that are known to tell prices are asked, and without the key.
+Only gateways that are known to tell prices are asked for them, and without the key.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from batcher.errors import JobError
 from batcher.job import Endpoint
 
-__all__ = ["Listed", "address", "fetch"]
+__all__ = ["Listed", "address", "fetch", "names"]
 
 _SECONDS = 5.0
 _MOST_BYTES = 64 << 20
@@ -36,6 +37,23 @@ def address(endpoint: Endpoint) -> str | None:
     if endpoint.name == "simulated:" or host == "aihubmix.com" or host.endswith(".aihubmix.com"):
         return f"{base.removesuffix('/v1')}/api/v1/models"
     return f"{base}/models" if host == "openrouter.ai" else None
+
+
+async def names(endpoint: Endpoint) -> list[str]:
+    """IDs of the models that a gateway offers to this key.
+
+    Raises:
+        JobError: It does not say.
+    """
+    url = f"{endpoint.url.removesuffix(_CHAT)}/models"
+    try:
+        data = msgspec.json.decode(await _get(url, endpoint.key))
+        return sorted({str(of["id"]) for of in data["data"]})
+    except aiohttp.ClientResponseError as error:
+        raise JobError(f"{url}: the gateway answers {error.status} {error.message}.") from None
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+        why = str(error) or type(error).__name__
+        raise JobError(f"{url}: its models cannot be had: {why}.") from None
 
 
 async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None:
@@ -69,10 +87,13 @@ async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None
     return data, today
 
 
-async def _get(url: str) -> bytes:
+async def _get(url: str, key: str | None = None) -> bytes:
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
-    async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:  # noqa: SIM117
-        async with session.get(url, headers={"User-Agent": "batcher"}) as reply:
+    async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:
+        headers = {"User-Agent": "batcher"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        async with session.get(url, headers=headers, allow_redirects=key is None) as reply:
             reply.raise_for_status()
             content = await reply.content.read(_MOST_BYTES)
             while more := await reply.content.read(_MOST_BYTES - len(content)):

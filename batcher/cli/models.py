@@ -1,0 +1,92 @@
+"""`batcher models`: what a gateway offers, with prices where it tells. Touches: the network, the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from batcher.job import Endpoint, Job
+from batcher.prices import Price, Prices, of_catalogue, of_file
+
+__all__ = ["models"]
+
+_HEADS = ("model", "context", "longest answer", "input", "cached", "output")
+
+
+def models(
+    match: str = "",
+    /,
+    *,
+    base_url: str | None = None,
+    api_key_env: str | None = None,
+    prices: str | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """List the models that a gateway offers; prices in dollars per million tokens, where they are known.
+
+    Args:
+        match: Only those with this text in their ID.
+        base_url: Address of the gateway, as for run.
+        api_key_env: Name of the environment variable that holds the key, as for run.
+        prices: File of prices, as for run.
+        json: Print JSON, one object a model.
+    """
+    told = {} if prices is None else of_file(prices)
+    endpoint = Job(output="-", base_url=base_url, api_key_env=api_key_env).endpoint()
+    names, known = asyncio.run(_asked(endpoint, told))
+    rows = [(name, known.of(name)) for name in names if match.lower() in name.lower()]
+    if json:
+        for name, price in rows:
+            print(json_.dumps(_object(name, price), ensure_ascii=False))
+        return 0
+    lines = [_HEADS, *(_cells(name, price) for name, price in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join((first.ljust(widths[0]), *cells)))
+    unpriced = sum(price is None for _name, price in rows)
+    sources = {price.source for _name, price in rows if price is not None}
+    tail = f"{len(rows):,} models, {unpriced:,} without a known price"
+    print("; ".join((tail, *sorted(sources))) + ".", file=sys.stderr)
+    return 0
+
+
+async def _asked(endpoint: Endpoint, told: dict[str, Price]) -> tuple[list[str], Prices]:
+    from batcher.send import catalogue  # Brings aiohttp.
+
+    def say(text: str) -> None:
+        print(f"batcher: {text}", file=sys.stderr)
+
+    names, listed = await asyncio.gather(catalogue.names(endpoint), catalogue.fetch(endpoint, say))
+    return names, Prices(told, of_catalogue(*listed) if listed else None)
+
+
+def _cells(name: str, price: Price | None) -> tuple[str, ...]:
+    clean = "".join(char if char.isprintable() else "�" for char in name)
+    if price is None:
+        return (clean, *["—"] * (len(_HEADS) - 1))
+    counts = (price.context, price.max_output)
+    dollars = (price.input, price.cached, price.output)
+    return (
+        clean,
+        *("—" if count is None else f"{count:,}" for count in counts),
+        *("—" if of is None else f"{of.normalize():f}" for of in dollars),
+    )
+
+
+def _object(name: str, price: Price | None) -> dict[str, object]:
+    if price is None:
+        return {"model": name}
+    return {
+        "model": name,
+        "context": price.context,
+        "max_output": price.max_output,
+        "input": float(price.input),
+        "cached": None if price.cached is None else float(price.cached),
+        "output": float(price.output),
+        "source": price.source,
+    }
