@@ -474,6 +474,10 @@ class Runner:
             go_on=self._go_on_writing,
         )
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
+        if job.limit is not None and job.route == "each" and job.models:
+            rows = await asyncio.to_thread(inputs.count)
+            for model in job.models:
+                self.summary.models[model].all_rows = rows * job.samples
         text = f"{written.rows:,} rows in {job.output}"
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text + ".")
 

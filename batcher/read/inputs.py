@@ -192,6 +192,18 @@ class Inputs:
                 yield positions, rows
             first = position + 1
 
+    def count(self) -> int:
+        """Number of rows in all files, whatever the limit; nothing is decoded."""
+        rows = 0
+        for file in self.files:
+            if file.kind == "parquet":
+                from batcher.read import parquet
+
+                rows += parquet.count(file.path)
+            else:
+                rows += sum(row is not _BLANK for _position, row in _raw_rows(file, 0))
+        return rows
+
     def changed(self) -> str | None:
         """Name of a file that is not the one that was pinned any more, if there is one."""
         return next((file.name for file in self.files if file.changed()), None)

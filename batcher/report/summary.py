@@ -84,6 +84,7 @@ class ModelSummary:
         usage_missing: Answered rows that reported no prompt or no completion tokens.
         cost: Dollars of the rows whose cost is known; None when none is.
         cost_missing: Answered rows whose cost is not known.
+        all_rows: How many answers all of the input would have, where only a part of it was asked for.
         latencies: Of answered rows; a fast refusal of the key is no fast answer.
         requests: HTTP exchanges.
         limit_used: Part of the known limit that was used; None when no limit is known.
@@ -98,7 +99,9 @@ class ModelSummary:
 
     __slots__ = (
         "_heard_429",
+        "_squares",
         "_tried_429",
+        "all_rows",
         "cost",
         "cost_missing",
         "earlier",
@@ -139,6 +142,8 @@ class ModelSummary:
         self.price: Price | None = None
         self._heard_429 = 0
         self._tried_429 = 0
+        self._squares = Decimal(0)  # Of the rows' costs.
+        self.all_rows: int | None = None
 
     @property
     def rows(self) -> int:
@@ -194,6 +199,7 @@ class ModelSummary:
         if result.cost_usd is not None:
             cost = _dollars(result.cost_usd) - sum(_dollars(t.cost_usd) for t in others)
             self.cost = (self.cost or 0) + cost
+            self._squares += cost * cost
             if status is not Outcome.OK:
                 last = result.tries[-1].cost_usd if result.tries else result.cost_usd
                 self.unusable_cost += _dollars(last)
@@ -220,6 +226,22 @@ class ModelSummary:
                 self.thrown_cost += _dollars(attempt.cost_usd)
 
     @property
+    def projected(self) -> tuple[Decimal, Decimal, Decimal] | None:
+        """(about, from, to) dollars for `all_rows`; None when too little is known.
+
+        The mean of the rows asked for times the number of all, with the 95 % interval of a mean
+        (normal; the rows not asked for taken to be like those that were, Cochran 1977, 2.8).
+        """
+        asked, every = self.rows, self.all_rows
+        if every is None or self.cost is None or self.cost_missing or not 2 <= asked < every:
+            return None
+        mean = self.cost / asked
+        variance = max(Decimal(0), self._squares - asked * mean * mean) / (asked - 1)
+        error = (variance / asked * (1 - Decimal(asked) / every)).sqrt()
+        about, around = every * mean, Decimal("1.96") * every * error
+        return about, max(self.cost, about - around), about + around
+
+    @property
     def saved(self) -> Decimal | None:
         """Dollars that cached tokens were cheaper; None when that is not known."""
         cached = self.tokens[TOKENS.index("cached")]
@@ -237,6 +259,7 @@ class ModelSummary:
             "cost_saved_by_cache_usd": None if (saved := self.saved) is None else float(saved),
             "cost_of_unusable_usd": None if self.cost is None else float(self.unusable_cost),
             "price": None if self.price is None else _price(self.price),
+            "projected": _projected(self),
             "latency_ms": {**spread, "max": self.latencies.max},
             "requests": self.requests,
             "retries": self.retries,
@@ -257,6 +280,13 @@ class ModelSummary:
 def _dollars(reported: float | None) -> Decimal:
     """By the text: 0.1 dollars are meant, not the binary fraction next to it."""
     return Decimal(0) if reported is None else Decimal(str(reported))
+
+
+def _projected(of: ModelSummary) -> dict[str, object] | None:
+    if (projected := of.projected) is None:
+        return None
+    about, low, high = (round(float(dollars), 6) for dollars in projected)
+    return {"rows": of.all_rows, "cost_usd": about, "from_usd": low, "to_usd": high}
 
 
 def _price(price: Price) -> dict[str, object]:

@@ -79,6 +79,7 @@ def table(summary: Summary, width: int = 80) -> Table:
             _thrown(of),
             _unusable(of),
             _saved(of),
+            _projected(of),
             f"{of.loose:,} picked out of other text" if of.loose else "",
             _waits(of),
             f"earlier runs: {_counts(of.earlier)}" if of.earlier else "",
@@ -228,6 +229,13 @@ def _thrown(of: ModelSummary) -> str:
 
 def _unusable(of: ModelSummary) -> str:
     return f"{money(of.unusable_cost)} for answers that are not ok" if of.unusable_cost else ""
+
+
+def _projected(of: ModelSummary) -> str:
+    if (projected := of.projected) is None:
+        return ""
+    about, low, high = map(money, projected)
+    return f"all {of.all_rows:,} rows: about {about} ({low} to {high})"
 
 
 def _saved(of: ModelSummary) -> str:
