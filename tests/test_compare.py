@@ -92,13 +92,25 @@ def test_what_cannot_be_compared_is_said(two, words, said):
     assert said in ended.stderr.decode()
 
 
-def test_real_runs_are_compared(tmp_path):
+def test_real_runs_are_compared(tmp_path, gateway):
     """A better model gains more than it loses, by the labels that it was asked for."""
-    words = ("--simulate", "--quiet", "--prompt", "{{ text }}", "--labels",
+    words = ("--quiet", "--prompt", "{{ text }}", "--labels",
              "billing,bug,account,shipping,feature,praise")  # fmt: skip
     tickets = __file__.rpartition("/tests/")[0] + "/sample_data/tickets.jsonl"
     for name, model in (("s.jsonl", "sim-small"), ("l.parquet", "sim-large")):
-        ended = batcher("run", tickets, "-o", name, "-m", model, "-n", "120", *words, cwd=tmp_path)
+        ended = batcher(
+            "run",
+            tickets,
+            "-o",
+            name,
+            "-m",
+            model,
+            "-n",
+            "120",
+            *words,
+            cwd=tmp_path,
+            url=gateway.url,
+        )
         assert ended.returncode == 0, ended.stderr.decode()
     ended = batcher("compare", "s.jsonl", "l.parquet", "--gold", "gold", "--json", cwd=tmp_path)
     told = json.loads(ended.stdout)["sim-small"]

@@ -344,16 +344,19 @@ def test_the_models_of_a_gateway_are_listed_with_what_is_known(tmp_path, gateway
     assert b"its models cannot be had: " in ended.stderr
 
 
-def test_the_first_rows_tell_what_all_of_them_will_cost(tmp_path):
+def test_the_first_rows_tell_what_all_of_them_will_cost(tmp_path, gateway):
     """With an interval that holds what all of them do cost."""
     rows = [{"prompt": "word " * (n * 37 % 200) + f"and {n}"} for n in range(1000)]
     write_jsonl(tmp_path / "in.jsonl", rows)
-    words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "--simulate", "--json")
-    few = program.batcher(*words, "-n", "100", cwd=tmp_path)
+    (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 1\noutput = 4\n')
+    words = ("run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "--prices", "prices.toml")
+    few = program.batcher(*words, "--json", "-n", "100", cwd=tmp_path, url=gateway.url)
     told = json.loads(few.stdout)["models"]["sim-small"]["projected"]
     assert told["rows"] == 1000
     assert f"all 1,000 rows: about ${told['cost_usd']:.4f} (" in few.stderr.decode()
-    every = json.loads(program.batcher(*words, cwd=tmp_path).stdout)["models"]["sim-small"]
+    every = json.loads(program.batcher(*words, "--json", cwd=tmp_path, url=gateway.url).stdout)[
+        "models"
+    ]["sim-small"]
     assert every["projected"] is None
     cost = sum(row["cost_usd"] for row in read_jsonl(tmp_path / "out.jsonl"))
     assert told["from_usd"] <= cost <= told["to_usd"]
