@@ -54,7 +54,7 @@ def test_without_gold_what_changed_is_told(two):
     text = batcher("compare", "b.parquet", "c.jsonl", cwd=two).stdout.decode()
     assert "the same answer 8 times" in text
     assert "changed 1: rows 0" in text
-    assert "1 rows only in b.parquet" in text
+    assert "1 row only in b.parquet" in text
 
 
 def test_two_models_are_compared_where_each_output_has_one(two):
@@ -117,3 +117,76 @@ def test_real_runs_are_compared(tmp_path, gateway):
     assert told["rows"] == 120
     assert told["gained"] > told["lost"]
     assert told["right"][1] > told["right"][0]
+
+
+def compared(folder, one, other, *words):
+    write_jsonl(folder / "one.jsonl", one)
+    write_jsonl(folder / "other.jsonl", other)
+    ended = batcher("compare", "one.jsonl", "other.jsonl", *words, cwd=folder)
+    return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+
+
+def test_rows_without_gold_are_neither_right_nor_wrong(tmp_path):
+    """As in a report."""
+    some = rows("1111", gold=[1.0, 1.0, None, float("nan")])
+    pq.write_table(pa.Table.from_pylist(some), tmp_path / "p.parquet")
+    text = batcher("compare", "p.parquet", "p.parquet", "--gold", "gold", cwd=tmp_path).stdout
+    assert text.count(b"100.0 % right (34.2 to 100.0) of 2 rows with gold") == 2
+    none = rows("aaaa", gold=[None] * 4)
+    status, _, said = compared(tmp_path, none, none, "--gold", "gold")
+    assert (status, "the column is empty" in said) == (2, True)
+
+
+def test_samples_of_a_row_are_no_more_rows(tmp_path):
+    """Four rows gained are four, however often each was asked."""
+
+    def sampled(answers):
+        return [{**row, "sample": n} for row in rows(answers, gold="a" * 20) for n in range(3)]
+
+    one, other = sampled("x" * 4 + "a" * 16), sampled("a" * 20)
+    _, text, _ = compared(tmp_path, one, other, "--gold", "gold")
+    assert "m: 20 rows in both" in text
+    assert "one.jsonl: 80.0 % right (58.4 to 91.9)" in text
+    assert "gained 4: rows 0, 1, 2, 3, by first answers" in text
+    assert "p = 0.12, no more than chance" in text
+    one[0]["content"] = "a"  # One of three: a third of a row.
+    _, told, _ = compared(tmp_path, one, other, "--gold", "gold", "--json")
+    assert json.loads(told)["m"]["right"] == [pytest.approx(16 + 1 / 3), 20]
+
+
+def test_two_failures_are_no_same_answer(tmp_path):
+    """Agreement is among what both answered."""
+    _, text, _ = compared(tmp_path, rows("!!ab"), rows("!bax"))
+    assert "the same answer 1 times of 2 that both answered: 50.0 %" in text
+    assert "1 row answered only in other.jsonl" in text
+    assert "changed 2: rows 1, 3" in text
+    _, text, _ = compared(tmp_path, rows("!!"), rows("!!"))
+    assert "the same answer" not in text
+
+
+def test_outputs_of_other_rows_are_noticed(tmp_path):
+    """By gold that differs, by rows that stand twice, by nothing in common."""
+    status, _, said = compared(
+        tmp_path, rows("ab", gold="ab"), rows("ba", gold="ba"), "--gold", "gold"
+    )
+    assert status == 0
+    assert "gold differs in 2 of 2 rows" in said
+    twice = [{**row, "custom_id": "same"} for row in rows("ab")]
+    for one, other in ((twice, rows("ab")), ([*twice[:1]], twice)):
+        status, _, said = compared(tmp_path, one, other)
+        assert (status, "custom_id 'same' of m stands twice" in said) == (2, True)
+    others = [{**row, "custom_id": "x"} for row in rows("a")]
+    status, _, said = compared(tmp_path, rows("a"), others)
+    assert (status, "no row in common" in said) == (2, True)
+    status, _, said = compared(tmp_path, rows("a"), rows("a") + rows("a", "n"))
+    assert (status, said) == (0, "batcher: only in other.jsonl: n.\n")
+
+
+def test_objects_are_the_same_in_whatever_order_their_names_stand(tmp_path):
+    """JSONL keeps the order of each answer, Parquet that of the schema, and null for what is left out."""
+    one = [
+        {**row, "parsed": {"x": "a", "y": [1]}, "gold": '{"y": [1], "x":"a"}'} for row in rows("a")
+    ]
+    other = [{**row, "parsed": {"y": [1], "x": "a", "z": None}} for row in rows("a")]
+    _, told, _ = compared(tmp_path, one, other, "--gold", "gold", "--json")
+    assert (json.loads(told)["m"]["same"], json.loads(told)["m"]["right"]) == (1, [1, 1])

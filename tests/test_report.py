@@ -272,3 +272,46 @@ WIDTHS = (
     "[...document.querySelectorAll('.main-svg')].map((box) => box.getBoundingClientRect().width)"
 )
 HOVER = "document.querySelectorAll('[data-chart]').forEach((p) => Plotly.Fx.hover(p, [{curveNumber: 0, pointNumber: p.data[0].type === 'heatmap' ? [0, 0] : 0}]))"
+
+
+def test_no_file_is_overwritten_that_a_report_did_not_make(output):
+    """A mistyped name must not cost an input, nor the answers of another output."""
+    write_jsonl(output / "in.jsonl", [{"text": "a"}])
+    write_jsonl(output / "other.jsonl", list(rows(1)))
+    (output / "notes.jsonl").write_text("not JSON\n")
+    for flag in ("--vote", "--disputed"):
+        for name in ("in.jsonl", "other.jsonl", "notes.jsonl"):
+            before = (output / name).read_bytes()
+            ended = batcher("report", "out.jsonl", flag, name, "--json", cwd=output)
+            assert ended.returncode == 2
+            assert f"{flag} {name}: it is there already".encode() in ended.stderr
+            assert (output / name).read_bytes() == before
+    for _ in range(2):  # Its own files it replaces, empty ones too.
+        (output / "empty.jsonl").touch()
+        report(output, "--vote", "votes.parquet", "--disputed", "empty.jsonl", "--json")
+
+
+def test_what_a_scorer_says_is_not_contradicted(output):
+    """F1 is of labels that are equal; an answer that only contains the gold is of none."""
+    told = json.loads(report(output, "--gold", "gold", "--scorer", "contains", "--json"))
+    assert {of["macro_f1"] for of in told["models"].values()} == {None}
+    told = json.loads(report(output, "--gold", "gold", "--json"))
+    assert all(of["macro_f1"] for of in told["models"].values())
+
+
+def test_many_pairs_of_models_are_said_to_be_more(tmp_path):
+    """On the terminal; the page and JSON have them all."""
+    write_jsonl(tmp_path / "out.jsonl", list(rows(6, [f"m{n}" for n in range(8)])))
+    text = report(tmp_path)
+    assert text.count("the same answer") == 15
+    assert "… and 13 more pairs of models" in text
+
+
+def test_objects_are_the_same_vote_in_whatever_order_their_names_stand(tmp_path):
+    """JSONL keeps each answer's own order."""
+    said = [{"x": "a", "y": "b"}, {"y": "b", "x": "a", "z": None}]
+    lines = [{**row, "parsed": said[at]} for at, row in enumerate(rows(1, ("large", "huge")))]
+    for line in lines:
+        line |= {"status": "ok", "content": "x"}
+    write_jsonl(tmp_path / "out.jsonl", lines)
+    assert json.loads(report(tmp_path, "--json"))["agreement"]["unanimous"] == 1

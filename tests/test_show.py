@@ -82,3 +82,10 @@ def test_what_cannot_be_shown_is_said(tmp_path, name, content, said):
     ended = batcher("show", name, cwd=tmp_path)
     assert ended.returncode == 2
     assert said in ended.stderr.decode()
+
+
+def test_what_is_no_output_is_not_shown(tmp_path):
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}])
+    ended = batcher("show", "in.jsonl", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert b"in.jsonl: it is no output of batcher" in ended.stderr

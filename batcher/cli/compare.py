@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,22 @@ def compare(
     right = scorer_of(scorer).right
     pairs = _pairs(one, other, gold)
     columns = _COLUMNS | ({gold} if gold is not None else set())
-    found = compared(rows_of(one, columns), rows_of(other, _COLUMNS), pairs, gold, right)
+    found = compared(
+        rows_of(one, columns), rows_of(other, columns), pairs, gold, right, (one, other)
+    )
+    if not any(of.rows for of in found.values()):
+        raise JobError(f"{one} and {other} have no row in common: no custom_id is in both.")
+    if gold is not None and not any(of.scored for of in found.values()):
+        raise JobError(f"--gold {gold}: the column is empty in the rows that both have.")
+    for of in found.values():
+        if of.other_gold:
+            print(
+                f"batcher: {gold} differs in {of.other_gold:,} of {of.scored:,} rows: these outputs are not "
+                "of the same input, or not in the same order (rows without a custom_id are matched by "
+                "their position).",
+                file=sys.stderr,
+            )
+            break
     if json_:
         told = {model: _figures(of, has_gold=gold is not None) for model, of in found.items()}
         print(json.dumps(told, ensure_ascii=False))
@@ -77,6 +93,9 @@ def _pairs(one: str, other: str, gold: str | None) -> dict[str, str]:
         raise JobError(f"{one}: there is no column {gold!r} in it.")
     common = [model for model in left if model in right]
     if common:
+        for output, models in ((one, left), (other, right)):
+            if alone := [model for model in models if model not in common]:
+                print(f"batcher: only in {output}: {', '.join(alone)}.", file=sys.stderr)
         return {model: model for model in common}
     if len(left) == len(right) == 1:
         return dict(zip(left, right, strict=True))
@@ -95,34 +114,46 @@ def _told(of: Comparison, one: str, other: str, *, has_gold: bool) -> list[str]:
     from batcher.report.statistics import cohen_kappa, mcnemar, wilson
 
     lines = []
-    if has_gold and of.rows:
+    first = ", by first answers" if of.samples else ""
+    if has_gold and of.scored:
         for name, right in zip((one, other), of.right, strict=True):
-            low, high = wilson(right, of.rows)
-            share = 100 * right / of.rows
-            lines.append(f"{name}: {share:.1f} % right ({100 * low:.1f} to {100 * high:.1f})")
+            low, high = wilson(right, of.scored)
+            share = 100 * right / of.scored
+            of_rows = f" of {of.scored:,} rows with gold" if of.scored < of.rows else ""
+            lines.append(
+                f"{name}: {share:.1f} % right ({100 * low:.1f} to {100 * high:.1f}){of_rows}"
+            )
         p = mcnemar(of.n_gained, of.n_lost)
-        lines.append(f"gained {of.n_gained:,}{_names(of.gained, of.n_gained)}")
+        lines.append(f"gained {of.n_gained:,}{_names(of.gained, of.n_gained)}{first}")
         lines.append(f"lost {of.n_lost:,}{_names(of.lost, of.n_lost)}")
         sure = "no more than chance" if p >= 0.05 else "more than chance"
         lines.append(f"McNemar's exact test: p = {p:.2g}, {sure}")
-    if of.rows:
-        low, high = wilson(of.same, of.rows)
+    if of.answered:
+        low, high = wilson(of.same, of.answered)
         kappa = cohen_kappa(of.pairs)
         alike = (
             f"; Cohen's κ {kappa:.2f}"
-            if kappa is not None and len(of.pairs) <= of.rows / 2
+            if kappa is not None and len(of.pairs) <= of.answered / 2
             else ""
         )
+        both = f" of {of.answered:,} that both answered" if of.answered < of.rows else ""
         lines.append(
-            f"the same answer {of.same:,} times: {100 * of.same / of.rows:.1f} % "
-            f"({100 * low:.1f} to {100 * high:.1f}){alike}"
+            f"the same answer {of.same:,} times{both}: {100 * of.same / of.answered:.1f} % "
+            f"({100 * low:.1f} to {100 * high:.1f}){alike}{first}"
         )
-        if not has_gold and of.changed:
-            lines.append(f"changed {of.rows - of.same:,}{_names(of.changed, of.rows - of.same)}")
+    for name, n in zip((one, other), of.alone, strict=True):
+        if n:
+            lines.append(f"{_counted(n)} answered only in {name}")
+    if not has_gold and of.changed:
+        lines.append(f"changed {of.n_changed:,}{_names(of.changed, of.n_changed)}")
     for name, n in zip((one, other), of.only, strict=True):
         if n:
-            lines.append(f"{n:,} rows only in {name}")
+            lines.append(f"{_counted(n)} only in {name}")
     return lines
+
+
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows:,} rows"
 
 
 def _names(names: list[str], count: int) -> str:
@@ -134,12 +165,14 @@ def _figures(of: Comparison, *, has_gold: bool) -> dict[str, object]:
     from batcher.report.statistics import cohen_kappa, mcnemar, wilson
 
     told: dict[str, object] = {
-        "rows": of.rows, "same": of.same, "kappa": cohen_kappa(of.pairs), "only": of.only,
+        "rows": of.rows, "answered": of.answered, "same": of.same, "kappa": cohen_kappa(of.pairs),
+        "alone": of.alone, "only": of.only,
     }  # fmt: skip
     if has_gold:
         told |= {
+            "scored": of.scored,
             "right": of.right,
-            "intervals": [wilson(right, of.rows) for right in of.right],
+            "intervals": [wilson(right, of.scored) for right in of.right],
             "gained": of.n_gained,
             "lost": of.n_lost,
             "p": mcnemar(of.n_gained, of.n_lost),

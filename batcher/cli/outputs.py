@@ -5,7 +5,7 @@ Touches: files (reads).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,18 @@ def source(output: str) -> Inputs:
     return Inputs(expand([output]))
 
 
-def writable(flag: str, name: str, suffixes: tuple[str, ...], output: str) -> Path:
+def writable(
+    flag: str, name: str, suffixes: tuple[str, ...], output: str, made: Collection[str]
+) -> Path:
     """The path of a file that a command is to write beside reading an output.
+
+    Args:
+        flag: What named it.
+        name: Of the file.
+        suffixes: That it may have.
+        output: What is read.
+        made: Columns by which a file is known that the command wrote earlier: only such a one is
+            replaced.
 
     Raises:
         JobError: It cannot be written there.
@@ -78,4 +88,18 @@ def writable(flag: str, name: str, suffixes: tuple[str, ...], output: str) -> Pa
         raise JobError(f"{told}: there is no folder {path.parent}; make it first.")
     if path.exists() and path.samefile(output):
         raise JobError(f"{told}: that is the output itself; name another file.")
+    if path.exists() and path.stat().st_size and not _is_of(path, made):
+        raise JobError(
+            f"{told}: it is there already, and no file that this command wrote; name another one, or "
+            "remove it."
+        )
     return path
+
+
+def _is_of(path: Path, made: Collection[str]) -> bool:
+    """Whether the first row of a file has these columns."""
+    try:
+        first = next(rows_of(str(path)), None)
+    except JobError:
+        return False
+    return first is not None and first.keys() >= set(made)

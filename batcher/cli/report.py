@@ -56,7 +56,7 @@ def report(
         json_: Print the figures as one JSON object, and write no page.
     """
     from batcher.report.figures import Figures
-    from batcher.report.panel import panels
+    from batcher.report.panel import VOTE, panels
     from batcher.report.scorers import scorer as scorer_of
 
     read = scorer_of(scorer)
@@ -64,7 +64,7 @@ def report(
     if by is not None and gold is None:
         raise JobError("--by needs --gold: groups are told by how much of each is right.")
     files = [
-        (flag, writable(flag, name, (".jsonl", ".parquet"), output))
+        (flag, writable(flag, name, (".jsonl", ".parquet"), output, VOTE))
         for flag, name in (("--vote", vote), ("--disputed", disputed))
         if name is not None
     ]

@@ -50,6 +50,8 @@ def show(
     width = shutil.get_terminal_size().columns
     shown = 0
     for row in rows:
+        if "status" not in row or "model" not in row:
+            raise JobError(f"{output}: it is no output of batcher, it has no status and no model.")
         shown += 1
         print("\n".join(_lines(row, width)), end="\n\n")
     if not shown:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from batcher.records import Outcome
 from batcher.report.course import Course
 from batcher.report.panel import Answer, Panel, answer_of, vote
-from batcher.report.scorers import Scorer, text
+from batcher.report.scorers import Scorer, empty, text
 from batcher.report.statistics import Alpha, cohen_kappa, macro_f1, mcnemar, wilson
 from batcher.report.summary import Latencies
 
@@ -176,6 +176,7 @@ class Figures:
         rows = [row for _place, row in panel]
         places = tuple(place for place, _row in panel)
         truth = rows[0].get(self.gold) if self.gold is not None else None
+        truth = None if empty(truth) else truth
         meant = None if truth is None else self._key(self._scorer.meant(truth))
         samples: dict[str, list[_Judged]] = {}
         for row in rows:
@@ -314,6 +315,7 @@ class Figures:
         told: dict[str, Any] = {
             "rows": self.panels,
             "models": {model: self._of_model(of) for model, of in self.models.items()},
+            "samples": self.samples,
             "agreement": {
                 "pairs": [self._of_pair(*models, of) for models, of in self.pairs.items()],
                 "alpha": self.alpha,
@@ -347,7 +349,9 @@ class Figures:
         if self.gold is not None:
             told["accuracy"] = _share(of.right, of.scored, of.inputs)
             told["answered"] = of.answered
-            told["macro_f1"] = macro_f1(of.confusion) if self.countable else None
+            told["macro_f1"] = (
+                macro_f1(of.confusion) if self.countable and self._scorer.by_label else None
+            )
             told["confusion"] = self._confusion(of)
             if of.majority[1]:
                 told["majority"] = _share(*of.majority)

@@ -7,12 +7,14 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from datetime import date, time
 from decimal import Decimal, InvalidOperation
+from math import isnan
 from typing import Any, NamedTuple
 
 from batcher.errors import JobError
 
-__all__ = ["Scorer", "plain", "scorer", "text"]
+__all__ = ["Scorer", "empty", "plain", "scorer", "text"]
 
 
 class Scorer(NamedTuple):
@@ -23,12 +25,14 @@ class Scorer(NamedTuple):
         said: What of an answer counts, as a text; None when there is no such thing in it.
         meant: The same of gold.
         same: Two such texts are the same answer when this makes the same of them.
+        by_label: Whether an answer is right when it says what gold means, and only then.
     """
 
     right: Callable[[Any, Any], bool]
     said: Callable[[Any], str | None]
     meant: Callable[[Any], str | None]
     same: Callable[[str], str]
+    by_label: bool = True
 
 
 _NUMBER = re.compile(r"-?(?:\d[\d,]*)(?:\.\d+)?|-?\.\d+")
@@ -41,7 +45,7 @@ def scorer(name: str) -> Scorer:
     | name | right when |
     |---|---|
     | `exact` | the texts are the same, blanks around them apart |
-    | `label` | the same but for case, quotes and full stops around them |
+    | `label` | the same but for case, and quotes, marks and full stops around them |
     | `number` | the last number of the answer is the last of the gold, as GSM8K needs |
     | `contains` | the gold stands in the answer, in any case |
     | `regex:PATTERN` | what it finds (its first group, if it has one) is the gold, as for `label` |
@@ -63,31 +67,55 @@ def scorer(name: str) -> Scorer:
     if kind == "json" and rest:
         return _of_label(lambda answer: _field(answer, rest))
     if kind == "python" and rest:
-        return Scorer(_python(name, rest), _shown, _shown, plain)
+        return Scorer(_python(name, rest), _shown, _shown, plain, by_label=False)
     known = ", ".join((*_SIMPLE, "regex:PATTERN", "json:FIELD", "python:MODULE:FUNCTION"))
     raise JobError(f"scorer {name}: there is none of that name; there are {known}.")
 
 
 def text(value: Any) -> str:
-    """A value as a text: a text itself, anything else as JSON; times, decimals, bytes as they print."""
+    """A value as a text: a text itself, times in ISO 8601, decimals and bytes as they print, else JSON.
+
+    Objects have their names in order and without those that are null: neither says anything.
+    """
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float | dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+        return json.dumps(_ordered(value), ensure_ascii=False, default=str)
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _ordered(value[name]) for name in sorted(value) if value[name] is not None}
+    return [_ordered(one) for one in value] if isinstance(value, list) else value
+
+
+def _read(value: Any) -> Any:
+    """A text that is an object or a list in JSON, as that."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def plain(value: Any) -> str:
     """What two labels have in common that are the same label.
 
-    >>> plain(" **Billing**. "), plain(3.0), plain(True)
-    ('billing', '3', 'true')
+    >>> plain(" **Billing**. "), plain(3.0), plain(True), plain('{"b":1, "a":[]}')
+    ('billing', '3', 'true', '{"a": [], "b": 1}')
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return " ".join(text(value).strip(_AROUND).casefold().split())
+    return " ".join(text(_read(value)).strip(_AROUND).casefold().split())
+
+
+def empty(value: Any) -> bool:
+    """Whether a value of a column is none: null, or what Parquet has for it in numbers."""
+    return value is None or (isinstance(value, float) and isnan(value))
 
 
 def _of_label(found: Callable[[Any], Any]) -> Scorer:
@@ -113,7 +141,7 @@ def _is_number(answer: Any, gold: Any) -> bool:
 
 
 def _last_number(said: str) -> Decimal | None:
-    found = _NUMBER.findall(said)
+    found = _NUMBER.findall(said.replace("−", "-"))
     try:
         return Decimal(found[-1].replace(",", "")) if found else None
     except InvalidOperation:
@@ -126,7 +154,7 @@ def _number(value: Any) -> str | None:
 
 
 def _stripped(value: Any) -> str | None:
-    return None if value is None else text(value).strip()
+    return None if value is None else text(_read(value)).strip()
 
 
 def _match(pattern: re.Pattern[str], said: str) -> str | None:
@@ -170,9 +198,12 @@ def _contains(answer: Any, gold: Any) -> bool:
 
 _SIMPLE: dict[str, Scorer] = {
     "exact": Scorer(
-        lambda answer, gold: text(answer).strip() == text(gold).strip(), _stripped, _stripped, str
+        lambda answer, gold: _stripped(answer) == _stripped(gold),
+        _stripped,
+        _stripped,
+        str,
     ),
     "label": _of_label(lambda answer: answer),
     "number": Scorer(_is_number, _number, _number, str),
-    "contains": Scorer(_contains, _shown, _shown, plain),
+    "contains": Scorer(_contains, _shown, _shown, plain, by_label=False),
 }

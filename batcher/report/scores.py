@@ -59,6 +59,10 @@ def agreement(told: Mapping[str, Any]) -> Iterator[str]:
                 f"(McNemar p {_p(pair['p'])})"
             )
         yield line
+    if (more := len(together["pairs"]) - _MOST_PAIRS) > 0:
+        yield f"… and {more:,} more pairs of models: they are on the page, and in --json"
+    if together["pairs"] and told.get("samples"):
+        yield "Pairs are compared by the first answers of each row"
     if (alpha := together["alpha"]) is not None and len(told["models"]) > 2:
         yield f"All models: Krippendorff's α {alpha:.2f}"
     if together["voted"]:
