@@ -31,7 +31,7 @@ def test_no_budget_is_ever_exceeded_and_each_is_used(tmp_path):
     (tmp_path / "prices.json").write_text(json.dumps(PRICES))
     rows = [{"text": f"Ticket {n}: my parcel {n * 7} is late"} for n in range(times(3000, 8000))]
     write_jsonl(tmp_path / "in.jsonl", rows)
-    for number in range(times(3, 50)):
+    for number in range(times(2, 50)):
         concurrency = rng.choice([1, 2, 8, 64, 200, 500]) if number else 64
         budget = round(Decimal(rng.uniform(300, times(1000, 4000))) * USUAL, 6)
         command = (
