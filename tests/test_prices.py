@@ -138,6 +138,8 @@ def test_the_cost_of_literal_usages(usage, dollars):
         ({"cost": -1}, None),
         ({"cost": "0.1"}, None),
         ({"cost": True}, None),
+        ({"cost_in_usd_ticks": 10**400}, None),
+        ({"cost_in_usd_ticks": True}, None),
     ],
 )
 def test_a_cost_that_the_gateway_tells_is_taken(told, dollars):

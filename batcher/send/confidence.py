@@ -17,6 +17,7 @@ import msgspec
 __all__ = ["confidences"]
 
 _decode = msgspec.json.Decoder().decode
+_LEAST = -9999  # What servers tell of the impossible.
 _BEFORE = " \t\r\n\"'`*_“‘{[:"
 
 
@@ -117,7 +118,8 @@ def _steps(logprobs: str) -> Iterator[_Step]:
         return
     for n, (token, number) in enumerate(zip(tokens, numbers, strict=False)):
         top = tops[n] if isinstance(tops, list) and n < len(tops) else None
-        others = [{"token": t, "logprob": p} for t, p in (top or {}).items()] if top else []
+        pairs = top.items() if isinstance(top, dict) else ()
+        others = [{"token": t, "logprob": p} for t, p in pairs]
         if (step := _step({"token": token, "logprob": number, "top_logprobs": others})) is None:
             return
         yield step
@@ -129,10 +131,11 @@ def _step(of: Mapping[str, Any]) -> _Step | None:
         return None
     try:
         own = bytes(raw) if isinstance(raw, list) else token.encode(errors="replace")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         own = token.encode(errors="replace")
     others = []
-    for other in of.get("top_logprobs") or ():
+    top = of.get("top_logprobs")
+    for other in top if isinstance(top, list) else ():
         if isinstance(other, dict):
             name, number = other.get("token"), _number(other.get("logprob"))
             if isinstance(name, str) and name != token and number is not None:
@@ -144,4 +147,4 @@ def _number(value: Any) -> float | None:
     """A log probability; some servers round the largest ones above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value <= 0.01:
         return None
-    return min(0.0, float(value))
+    return float(max(_LEAST, min(0.0, value)))

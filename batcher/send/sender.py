@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import tenacity
@@ -41,6 +41,7 @@ from batcher.send.talk import Forms, Talk, Terms
 __all__ = ["Again", "Lane", "Sender"]
 
 _LEAST_SECONDS = 0.1
+T = TypeVar("T")
 
 
 class Lane(NamedTuple):
@@ -215,14 +216,8 @@ class Sender:
         if self._budget is None:
             return await self._exchange(request, lane, tries, until, talk, form, body, None)
         most = _most(self._budget, request, lane, talk, len(body) - request.excess)
-        if until is None:
-            hold = await self._budget.enter(most)
-        else:
-            try:
-                async with asyncio.timeout(until - time.monotonic()):
-                    hold = await self._budget.enter(most)
-            except TimeoutError:
-                raise _NoTime from None
+        entering = self._budget.enter(most)
+        hold = await (entering if until is None else _in_time(entering, until))
         try:
             return await self._exchange(request, lane, tries, until, talk, form, body, hold)
         finally:
@@ -252,11 +247,7 @@ class Sender:
             ticket = await gate.enter(*amounts)
             left = self._row_timeout
         else:
-            try:
-                async with asyncio.timeout(until - time.monotonic()):
-                    ticket = await gate.enter(*amounts)
-            except TimeoutError:
-                raise _NoTime from None
+            ticket = await _in_time(gate.enter(*amounts), until)
             left = max(_LEAST_SECONDS, until - time.monotonic())
         started, clock = time.time(), time.monotonic()
         waited = clock - asked
@@ -313,6 +304,15 @@ class Sender:
                 error_type=error.error_type,
             )
         return error
+
+
+async def _in_time(entering: Awaitable[T], until: float) -> T:
+    """What is waited for, while the row's time lasts."""
+    try:
+        async with asyncio.timeout(until - time.monotonic()):
+            return await entering
+    except TimeoutError:
+        raise _NoTime from None
 
 
 def _most(budget: Budget, request: Request, lane: Lane, talk: Talk, size: int) -> Amount:

@@ -151,7 +151,7 @@ def _usage(usage: Any) -> Usage:
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
     cost = usage.get("cost")
-    if cost is None and type(ticks := usage.get("cost_in_usd_ticks")) is int:  # xAI
+    if cost is None and (ticks := _count(usage.get("cost_in_usd_ticks"))) is not None:  # xAI
         cost = ticks / 10_000_000_000
     if isinstance(cost, bool) or not isinstance(cost, int | float) or cost < 0:
         cost = None

@@ -128,3 +128,29 @@ def test_a_model_that_tells_everything_is_read_exactly(model):
     others = [label for label in cut if label[0] != said[0]]
     alone = [label for label in others if sum(o[0] == label[0] for o in cut) == 1]
     assert {*alone} <= told.keys()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["bug", "b", '"', "content"]),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(
+        st.sampled_from(["content", "token", "logprob", "bytes", "top_logprobs", "tokens",
+                         "token_logprobs"]), inside, max_size=5),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(JSON, JSON, JSON, JSON)
+def test_whatever_a_server_tells_ends_no_run(anything, number, raw, top):
+    """An answer was paid for, whatever stands beside it."""
+    step = {"token": "bug", "logprob": number, "bytes": raw, "top_logprobs": top}
+    old = {"tokens": ["bug"], "token_logprobs": [number], "top_logprobs": top}
+    for told in (
+        anything,
+        {"content": [step]},
+        {"content": anything},
+        old,
+        {**old, "tokens": raw},
+    ):
+        for p in sure(json.dumps(told), "bug").values():
+            assert 0 <= p <= 1
