@@ -50,7 +50,8 @@ def models(
         print("  ".join((first.ljust(widths[0]), *cells)))
     unpriced = sum(price is None for _name, price in rows)
     sources = {price.source for _name, price in rows if price is not None}
-    tail = f"{len(rows):,} models, {unpriced:,} without a known price"
+    counted = "1 model" if len(rows) == 1 else f"{len(rows):,} models"
+    tail = f"{counted}, {unpriced:,} without a known price"
     print("; ".join((tail, *sorted(sources))) + ".", file=sys.stderr)
     return 0
 

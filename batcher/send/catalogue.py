@@ -20,7 +20,7 @@ import msgspec
 from batcher.errors import JobError
 from batcher.job import Endpoint
 
-__all__ = ["Listed", "address", "fetch", "names"]
+__all__ = ["address", "fetch", "names"]
 
 _SECONDS = 5.0
 _MOST_BYTES = 64 << 20
@@ -52,8 +52,7 @@ async def names(endpoint: Endpoint) -> list[str]:
     except aiohttp.ClientResponseError as error:
         raise JobError(f"{url}: the gateway answers {error.status} {error.message}.") from None
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error) or type(error).__name__
-        raise JobError(f"{url}: its models cannot be had: {why}.") from None
+        raise JobError(f"{url}: its models cannot be had: {_why(error)}.") from None
 
 
 async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None:
@@ -76,9 +75,9 @@ async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None
             data = msgspec.json.decode(copy.read_bytes())
             since = time.strftime("%Y-%m-%d", time.localtime(copy.stat().st_mtime))
         except (OSError, ValueError):
-            why = str(error) or type(error).__name__
             say(
-                f"{url}: prices cannot be had ({why}); costs are not known. --prices FILE tells them."
+                f"{url}: prices cannot be had ({_why(error)}); costs are not known. --prices FILE "
+                "tells them."
             )
             return None
         return data, since
@@ -99,6 +98,12 @@ async def _get(url: str, key: str | None = None) -> bytes:
             while more := await reply.content.read(_MOST_BYTES - len(content)):
                 content += more
             return content
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_SECONDS:g} s"
+    return str(error) or type(error).__name__
 
 
 def _copy(host: str) -> Path:
