@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from itertools import groupby, pairwise
+from typing import TypeVar
 
 from batcher.errors import JobError, RunStopped
 from batcher.job import Endpoint, Job
@@ -29,7 +30,9 @@ from batcher.lanes import (
     why_dead,
 )
 from batcher.plan.requests import Plan, Todo
+from batcher.plan.twins import Twins
 from batcher.prices import Prices
+from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
 from batcher.send.budget import Budget
@@ -45,6 +48,7 @@ from batcher.write.journal import Journal
 __all__ = ["Emit", "Engine"]
 
 Emit = Callable[[Prompt, Result], Awaitable[None]]
+_T = TypeVar("_T")
 
 _CANARY_SECONDS = 10.0
 _DECIDE_SECONDS = 10.0
@@ -65,6 +69,7 @@ class Engine:
         emit: Awaited with each result and its prompt as it comes.
         prices: What is known of them.
         budget: What may be spent; None for no bound.
+        twins: Which requests wait for the answer of an equal one, and are not sent; None for none.
 
     Attributes:
         stopped: Why the run ends early, once it does.
@@ -82,6 +87,7 @@ class Engine:
         emit: Emit | None = None,
         prices: Prices | None = None,
         budget: Budget | None = None,
+        twins: Twins | None = None,
     ) -> None:
         self._job = job
         self._plan = plan
@@ -89,6 +95,7 @@ class Engine:
         self._summary = summary
         self._rows = rows
         self._emit = emit
+        self._twins = twins
         self._prices = prices or Prices()
         self._resend = job.resendable
         self._client = Client(endpoint)
@@ -161,6 +168,22 @@ class Engine:
             self.stopped = RunStopped(why_dead(dropped))
         if isinstance(self.stopped, JobError) and any(lane.alive for lane in lanes):
             self.stopped = RunStopped(str(self.stopped))  # An answer came in while it drained.
+
+    async def copy(self, inputs: Inputs, journal: Journal) -> None:
+        """Gives the requests that waited for an equal one its answer, once `run` has ended.
+
+        Args:
+            inputs: The rows.
+            journal: A new one: the answers are looked for in what the old one wrote.
+        """
+        assert self._twins is not None
+        self._journal = journal
+        async with aclosing(_in_thread(self._twins.copies(inputs), self._stop)) as ahead:
+            async for batch in ahead:
+                for prompt, results in batch:
+                    for left, result in enumerate(reversed(results)):
+                        await self._record(prompt, result, last=not left)
+                await self._journal_room()
 
     # Lanes and workers
 
@@ -445,7 +468,7 @@ class Engine:
         self._group.create_task(self._read(feed, start, place))
 
     async def _read(self, feed: Feed, start: int, place: int | None) -> None:
-        batches = self._plan.batches(start, place)
+        batches = self._batches(start, place)
         try:
             async with aclosing(_in_thread(batches, self._stop)) as ahead:
                 async for batch in ahead:
@@ -458,6 +481,13 @@ class Engine:
             self._read_all |= feed.main
             self._close_fed(feed)
             self._settled.set()
+
+    def _batches(self, start: int, place: int | None) -> Iterator[list[Todo]]:
+        for batch in self._plan.batches(start, place):
+            if self._twins is not None:
+                for todo in batch:
+                    self._twins.look(todo.prompt)
+            yield batch
 
     def _close_fed(self, feed: Feed) -> None:
         for queue in feed.queues:
@@ -490,7 +520,7 @@ class Engine:
         await self._journal_room()
         for place, of in groupby(slots, lambda slot: slot // plan.samples):
             # All samples for a model at once: a feed of its own would read them all again.
-            samples = [plan.sampled(prompt, slot) for slot in of]
+            samples = [(plan.sampled(prompt, slot), slot) for slot in of]
             model = plan.slots[place * plan.samples] or prompt.model or ""
             queue = self._lane(model, place).queue
             if queue.feed is None:
@@ -504,8 +534,9 @@ class Engine:
                 feed.room.clear()
                 await feed.room.wait()
             if queue.feed is feed:
-                for asked in samples:
-                    queue.put(asked)
+                for asked, slot in samples:
+                    if self._twins is None or self._twins.fresh(asked, slot):
+                        queue.put(asked)
 
     def _fed_by(self, feed: Feed, model: str) -> bool:
         """Whether this feed speaks for the model: not one that it left for a feed of its own."""
@@ -518,6 +549,11 @@ class Engine:
     def closed(self) -> str:
         """Which models were given up on the way, and why; nothing if none was."""
         return why_dead(lane for lane in self._lanes.values() if lane.dead is not None)
+
+    @property
+    def equals(self) -> Mapping[str, int]:
+        """How many requests wait for the answer of an equal one, by model ("" for any)."""
+        return {} if self._twins is None else self._twins.waiting
 
     @property
     def lanes(self) -> list[EngineLane]:
@@ -544,9 +580,7 @@ def _unreadable(prompt: Prompt, model: str) -> Result:
     )
 
 
-async def _in_thread(
-    batches: Iterator[list[Todo]], stop: asyncio.Event
-) -> AsyncGenerator[list[Todo], None]:
+async def _in_thread(batches: Iterator[_T], stop: asyncio.Event) -> AsyncGenerator[_T, None]:
     """The iterator's batches, made by a thread of their own, one ahead."""
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:

@@ -185,6 +185,10 @@ class Job:
     limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
     """Only the first N rows."""
 
+    dedupe: Annotated[bool | None, Parameter(group=_RUN)] = None
+    """Send equal requests once and give the answer to each row, marked in the column "copied". Default: only
+    where temperature is 0."""
+
     retry: Annotated[
         tuple[Outcome, ...],
         Parameter(group=_RUN, negative_iterable="", consume_multiple=True, show_choices=False),

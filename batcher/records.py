@@ -90,6 +90,7 @@ class Prompt(msgspec.Struct, frozen=True):
         columns: The row's columns, only where rows are written as they finish.
         sample: Which of several answers.
         excess: Bytes of `fields` that its tokens are not estimated by: base64 of pictures.
+        exact: Whether its temperature is 0, so that asking twice is asking once.
     """
 
     row: int
@@ -101,6 +102,7 @@ class Prompt(msgspec.Struct, frozen=True):
     columns: dict[str, object] | None = None
     sample: int = 0
     excess: int = 0
+    exact: bool = False
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -199,7 +201,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in
     milliseconds, `parsed`, `confidences`, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single
     attempt, which waited `waited_ms` for `cause` before it was sent. Tokens and cost are those of all
-    attempts together; `loose` says that `parsed` was picked out of other text.
+    attempts together; `loose` says that `parsed` was picked out of other text, `copied` that all of it
+    is the answer to an equal request, and that none was sent.
     """
 
     row: int
@@ -230,6 +233,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str | None = None
     created_at: int | None = None
     response: str | None = None
+    copied: bool = False
     loose: bool = False
     waited_ms: int = 0
     cause: str = ""

@@ -32,6 +32,7 @@ from batcher.plan.forecast import Forecast, counted
 from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
 from batcher.plan.survey import survey
+from batcher.plan.twins import Twins
 from batcher.prices import Prices, of_catalogue, of_file
 from batcher.read import marks, spool
 from batcher.read.files import InputFile, expand
@@ -185,7 +186,7 @@ class Runner:
             self._known_prices(endpoint),
         )
         if job.dry_run:
-            return await asyncio.to_thread(self._dry, plan)
+            return await asyncio.to_thread(self._dry, folder, plan)
         replaced = job.overwrite and aside.set_aside(folder)
         if not job.overwrite:
             self._say_if_killed(folder)
@@ -234,7 +235,7 @@ class Runner:
             marks.save(folder, inputs.pins, inputs.marks)
             if not replaces:
                 spool.sweep(folder, inputs.pins)
-            await self._send(folder, endpoint, plan)
+            await self._send(folder, endpoint, plan, inputs)
             manifest.last = max((number for number, _ in segments(folder)), default=0)
             manifest.save(folder)
             if replaces and not self._interrupted and not _any_answer(self.summary):
@@ -318,23 +319,31 @@ class Runner:
                 "sent again."
             )
 
-    def _dry(self, plan: Plan) -> Report:
+    def _dry(self, folder: Path, plan: Plan) -> Report:
         """Renders every row and says what is wrong; sends nothing."""
         job = self._job
         forecast = Forecast(plan.slots, one=job.route != "each")
+        twins = self._twins(folder, plan)
         for batch in plan.batches():
             self._go_on()
             for todo in batch:
-                forecast.add(todo, plan.samples)
+                slots = todo.slots if twins is None else twins.among(todo)
+                samples = {slot % plan.samples for slot in slots}
+                forecast.add(todo.prompt, slots, len(samples))
         for error in forecast.errors[:20]:
             self._say(error)
         if len(forecast.errors) > 20:
             self._say(f"… and {len(forecast.errors) - 20:,} more.")
         for line in forecast.lines(self._prices.of, job.limits):
             self._say(line)
-        if twins := forecast.twins:
-            rows = "1 row asks" if twins == 1 else f"{twins:,} rows ask"
+        if equal := forecast.twins:
+            rows = "1 row asks" if equal == 1 else f"{equal:,} rows ask"
             self._say(f"{rows} the same as a row before.")
+        if twins is not None and twins.waiting:
+            self._say(
+                f"{counted(twins.waiting.total())} will get the answer of an equal one, without being sent; "
+                "--no-dedupe sends each."
+            )
         self.summary.finish("checked")
         text = (
             f"{self._surveyed or 0:,} rows read, {len(forecast.errors):,} of them unreadable; "
@@ -344,11 +353,17 @@ class Runner:
 
     # During
 
-    async def _send(self, folder: Path, endpoint: Endpoint, plan: Plan) -> None:
+    def _twins(self, folder: Path, plan: Plan) -> Twins | None:
+        if self._job.dedupe is False:
+            return None
+        return Twins(self._job, plan, folder, self._surveyed or 0)
+
+    async def _send(self, folder: Path, endpoint: Endpoint, plan: Plan, inputs: Inputs) -> None:
         if self._interrupted:
             return
         journal = Journal(folder, alarm=self._stop_sending)
         budget = await self._budget(folder)
+        twins = self._twins(folder, plan)
         engine = self._engine = Engine(
             self._within_files(),
             endpoint,
@@ -359,6 +374,7 @@ class Runner:
             self._emit,
             self._prices,
             budget,
+            twins,
         )
         self._state = "running"
         if self._seconds_left is not None:
@@ -370,12 +386,20 @@ class Runner:
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
         watching = asyncio.gather(progress.run(), self._beat(folder))
         try:
-            await engine.run()
+            try:
+                await engine.run()
+            finally:
+                await asyncio.shield(asyncio.to_thread(journal.close))
+            if engine.stopped is None and twins is not None and twins.waiting:
+                journal = Journal(folder, alarm=self._stop_sending)
+                try:
+                    await engine.copy(inputs, journal)
+                finally:
+                    await asyncio.shield(asyncio.to_thread(journal.close))
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-            await asyncio.shield(asyncio.to_thread(journal.close))
             if budget is not None:
                 spending.save(folder, *budget.committed)
                 self.summary.budget = budget.told
@@ -444,7 +468,8 @@ class Runner:
     def _snapshot(self) -> Snapshot:
         lanes = self._engine.lanes if self._engine is not None else []
         rows = None if self._surveyed is None else self._surveyed * self._job.samples
-        return snapshot(self._state, lanes, self.summary, rows)
+        equals = self._engine.equals if self._engine is not None else {}
+        return snapshot(self._state, lanes, self.summary, rows, equals)
 
     # After
 

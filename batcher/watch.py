@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from batcher.lanes import EngineLane
 from batcher.records import Outcome
@@ -14,9 +14,21 @@ __all__ = ["heartbeat", "snapshot"]
 
 
 def snapshot(
-    state: State, lanes: Sequence[EngineLane], summary: Summary, rows: int | None
+    state: State,
+    lanes: Sequence[EngineLane],
+    summary: Summary,
+    rows: int | None,
+    waiting_for_equals: Mapping[str, int],
 ) -> Snapshot:
-    """One picture; `rows` is how many rows each model is to answer, None when not known."""
+    """One picture.
+
+    Args:
+        state: Of the run.
+        lanes: Of the engine.
+        summary: What ended so far.
+        rows: How many rows each model is to answer, None when not known.
+        waiting_for_equals: How many requests take no time of their own, by model ("" for all).
+    """
     now = time.monotonic()
     seconds = max(summary.seconds, 1e-3)
     models = []
@@ -24,7 +36,11 @@ def snapshot(
         of = summary.models[lane.model]
         fresh, earlier = sum(of.outcomes.values()), sum(of.earlier.values())
         done = fresh + earlier
-        left = None if rows is None or not fresh else max(0, rows - done) * seconds / fresh
+        equals = waiting_for_equals.get(lane.model, waiting_for_equals.get("", 0)) - of.copied
+        asked = fresh - of.copied
+        left = None
+        if rows is not None and asked:
+            left = max(0, rows - done - max(0, equals)) * seconds / asked
         age, row = max(
             ((now - since, name) for name, since in lane.way.flying.values()), default=(None, "")
         )

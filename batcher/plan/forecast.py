@@ -7,13 +7,12 @@ answers where `max_tokens` gives one.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
 import numpy as np
 
 from batcher.job import Limits
-from batcher.plan.requests import Todo
 from batcher.prices import Price
 from batcher.records import Prompt
 
@@ -64,15 +63,20 @@ class Forecast:
         self.errors: list[str] = []
         self.requests = 0
 
-    def add(self, todo: Todo, samples: int) -> None:
-        """Counts one row."""
-        prompt = todo.prompt
+    def add(self, prompt: Prompt, slots: Sequence[int], samples: int) -> None:
+        """Counts one row.
+
+        Args:
+            prompt: What it asks.
+            slots: Where it may be sent.
+            samples: Of how many samples these are.
+        """
         if prompt.error is not None:
             self.errors.append(prompt.error)
             return
-        self.requests += samples if self._one else len(todo.slots)
+        self.requests += samples if self._one else len(slots)
         self._prompts.append(hash((prompt.fields, prompt.model)))
-        for slot in todo.slots:
+        for slot in slots:
             model = self._slots[slot] or prompt.model or ""
             self._models.setdefault(model, _Share()).add(prompt)
 

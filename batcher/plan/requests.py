@@ -135,6 +135,7 @@ class Plan:
         slots: Model ID by slot; "" when rows name their own model.
         prompter: Makes prompts of rows.
         expected: What answers must be; None when that is free.
+        columns: Those of the input that are needed; None for all.
     """
 
     def __init__(
@@ -156,10 +157,10 @@ class Plan:
         self.prompter = self._shape.prompter
         self.expected = expected_of(settings)
         self.request = self._shape.request
-        self._columns: frozenset[str] | None = None  # All of them.
+        self.columns: frozenset[str] | None = None
         if job.output != "-":
             needed = (shape.prompter.columns for shape in (self._shape, *self._others))
-            self._columns = frozenset().union(*needed)
+            self.columns = frozenset().union(*needed)
         self._resend = job.resendable
         self._ends = [False, *(outcome not in self._resend for outcome in OUTCOMES)]
         answered = [
@@ -212,7 +213,7 @@ class Plan:
         """
         batch: list[Todo] = []
         size = 0
-        for row in self._inputs.rows(self._columns, start, self._settled):
+        for row in self._inputs.rows(self.columns, start, self._settled):
             slots = self.pending(row.position)
             if place is not None:
                 slots = tuple(slot for slot in slots if slot // self.samples == place)
@@ -227,10 +228,15 @@ class Plan:
         if batch:
             yield batch
 
-    def _todo(self, row: Row, slots: tuple[int, ...]) -> Todo:
+    def prompt(self, row: Row) -> Prompt:
+        """The Prompt of a row, with its columns where rows are written as they finish."""
         prompt = self.prompter.prompt(row)
-        if self._columns is None and row.columns is not None:
+        if self.columns is None and row.columns is not None:
             prompt = msgspec.structs.replace(prompt, columns=row.columns)
+        return prompt
+
+    def _todo(self, row: Row, slots: tuple[int, ...]) -> Todo:
+        prompt = self.prompt(row)
         if self._earlier is None:
             return Todo(prompt, slots)
         left, kept, stale = [], [], 0

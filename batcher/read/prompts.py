@@ -55,7 +55,7 @@ class Prompter:
         self._system = None if system is None else Template("--system", system)
         self._params = dict(params)
         self._tail = b"," + _encode(self._params)[1:] if self._params else b"}"
-        self._max_tokens = _max_tokens(self._params)
+        self._told = _told(self._params)
         self._own_model = own_model
         self.columns = _NATIVE
         for template in (self._prompt, self._system):
@@ -70,7 +70,7 @@ class Prompter:
         custom_id, model = columns.get("custom_id"), columns.get("model")
         name = str(row.position) if custom_id is None else str(custom_id)
         try:
-            fields, own, max_tokens, excess = self._fields(columns, row.folder)
+            fields, own, body, excess = self._fields(columns, row.folder)
             if own is not None:
                 model = own
             if self._own_model and not (isinstance(model, str) and model):
@@ -80,7 +80,8 @@ class Prompter:
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             return Prompt(row.position, name, error=f"{row.where}: no JSON can hold it ({error})")
         model = model if isinstance(model, str) else None
-        return Prompt(row.position, name, fields, model, max_tokens, excess=excess)
+        max_tokens, exact = self._told if body is None else _told(body)
+        return Prompt(row.position, name, fields, model, max_tokens, excess=excess, exact=exact)
 
     @property
     def template_names(self) -> frozenset[str]:
@@ -97,8 +98,8 @@ class Prompter:
 
     def _fields(
         self, columns: dict[str, Any], folder: str
-    ) -> tuple[bytes, str | None, int | None, int]:
-        """(body without model, model named in the body, bound of the answer's tokens, excess)."""
+    ) -> tuple[bytes, str | None, dict[str, Any] | None, int]:
+        """(body without model as bytes, model named in it, the row's own body if any, excess)."""
         template = self._prompt
         body, messages, text = columns.get("body"), columns.get("messages"), columns.get("prompt")
         native = body is not None or messages is not None or text is not None
@@ -120,11 +121,11 @@ class Prompter:
             )
         messages = _with_pictures(self._with_system(messages, columns), columns, folder)
         fields = b'"messages":' + _encode(messages) + self._tail
-        return fields, None, self._max_tokens, pictures.excess(messages)
+        return fields, None, None, pictures.excess(messages)
 
     def _batch_line(
         self, columns: dict[str, Any], body: object, folder: str
-    ) -> tuple[bytes, str | None, int | None, int]:
+    ) -> tuple[bytes, str | None, dict[str, Any] | None, int]:
         if isinstance(body, str):
             try:
                 body = msgspec.json.decode(body)
@@ -147,7 +148,7 @@ class Prompter:
         messages = _with_pictures(messages, columns, folder)
         merged = {"messages": messages, **merged}
         own = model if isinstance(model, str) else None
-        return _encode(merged)[1:], own, _max_tokens(merged), pictures.excess(messages)
+        return _encode(merged)[1:], own, merged, pictures.excess(messages)
 
     def _with_system(self, messages: list[Any], columns: dict[str, Any]) -> list[Any]:
         """The messages behind the system message, unless the row brings one of its own."""
@@ -188,12 +189,15 @@ def _with_pictures(messages: list[Any], columns: Mapping[str, Any], folder: str)
     raise _Unusable(f'"{pictures.COLUMN}" is given, but no message is of the role "user"')
 
 
-def _max_tokens(body: Mapping[str, object]) -> int | None:
+def _told(body: Mapping[str, object]) -> tuple[int | None, bool]:
+    """(bound of the answer's tokens, whether the temperature is 0)."""
+    temperature = body.get("temperature")
+    exact = temperature == 0 and not isinstance(temperature, bool)
     for name in ("max_completion_tokens", "max_tokens"):
         value = body.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+            return value, exact
+    return None, exact
 
 
 def _kind(value: object) -> str:

@@ -95,6 +95,7 @@ class ModelSummary:
         unusable_cost: What answers cost that were kept, but are not ok.
         price: Of its tokens; None when it is not known.
         loose: Answers of which only a part was what was asked for.
+        copied: Rows that were given the answer to an equal request.
     """
 
     __slots__ = (
@@ -102,6 +103,7 @@ class ModelSummary:
         "_squares",
         "_tried_429",
         "all_rows",
+        "copied",
         "cost",
         "cost_missing",
         "earlier",
@@ -137,7 +139,7 @@ class ModelSummary:
         self.retries = 0
         self.limit_used: float | None = None
         self.waited: dict[str, float] = {}
-        self.thrown_away = self.thrown_tokens = self.loose = 0
+        self.thrown_away = self.thrown_tokens = self.loose = self.copied = 0
         self.thrown_cost = self.unusable_cost = Decimal(0)
         self.price: Price | None = None
         self._heard_429 = 0
@@ -169,6 +171,9 @@ class ModelSummary:
         self.outcomes[status] += 1
         if result.error is not None and status not in self.examples:
             self.examples[status] = result.error[:_EXAMPLE]
+        if result.copied:  # Nothing was sent, so there is nothing else to count.
+            self.copied += 1
+            return
         attempts = result.attempts
         if result.tries is not None:
             own = [attempt for attempt in result.tries if attempt.model is None]
@@ -270,6 +275,7 @@ class ModelSummary:
                 "cost_usd": None if self.cost is None else float(self.thrown_cost),
             },
             "loose": self.loose,
+            "copied": self.copied,
             "limit_used": None if self.limit_used is None else round(self.limit_used, 4),
             "waited_s": {cause: round(s, 1) for cause, s in self.waited.items()},
             "requests_per_second": round(self.requests / seconds, 3) if seconds > 0 else None,

@@ -81,6 +81,7 @@ def table(summary: Summary, width: int = 80) -> Table:
             _saved(of),
             _projected(of),
             f"{of.loose:,} picked out of other text" if of.loose else "",
+            f"{of.copied:,} copied from equal requests" if of.copied else "",
             _waits(of),
             f"earlier runs: {_counts(of.earlier)}" if of.earlier else "",
         ]

@@ -27,6 +27,7 @@ COLUMNS = {
     "cost_usd": "double",
     "latency_ms": "int64",
     "attempts": "int32",
+    "copied": "bool",
     "http_status": "int32",
     "error_type": "string",
     "error": "string",
@@ -36,8 +37,8 @@ COLUMNS = {
     "response": "string",
 }
 """Name to Arrow type of what a result adds to a row, in order; `parsed` has that of its schema."""
-OPTIONAL = ("parsed", "confidences", "tool_calls", "logprobs", "response")
-"""Those that not every output has; in the journal they are JSON as text."""
+OPTIONAL = ("parsed", "confidences", "tool_calls", "logprobs", "copied", "response")
+"""Those that not every output has; in the journal they are JSON as text, but for `copied`."""
 
 
 def renames(names: Iterable[str], results: Container[str] = COLUMNS) -> dict[str, str]:

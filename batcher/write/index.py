@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 OUTCOMES = tuple(Outcome)
-EXTRAS = {"tool_calls": 1, "logprobs": 2, "confidences": 4}
+EXTRAS = {"tool_calls": 1, "logprobs": 2, "confidences": 4, "copied": 8}
 """Bits of `extras`: what a line has that few lines have."""
 NUMBER = {outcome: number for number, outcome in enumerate(OUTCOMES)}
 
@@ -74,6 +74,7 @@ class _Head(msgspec.Struct):
     tool_calls: str | None = None
     logprobs: str | None = None
     confidences: str | None = None
+    copied: bool = False
     extras: int = 0
 
 
@@ -256,4 +257,6 @@ def extras_of(line: _Head | Result) -> int:
         bits |= EXTRAS["logprobs"]
     if line.confidences is not None:
         bits |= EXTRAS["confidences"]
+    if line.copied:
+        bits |= EXTRAS["copied"]
     return bits

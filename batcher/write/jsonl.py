@@ -56,6 +56,7 @@ def write_jsonl(
     written = Written()
     names: dict[str, None] = {}
     uneven = False
+    copied = "copied" in picks.shown
     with whole(path) as file:
         for positions, rows in blocks:
             for row in rows:
@@ -76,6 +77,7 @@ def write_jsonl(
                     keep_raw=keep_raw,
                     parsed=parsed,
                     renamed=renamed,
+                    copied=copied,
                 )
                 file.write(text)
                 written.rows += 1
@@ -136,6 +138,7 @@ def _json_row(
     keep_raw: bool,
     parsed: bool,
     renamed: Mapping[str, str] | None = None,
+    copied: bool = False,
 ) -> tuple[bytes, str]:
     row = _decode(line)
     name = columns.get("custom_id")
@@ -150,6 +153,8 @@ def _json_row(
         row.response = msgspec.UNSET
     if row.parsed is msgspec.UNSET and parsed:
         row.parsed = None
+    if row.copied is msgspec.UNSET and copied:
+        row.copied = False
     for native in OPTIONAL:
         if isinstance(text := getattr(row, native), str):
             setattr(row, native, msgspec.Raw(text.encode()))

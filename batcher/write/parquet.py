@@ -50,7 +50,7 @@ def write_parquet(
 ) -> Written:
     """Writes Parquet; see `Written`.
 
-    `confidences`, `tool_calls` and `logprobs` are there when any row has them.
+    `confidences`, `tool_calls`, `logprobs` and `copied` are there when any row has them.
 
     Args:
         path: The output.
@@ -157,6 +157,8 @@ def _table(
             results["parsed"] = parsed.array(found["parsed"].to_pylist())
         except pa.ArrowInvalid:
             raise NotOfType from None
+    if "copied" in results:
+        results["copied"] = pc.fill_null(found["copied"], False)
     results["created_at"] = found["created_at"].cast(_TIME)
     results["model"] = pc.if_else(pc.equal(found["model"], ""), None, found["model"])
     return pa.Table.from_arrays(
