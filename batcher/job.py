@@ -185,6 +185,12 @@ class Job:
     limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
     """Only the first N rows."""
 
+    sample: Annotated[int | None, Parameter(group=_RUN)] = None
+    """Only N rows drawn by chance (of more, or with more rows in the input, mostly the same ones)."""
+
+    seed: Annotated[int, Parameter(group=_RUN)] = 0
+    """Another one draws other rows. Default: 0."""
+
     dedupe: Annotated[bool | None, Parameter(group=_RUN)] = None
     """Send equal requests once and give the answer to each row, marked in the column "copied". Default: only
     where temperature is 0."""
@@ -290,6 +296,7 @@ class Job:
                 )
         positive: dict[str, float | None] = {
             "--limit": self.limit,
+            "--sample": self.sample,
             "--total-rpm": self.total_rpm,
             "--total-tpm": self.total_tpm,
             "--total-concurrency": self.total_concurrency,
@@ -305,6 +312,12 @@ class Job:
         for flag, number in (("--max-retries", self.max_retries), ("--reask", self.reask)):
             if number < 0:
                 raise JobError(f"{flag} {number}: it must be 0 or more.")
+        if self.limit is not None and self.sample is not None:
+            raise JobError("--limit and --sample: one of them says which rows; leave one out.")
+        if self.seed and self.sample is None:
+            raise JobError("--seed: it says which rows --sample draws; give that too.")
+        if not 0 <= self.seed < 1 << 63:
+            raise JobError(f"--seed {self.seed}: it must be 0 or more, and fit 63 bits.")
         if not 1 <= self.samples <= 1000:
             raise JobError(f"--samples {self.samples}: it must be from 1 to 1000.")
         _ = self.body_params, self.templates, self.expected, self.seconds_left(datetime.now())
@@ -430,6 +443,11 @@ class Job:
     def patience(self) -> float | None:
         """Seconds for one exchange; None to find it."""
         return None if self.attempt_timeout == "auto" else self.attempt_timeout
+
+    @property
+    def drawn(self) -> tuple[int, int] | None:
+        """How many rows are drawn by chance, and by which seed; None for no such choice."""
+        return None if self.sample is None else (self.sample, self.seed)
 
     @property
     def resendable(self) -> frozenset[Outcome]:

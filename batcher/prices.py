@@ -1,8 +1,8 @@
 """Dollars per million tokens; the cost of a Usage. Touches: files (reads `--prices`).
 
 Where a price comes from, the first that knows the model: `--prices FILE`, the gateway's own
-catalogue. What the gateway says a request did cost goes before both. A model without a price has
-no cost, not a cost of 0.
+catalogue, the package `genai-prices` for the providers whose addresses it knows. What the gateway
+says a request did cost goes before all. A model without a price has no cost, not a cost of 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import io
 import json
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Price(msgspec.Struct, frozen=True):
         source: Where it comes from and of when, for people.
         max_output: Tokens of its longest answer; None when that is not told.
         context: Tokens that prompt and answer may have together; likewise.
+        tiers: Prices of requests whose prompts have more than so many tokens, the longest last.
     """
 
     input: Decimal
@@ -44,6 +46,15 @@ class Price(msgspec.Struct, frozen=True):
     source: str = ""
     max_output: int | None = None
     context: int | None = None
+    tiers: tuple[tuple[int, Price], ...] = ()
+
+    def of(self, prompt_tokens: int) -> Price:
+        """The price of a request with a prompt of so many tokens."""
+        held = self
+        for over, price in self.tiers:
+            if prompt_tokens > over:
+                held = price
+        return held
 
     @property
     def saved(self) -> Decimal:
@@ -63,6 +74,7 @@ def cost_of(usage: Usage, price: Price) -> Decimal | None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prompt is None or completion is None:
         return None
+    price = price.of(prompt)
     cached = min(usage.cached_tokens or 0, prompt)
     cheap = price.input if price.cached is None else price.cached
     fresh = (prompt - cached) * price.input
@@ -75,33 +87,38 @@ class Prices:
     Args:
         told: Of `--prices`.
         catalogue: Of the gateway.
+        package: Of whoever sells under the gateway's address, as `of_package` gives it.
     """
 
     def __init__(
-        self, told: Mapping[str, Price] | None = None, catalogue: Mapping[str, Price] | None = None
+        self,
+        told: Mapping[str, Price] | None = None,
+        catalogue: Mapping[str, Price] | None = None,
+        package: Callable[[str], Price | None] = lambda _model: None,
     ) -> None:
-        self._told, self._catalogue = told or {}, catalogue or {}
+        self._sources = [(told or {}).get, (catalogue or {}).get, package]
 
     def of(self, model: str) -> Price | None:
         """The price of a model; None when nothing tells it."""
-        told, listed = self._told.get(model), self._catalogue.get(model)
-        if told is None or listed is None:
-            return told or listed
-        return msgspec.structs.replace(told, max_output=listed.max_output, context=listed.context)
+        known = self._known(model)
+        if not known:
+            return None
+        longest = next((price.max_output for price in known if price.max_output), None)
+        context = next((price.context for price in known if price.context), None)
+        return msgspec.structs.replace(known[0], max_output=longest, context=context)
 
     def conflicts(self, models: Iterable[str]) -> list[str]:
         """A sentence for each of these models of which the sources say different things."""
         said = []
         for model in models:
-            told, listed = self._told.get(model), self._catalogue.get(model)
-            if told is None or listed is None:
-                continue
-            if (told.input, told.output) != (listed.input, listed.output):
-                said.append(
-                    f"{model}: {_shown(told)} by {told.source}, {_shown(listed)} by "
-                    f"{listed.source}; the first counts."
-                )
+            known = self._known(model)
+            if len({(price.input, price.output) for price in known}) > 1:
+                told = ", ".join(f"{_shown(price)} by {price.source}" for price in known)
+                said.append(f"{model}: {told}; the first counts.")
         return said
+
+    def _known(self, model: str) -> list[Price]:
+        return [price for source in self._sources if (price := source(model)) is not None]
 
 
 def of_file(path: str) -> dict[str, Price]:
@@ -184,6 +201,59 @@ def of_catalogue(data: Any, date: str) -> dict[str, Price]:
         bounds = _whole(of.get("max_output") or inside), _whole(of.get("context_length"))
         found[name] = Price(input_ * factor, output * factor, cached, source, *bounds)
     return found
+
+
+def of_package(url: str) -> Callable[[str], Price | None]:
+    """Prices of the package `genai-prices`, where it is installed and knows whose address this is.
+
+    A model's name alone says nothing of what another seller takes for it. Of a model that is billed
+    by the hour of the day, or by what no usage tells, it gives none.
+    """
+    if not url.startswith("https:"):
+        return lambda _model: None  # It takes its time to import.
+    try:
+        import genai_prices
+        from genai_prices.data_snapshot import get_snapshot
+        from genai_prices.types import TimeOfDateConstraint
+    except ImportError:
+        return lambda _model: None
+    snapshot, now = get_snapshot(), datetime.now(UTC)
+    source = f"genai-prices {genai_prices.__version__}"
+
+    def of(model: str) -> Price | None:
+        try:
+            _provider, known = snapshot.find_provider_model(model, None, None, url)
+        except LookupError:
+            return None
+        periods = known.prices if isinstance(known.prices, list) else []
+        if any(isinstance(period.constraint, TimeOfDateConstraint) for period in periods):
+            return None
+        told = {name: of for name, of in vars(known.get_prices(now)).items() if of is not None}
+        if told.keys() & _UNTOLD or not {"input_mtok", "output_mtok"} <= told.keys():
+            return None
+
+        def above(tokens: int) -> Price:
+            numbers = {name: _of_tier(of, tokens) for name, of in told.items()}
+            cached = numbers.get("cache_read_mtok")
+            return Price(numbers["input_mtok"], numbers["output_mtok"], cached, source)
+
+        starts = {tier.start for of in told.values() for tier in getattr(of, "tiers", ())}
+        tiers = tuple((start, above(start + 1)) for start in sorted(starts))
+        return msgspec.structs.replace(above(0), context=known.context_window, tiers=tiers)
+
+    return of
+
+
+_UNTOLD = frozenset({"requests_kcount", "output_reasoning_mtok", "output_citation_mtok"})
+
+
+def _of_tier(price: Any, tokens: int) -> Decimal:
+    """A price that may depend on the length of the prompt."""
+    number: Decimal = getattr(price, "base", price)
+    for tier in getattr(price, "tiers", ()):
+        if tokens > tier.start:
+            number = tier.price
+    return number
 
 
 def _whole(value: Any) -> int | None:

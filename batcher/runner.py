@@ -33,7 +33,7 @@ from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
 from batcher.plan.survey import survey
 from batcher.plan.twins import Twins
-from batcher.prices import Prices, of_catalogue, of_file
+from batcher.prices import Prices, of_catalogue, of_file, of_package
 from batcher.read import marks, spool
 from batcher.read.files import InputFile, expand
 from batcher.read.inputs import Inputs
@@ -269,7 +269,7 @@ class Runner:
             raise JobError("stdin (-) goes alone; it cannot be mixed with files.")
         else:
             files = expand(job.inputs, job.output)
-        return Inputs(files, job.limit)
+        return Inputs(files, job.limit, job.drawn)
 
     def _prepare(
         self, folder: Path, inputs: Inputs, endpoint: Endpoint, *, say: Callable[[str], None]
@@ -282,14 +282,16 @@ class Runner:
         if found.damaged and not job.dry_run:
             self._keep_output(folder)
         self._surveyed = epoch.rows
-        if epoch.rows is not None and inputs.limit is None and not job.dry_run:
+        if epoch.rows is not None and inputs.whole and not job.dry_run:
             inputs.marks = marks.load(folder, inputs.pins)
             return plan, found.manifest
         found_in = survey(inputs, plan, self._go_on)
         self._surveyed = found_in.rows
         if found_in.pictures and (epoch.pictures is None or epoch.pictures.rows < found_in.rows):
-            epoch.pictures = Pictures(found_in.rows, found_in.pictures)
-        if inputs.limit is None and not job.dry_run:
+            # Of rows drawn by chance it is not told which: their answers are found by key next time.
+            told = found_in.pictures if inputs.drawn is None else "drawn"
+            epoch.pictures = Pictures(found_in.rows, told)
+        if inputs.whole and not job.dry_run:
             epoch.rows = self._surveyed
             pins = [file.with_digest(self._go_on).pin for file in inputs.files]
             epoch.inputs = msgspec.to_builtins(pins)
@@ -431,12 +433,15 @@ class Runner:
         )
 
     async def _known_prices(self, endpoint: Endpoint) -> Prices:
-        """Those of `--prices` over those that the gateway lists."""
+        """Those of `--prices` over those that the gateway lists, and these over those of a package."""
         models = self._job.models
-        needed = not models or any(model not in self._told_prices for model in models)
+        package = await asyncio.to_thread(of_package, endpoint.url)
+        needed = not models or any(
+            model not in self._told_prices and package(model) is None for model in models
+        )
         say = self._say if needed else lambda _text: None
         listed = await catalogue.fetch(endpoint, say) if endpoint.url else None
-        prices = Prices(self._told_prices, of_catalogue(*listed) if listed else None)
+        prices = Prices(self._told_prices, of_catalogue(*listed) if listed else None, package)
         for conflict in prices.conflicts(models):
             self._say(conflict)
         return prices
@@ -499,7 +504,7 @@ class Runner:
             go_on=self._go_on_writing,
         )
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
-        if job.limit is not None and job.route == "each" and job.models:
+        if not inputs.whole and job.route == "each" and job.models:
             rows = await asyncio.to_thread(inputs.count)
             for model in job.models:
                 self.summary.models[model].all_rows = rows * job.samples

@@ -1,13 +1,17 @@
 """What requests cost: from which price, to the last digit, and nothing where it is not known."""
 
 import json
+import re
 from decimal import Decimal
 
+import genai_prices
 import pytest
+from genai_prices.data_snapshot import get_snapshot
 
 from batcher.errors import JobError
 from batcher.job import Endpoint
-from batcher.prices import Price, Prices, cost_of, of_catalogue, of_file
+from batcher.prices import Price, Prices, cost_of, of_catalogue, of_file, of_package
+from batcher.records import Usage
 from batcher.send import wire
 from batcher.send.catalogue import address
 from batcher.simulate.server import running
@@ -160,6 +164,68 @@ def test_sources_that_disagree_are_named():
     [said] = prices.conflicts(["m", "n", "o"])
     assert said.startswith("m: $0.15 + $0.6 a million tokens by a file, $0.2 + $0.8 a million")
     assert said.endswith("by the list; the first counts.")
+
+
+@pytest.mark.parametrize(
+    ("url", "model"),
+    [
+        ("https://api.openai.com/v1/chat/completions", "gpt-4o-mini"),
+        ("https://api.groq.com/openai/v1/chat/completions", "llama-3.3-70b-versatile"),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", "gemini-2.5-pro"),
+        ("https://api.anthropic.com/v1/chat/completions", "claude-sonnet-4-5"),
+    ],
+)
+def test_prices_of_the_package_are_used_as_it_uses_them_itself(url, model):
+    """Cached tokens and long prompts too: the same dollars as its own arithmetic gives."""
+    price = of_package(url)(model)
+    for prompt, cached, completion in ((1000, 0, 10), (1000, 600, 10), (300_000, 100_000, 999)):
+        usage = genai_prices.Usage(
+            input_tokens=prompt, cache_read_tokens=cached, output_tokens=completion
+        )
+        theirs = genai_prices.calc_price(usage, model, provider_api_url=url)
+        ours = cost_of(Usage(prompt, completion, None, cached), price)
+        assert ours == theirs.total_price
+    assert price.source == f"genai-prices {genai_prices.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("url", "model"),
+    [
+        ("https://api.openai.com/v1", "no-such-model"),
+        ("https://gateway.example.com/v1", "gpt-4o-mini"),
+        ("http://localhost:8000/v1", "gpt-4o-mini"),
+        ("https://api.perplexity.ai/v1", "sonar-pro"),
+        ("https://api.deepseek.com/chat/completions", "deepseek-chat"),
+    ],
+)
+def test_what_another_seller_takes_is_not_guessed(url, model):
+    """Nor the price of requests that cost something besides their tokens, or less by night."""
+    assert of_package(url)(model) is None
+
+
+def test_all_prices_of_the_package_can_be_read():
+    """Of every model of these providers, and most of them have one."""
+    hosts = {
+        "openai": "api.openai.com", "anthropic": "api.anthropic.com", "groq": "api.groq.com",
+        "google": "generativelanguage.googleapis.com", "openrouter": "openrouter.ai",
+        "mistral": "api.mistral.ai", "together": "api.together.xyz", "x-ai": "api.x.ai",
+    }  # fmt: skip
+    for provider in get_snapshot().providers:
+        if (host := hosts.pop(provider.id, None)) is not None:
+            of = of_package(f"https://{host}/v1/chat/completions")
+            read = [of(model.id) is not None for model in provider.models]
+            assert sum(read) > len(read) / 2, f"{provider.id}: {sum(read)} of {len(read)}"
+    assert not hosts
+
+
+def test_the_package_comes_after_file_and_catalogue():
+    """And tells what these do not."""
+    told = {"a": Price(Decimal(1), Decimal(1), source="file")}
+    listed = {"b": Price(Decimal(2), Decimal(2), source="list", max_output=5)}
+    prices = Prices(told, listed, {"a": PRICE, "b": PRICE, "c": PRICE}.get)
+    assert [prices.of(model).source for model in "abc"] == ["file", "list", "a file"]
+    assert prices.of("d") is None
+    assert len(prices.conflicts("abcd")) == 2
 
 
 def test_the_bill_is_that_of_the_gateway_to_the_last_digit(tmp_path):

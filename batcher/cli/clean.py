@@ -52,16 +52,29 @@ def clean(output: str, /) -> int:
 
 
 def _left_out(folder: Path, manifest: Manifest) -> int:
-    """Answers to the present input and settings that a limit or a model less kept out."""
+    """Answers to the present input and settings that fewer rows, models or samples kept out."""
+    import numpy as np
+
+    from batcher.cli.folder import inputs_of
     from batcher.write.segment import loaded
     from batcher.write.winners import ANSWERED, places_of
 
     asked, left = manifest.asked, 0
+    inputs = inputs_of(folder, manifest)
+    asked_for = None
+    if not inputs.whole:
+        if inputs.changed() is not None:
+            raise JobError(
+                f"{folder}: the input is gone or changed since, so that it is not known which rows "
+                "the output lacks; remove the folder yourself."
+            )
+        asked_for = np.frombuffer(inputs.left_out(), np.uint8) == 0
     for segment in loaded(folder, manifest.trusted_from):
         entries = segment.entries[ANSWERED[segment.entries["outcome"]]]
         out = places_of(segment.models, asked.models)[entries["model"]] < 0
         out |= entries["sample"] >= asked.samples
-        if asked.limit is not None:
-            out |= entries["row"] >= asked.limit
+        if asked_for is not None:
+            rows = entries["row"]
+            out |= (rows >= len(asked_for)) | ~asked_for[np.minimum(rows, len(asked_for) - 1)]
         left += int(out.sum())
     return left

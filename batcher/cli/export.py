@@ -22,12 +22,9 @@ def export(output: str, to: str | None = None, /) -> int:
         to: File to write, .jsonl or .parquet. Default: the output itself.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    import msgspec
 
     from batcher import finish
-    from batcher.cli.folder import found
-    from batcher.read.files import InputFile, Pin
-    from batcher.read.inputs import Inputs
+    from batcher.cli.folder import found, inputs_of
     from batcher.write.results import Written
 
     def say(text: str) -> None:
@@ -41,9 +38,7 @@ def export(output: str, to: str | None = None, /) -> int:
     if not path.parent.is_dir():
         raise JobError(f"{path}: there is no folder {path.parent}; make it first.")
     folder, manifest = found(output)
-    epoch = manifest.epochs[-1]
-    pins = msgspec.convert(epoch.inputs, list[Pin])
-    inputs = Inputs([InputFile.of_pin(pin, folder) for pin in pins], manifest.asked.limit)
+    inputs = inputs_of(folder, manifest)
     if (name := inputs.changed()) is not None:
         raise JobError(
             f"{name} is gone or changed since the run, so its rows and the answers cannot be put "

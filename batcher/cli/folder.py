@@ -8,13 +8,19 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from batcher.errors import JobError
 from batcher.write import aside
 from batcher.write.lock import Lock
 from batcher.write.manifest import Manifest
 
-__all__ = ["at_work", "found"]
+if TYPE_CHECKING:
+    from batcher.read.inputs import Inputs
+
+__all__ = ["at_work", "found", "inputs_of"]
 
 
 def found(output: str) -> tuple[Path, Manifest]:
@@ -34,6 +40,16 @@ def found(output: str) -> tuple[Path, Manifest]:
     if manifest is None:
         raise JobError(f"{output}: there is no run of it ({folder}); name the --output of a run.")
     return folder, manifest
+
+
+def inputs_of(folder: Path, manifest: Manifest) -> Inputs:
+    """The rows that the last run asked for; the files may be gone or changed since."""
+    from batcher.read.files import InputFile, Pin
+    from batcher.read.inputs import Inputs
+
+    pins = msgspec.convert(manifest.epochs[-1].inputs, list[Pin])
+    files = [InputFile.of_pin(pin, folder) for pin in pins]
+    return Inputs(files, manifest.asked.limit, manifest.asked.drawn)
 
 
 def at_work(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from batcher.job import Endpoint, Job
-from batcher.prices import Price, Prices, of_catalogue, of_file
+from batcher.prices import Price, Prices, of_catalogue, of_file, of_package
 
 __all__ = ["models"]
 
@@ -63,7 +63,8 @@ async def _asked(endpoint: Endpoint, told: dict[str, Price]) -> tuple[list[str],
         print(f"batcher: {text}", file=sys.stderr)
 
     names, listed = await asyncio.gather(catalogue.names(endpoint), catalogue.fetch(endpoint, say))
-    return names, Prices(told, of_catalogue(*listed) if listed else None)
+    package = of_package(endpoint.url)
+    return names, Prices(told, of_catalogue(*listed) if listed else None, package)
 
 
 def _cells(name: str, price: Price | None) -> tuple[str, ...]:

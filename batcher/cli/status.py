@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from batcher.records import Outcome
 
 __all__ = ["status"]
@@ -15,7 +17,7 @@ def status(output: str, /) -> int:
     """
     import numpy as np
 
-    from batcher.cli.folder import at_work, found
+    from batcher.cli.folder import at_work, found, inputs_of
     from batcher.report.table import duration, others
     from batcher.write import index
     from batcher.write import status as heartbeat
@@ -30,19 +32,21 @@ def status(output: str, /) -> int:
     else:
         killed = state in ("running", "stopping")
         print(f"{output}: {'ended from outside' if killed else state}, {told.get('updated', '')}")
-    models = manifest.asked.models
-    rows = manifest.epochs[-1].rows
-    rows = (
-        rows if manifest.asked.limit is None or rows is None else min(rows, manifest.asked.limit)
-    )
-    samples = manifest.asked.samples
+    models, samples = manifest.asked.models, manifest.asked.samples
+    rows, asked = manifest.epochs[-1].rows, None
+    inputs = inputs_of(folder, manifest)
+    if not inputs.whole:
+        rows = None  # Which they are is not known where the input is gone.
+        if inputs.changed() is None:
+            asked = np.frombuffer(inputs.left_out(), np.uint8) == 0
+            rows = int(asked.sum())
     winners = Winners(len(models or ("",)), folder, rows or 0, samples=samples, places=False)
     for segment in loaded(folder, manifest.trusted_from):
         winners.add(segment.entries, places_of(segment.models, models))
     rows = None if rows is None else rows * samples
     for place, model in enumerate(models or ("the rows' own models",)):
         slots = range(place * samples, (place + 1) * samples)
-        states = np.concatenate([winners.outcomes(slot) for slot in slots])
+        states = np.concatenate([_asked(winners.outcomes(slot), asked) for slot in slots])
         counts = {
             outcome: n
             for number, outcome in enumerate(index.OUTCOMES, 1)
@@ -59,3 +63,8 @@ def status(output: str, /) -> int:
                 facts.append(f"{duration(left)} left")
         print(f"  {model}: {', '.join(filter(None, facts))}")
     return 0
+
+
+def _asked(states: Any, asked: Any) -> Any:
+    """Of the rows that the last run asked for."""
+    return states if asked is None else states[: len(asked)][asked[: len(states)]]

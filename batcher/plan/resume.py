@@ -111,7 +111,8 @@ def resume(
             kept = _decided(job, _changes(found[0], settings), since, lost, say)
         if kept:
             epoch.accepts = found  # Found by key, so that an exact answer goes before a kept one.
-        epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, job.limit)
+        told_of = job.limit if job.sample is None else 0
+        epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, told_of)
     models = len(job.models or ("",))
     winners = Winners(models, folder, epoch.rows or 0, samples=job.samples, places=False)
     first = manifest.trusted_from
@@ -134,6 +135,7 @@ def resume(
         models=job.models,
         route=job.route,
         limit=job.limit,
+        drawn=job.drawn,
         samples=job.samples,
         keep_raw=job.keep_raw,
         parsed={"type": "string"} if job.labels is not None else job.expected[0],

@@ -87,7 +87,7 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
 def pictures_of(inputs: Inputs, rows: int, go_on: Callable[[], None]) -> str:
     """What the pictures of the first rows are known by now."""
     pictures = Digest()
-    for number, row in enumerate(replace(inputs, limit=rows).rows(_PICTURES)):
+    for number, row in enumerate(replace(inputs, limit=rows, drawn=None).rows(_PICTURES)):
         if not number % _LOOK:
             go_on()
         pictures.add(row)

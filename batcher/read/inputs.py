@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from batcher.errors import JobError
 from batcher.read import csv, jsonl
@@ -37,13 +38,16 @@ class Inputs:
     Attributes:
         files: In order.
         limit: Only so many rows, None for all.
+        drawn: Only so many rows, drawn by chance, and the seed of that; None for all.
         marks: By path of a plain JSONL file, where every 4096th line begins; what the first
             whole reading finds, so that later ones can begin in the middle.
     """
 
     files: list[InputFile]
     limit: int | None = None
+    drawn: tuple[int, int] | None = None
     marks: dict[str, array[int]] = field(default_factory=dict)
+    _left_out: bytes | None = field(default=None, init=False, repr=False)
 
     @property
     def pins(self) -> list[Pin]:
@@ -72,6 +76,8 @@ class Inputs:
             found = settled.find(b"\0", position)
             return len(settled) if found < 0 else found
 
+        if self.drawn is not None:
+            settled = _either(self.left_out(), settled)
         first, left = 0, _ALL if self.limit is None else self.limit
         for file in self.files:
             span = _Span(file, first, left, wanted)
@@ -127,13 +133,41 @@ class Inputs:
             self.marks[file.path] = marks
         return number, rows
 
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are meant."""
+        return self.limit is None and self.drawn is None
+
+    def left_out(self) -> bytes:
+        """By position, not zero where a row is not asked for, and no longer than to the last that is.
+
+        Each position has a number that looks like chance, and the lowest are drawn: of more rows,
+        or of an input that grew, most are the same ones, so that their answers are there already.
+        """
+        if self._left_out is None:
+            asked = bytearray()
+            for positions, _rows in self._blocks():
+                asked.extend(bytes(positions[-1] + 1 - len(asked)))
+                for position in positions:
+                    asked[position] = 1
+            out = np.frombuffer(asked, np.uint8) == 0
+            if self.drawn is not None:
+                at = np.flatnonzero(~out)
+                number, seed = self.drawn
+                out[:] = True
+                begin = _chance(np.array([seed], np.uint64))
+                lots = _chance(at.astype(np.uint64) + begin)
+                out[at[np.argsort(lots, kind="stable")[:number]]] = False
+            self._left_out = out.tobytes()
+        return self._left_out
+
     def dicts(self) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """Blocks of (positions, columns with JSON values) for JSONL output.
 
         Values of JSONL input are `msgspec.Raw`, so that numbers stay as they were written. An
         unreadable row has no columns.
         """
-        for positions, rows in self._blocks():
+        for positions, rows in self._drawn_blocks():
             if not isinstance(rows, list):
                 from batcher.read import parquet
 
@@ -148,11 +182,22 @@ class Inputs:
         self,
     ) -> Iterator[tuple[list[int], pa.RecordBatch | list[dict[str, object] | None]]]:
         """Blocks of (positions, record batch for Parquet, else decoded columns)."""
-        for positions, rows in self._blocks():
+        for positions, rows in self._drawn_blocks():
             if not isinstance(rows, list):
                 yield positions, rows
             else:
                 yield positions, [_decoded(row) if isinstance(row, bytes) else row for row in rows]
+
+    def _drawn_blocks(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[Any]]]:
+        if self.drawn is None:
+            yield from self._blocks()
+            return
+        out = self.left_out()
+        for positions, rows in self._blocks():
+            kept = [at for at, position in enumerate(positions) if not out[position]]
+            if kept:
+                some = [rows[at] for at in kept] if isinstance(rows, list) else rows.take(kept)
+                yield [positions[at] for at in kept], some
 
     def _blocks(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[Any]]]:
         first, left = 0, self.limit if self.limit is not None else 1 << 62
@@ -207,6 +252,20 @@ class Inputs:
     def changed(self) -> str | None:
         """Name of a file that is not the one that was pinned any more, if there is one."""
         return next((file.name for file in self.files if file.changed()), None)
+
+
+def _either(some: bytes, others: bytes) -> bytes:
+    """Not zero where one of them is not, as long as the first."""
+    a, b = np.frombuffer(some, np.uint8), np.frombuffer(others[: len(some)], np.uint8)
+    return (a | np.pad(b, (0, len(a) - len(b)))).tobytes()
+
+
+def _chance(numbers: Any) -> Any:
+    """A number for each that looks like chance (SplitMix64; Steele, Lea and Flood 2014)."""
+    z = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 _ALL = 1 << 62

@@ -335,7 +335,8 @@ def _most(budget: Budget, request: Request, lane: Lane, talk: Talk, size: int) -
     prompt = lane.estimate.most(size)
     if price is None:
         return Amount(Decimal(0), prompt + bound)
-    return Amount((prompt * price.input + bound * price.output) / 1_000_000, prompt + bound)
+    dear = price.of(prompt)
+    return Amount((prompt * dear.input + bound * dear.output) / 1_000_000, prompt + bound)
 
 
 def _settle(hold: Hold, ended: Completion | RequestError) -> None:

@@ -24,12 +24,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         models: As asked with -m; none when rows name their own.
         limit: Only so many rows.
+        drawn: Only so many rows drawn by chance, and the seed of that.
         parsed: JSON Schema of what answers were checked for; None when they were not.
     """
 
     models: tuple[str, ...] = ()
     route: str = "each"
     limit: int | None = None
+    drawn: tuple[int, int] | None = None
     samples: int = 1
     keep_raw: bool = False
     parsed: dict[str, Any] | None = None
@@ -52,7 +54,8 @@ class Epoch(msgspec.Struct, kw_only=True):
         rows: How many rows the input holds; None until it was counted.
         accepts: Earlier settings, answers to whose requests are as good (`--changed keep`).
         gives_up: Earlier settings whose answers are given up (`--changed resend`).
-        gave_up: For how many rows that was said, when a limit was asked for; None for all.
+        gave_up: For how many rows that was said, when a limit was asked for (0 when some were drawn);
+            None for all.
         pictures: Of the rows that were counted; None when they name none.
     """
 
