@@ -1,7 +1,6 @@
 """What requests cost: from which price, to the last digit, and nothing where it is not known."""
 
 import json
-import re
 from decimal import Decimal
 
 import genai_prices

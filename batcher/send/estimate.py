@@ -10,24 +10,44 @@ from collections import deque
 
 __all__ = ["Estimate", "Patience"]
 
+_BYTES = 4.0
+_KEPT = 0.999  # Of what was learned, with each answer: the last thousand count.
+_DIFFERS, _STEEPEST = 0.2, 4.0
 _ENOUGH, _MARGIN = 20, 1.2
 
 
 class Estimate:
-    """How many tokens a request will use; starts at four bytes a token and 250 tokens an answer."""
+    """How many tokens a request will use; 250 an answer and four bytes a token until one is learned.
+
+    A prompt's tokens are a line over the bytes of its body (least squares), as much of a body is the
+    same in all rows and has tokens of another length than what differs. Where rows hardly differ
+    in length no slope can be told: then the tokens are in proportion to the bytes.
+    """
 
     def __init__(self) -> None:
-        self._bytes, self._prompt_tokens = 4000.0, 1000.0
+        self._rows = self._x = self._y = self._xx = self._xy = 0.0  # Sums; x bytes, y tokens.
         self._answers, self._output_tokens = 0.0, 0.0
         self._learned, self._densest = 0, 0.0
 
     def tokens(self, body_bytes: int, max_tokens: int | None) -> tuple[float, float | None]:
         """(prompt and mean answer, prompt and the largest answer or None when it has no bound)."""
-        prompt = body_bytes * self._prompt_tokens / self._bytes
+        prompt = self._prompt(body_bytes)
         mean = self._output_tokens / self._answers if self._answers else 250.0
         if max_tokens is None:
             return max(1.0, prompt + mean), None
         return max(1.0, prompt + min(mean, max_tokens)), max(1.0, prompt + max_tokens)
+
+    def _prompt(self, body_bytes: int) -> float:
+        rows = self._rows
+        if not rows:
+            return body_bytes / _BYTES
+        x, y = self._x / rows, self._y / rows
+        spread = self._xx / rows - x * x
+        slope = y / x
+        if self._learned >= _ENOUGH and spread > (_DIFFERS * x) ** 2:
+            told = (self._xy / rows - x * y) / spread
+            slope = min(max(told, slope / _STEEPEST), slope * _STEEPEST)
+        return max(1.0, y + slope * (body_bytes - x))
 
     def most(self, body_bytes: int) -> int:
         """Tokens that a prompt has at most: one a byte, until answers show how many there are."""
@@ -38,13 +58,16 @@ class Estimate:
     def learn(self, body_bytes: int, prompt_tokens: int | None, output_tokens: int | None) -> None:
         """Takes note of one answer's usage; what was not reported teaches nothing."""
         if prompt_tokens:
-            self._bytes = self._bytes * 0.999 + body_bytes
-            self._prompt_tokens = self._prompt_tokens * 0.999 + prompt_tokens
+            self._rows = self._rows * _KEPT + 1
+            self._x = self._x * _KEPT + body_bytes
+            self._y = self._y * _KEPT + prompt_tokens
+            self._xx = self._xx * _KEPT + body_bytes * body_bytes
+            self._xy = self._xy * _KEPT + body_bytes * prompt_tokens
             self._learned += 1
             self._densest = max(self._densest, prompt_tokens / body_bytes)
         if output_tokens is not None:
-            self._answers = self._answers * 0.999 + 1
-            self._output_tokens = self._output_tokens * 0.999 + output_tokens
+            self._answers = self._answers * _KEPT + 1
+            self._output_tokens = self._output_tokens * _KEPT + output_tokens
 
 
 class Patience:
