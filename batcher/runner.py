@@ -186,6 +186,9 @@ class Runner:
             self._known_prices(endpoint),
         )
         if job.dry_run:
+            if job.simulate:
+                async with _simulated() as simulated:  # It alone knows its prices.
+                    self._prices = await self._known_prices(simulated)
             return await asyncio.to_thread(self._dry, folder, plan)
         replaced = job.overwrite and aside.set_aside(folder)
         if not job.overwrite:
@@ -336,6 +339,7 @@ class Runner:
             self._say(error)
         if len(forecast.errors) > 20:
             self._say(f"… and {len(forecast.errors) - 20:,} more.")
+        self.summary.forecast = forecast.asdict(self._prices.of, job.limits)
         for line in forecast.lines(self._prices.of, job.limits):
             self._say(line)
         if equal := forecast.twins:

@@ -38,9 +38,12 @@ def snapshot(
         done = fresh + earlier
         equals = waiting_for_equals.get(lane.model, waiting_for_equals.get("", 0)) - of.copied
         asked = fresh - of.copied
-        left = None
+        left = in_all = None
         if rows is not None and asked:
-            left = max(0, rows - done - max(0, equals)) * seconds / asked
+            ahead = max(0, rows - done - max(0, equals))
+            left = ahead * seconds / asked
+            if of.cost is not None and not of.cost_missing:
+                in_all = of.cost * (asked + ahead) / asked
         age, row = max(
             ((now - since, name) for name, since in lane.way.flying.values()), default=(None, "")
         )
@@ -60,6 +63,7 @@ def snapshot(
                 tokens_per_s=None if tokens is None else tokens / seconds,
                 requests_per_s=of.requests / seconds,
                 cost=of.cost,
+                cost_in_all=in_all,
                 eta_s=left,
                 longest_in_flight_s=age,
                 longest_row=row,
@@ -82,6 +86,7 @@ def heartbeat(now: Snapshot) -> dict[str, object]:
             "requests_per_second": round(m.requests_per_s, 3),
             "tokens_per_second": m.tokens_per_s and round(m.tokens_per_s, 1),
             "cost_usd": None if m.cost is None else float(m.cost),
+            "cost_in_all_usd": None if m.cost_in_all is None else float(m.cost_in_all),
             "eta_seconds": m.eta_s and round(m.eta_s, 1),
         }
         for m in now.models

@@ -3,6 +3,9 @@
 The model: of each request's body so many answers are bought as rows ever asked for it at once. No
 more (nothing is paid for twice), no fewer (no row goes without), and every row shows an answer to
 its present body (nothing is stale), each a different one.
+
+Where equal requests are sent once the same holds, but that fewer are bought: of each body no more at
+once than there are samples.
 """
 
 import os
@@ -28,6 +31,8 @@ MODELS = ["m", "n"]
 
 class Edits(RuleBasedStateMachine):
     """One output, and all that may happen to it."""
+
+    dedupe = False
 
     def __init__(self):
         super().__init__()
@@ -96,7 +101,7 @@ class Edits(RuleBasedStateMachine):
         job = Job.of(
             inputs=[str(path)], output=self.folder / "out.jsonl", models=self.models,
             base_url=self.gateway.url, system=self.system, params=self.params, changed="resend",
-            concurrency=2, quiet=True, samples=self.samples,
+            concurrency=2, quiet=True, samples=self.samples, dedupe=self.dedupe,
         )  # fmt: skip
         runner = Runner(job)
         left = [stop_after]
@@ -143,17 +148,43 @@ class Edits(RuleBasedStateMachine):
     @rule()
     def finish(self):
         """A run to its end: the model holds, and no row shows what it did not ask."""
-        bodies = self.bodies()
+        bodies, before = self.bodies(), self.gateway.bought.copy()
         assert self.go()
         self.most |= Counter(bodies)
-        assert self.gateway.bought == self.most
+        self.paid(self.gateway.bought - before)
         out = read_jsonl(self.folder / "out.jsonl")
         assert [row["status"] for row in out] == ["ok"] * len(bodies)
         asked = [(m, n) for m in self.models for n in range(self.samples)]
         assert [(row["model"], row["sample"]) for row in out] == asked * len(self.rows)
         told = [row["content"] for row in out]
         assert [said.partition(":")[0] for said in told] == [echo.name(body) for body in bodies]
+        self.own(told)
+
+    def paid(self, _new):
+        """What a finished run bought."""
+        assert self.gateway.bought == self.most
+
+    def own(self, told):
+        """No two rows have one answer."""
         assert len(set(told)) == len(told)
+
+
+class Shared(Edits):
+    """The same with equal requests that are sent once, now and then."""
+
+    dedupe = True
+
+    @rule(dedupe=st.sampled_from([True, None, False]))
+    def share(self, dedupe):
+        self.dedupe = dedupe
+
+    def paid(self, new):
+        assert self.gateway.bought <= self.most
+        if self.dedupe or (self.dedupe is None and self.params.get("temperature") == 0):
+            assert not new or max(new.values()) <= self.samples
+
+    def own(self, told):
+        pass
 
 
 def run(runner):
@@ -163,7 +194,7 @@ def run(runner):
     return asyncio.run(runner.run())
 
 
-TestEdits = Edits.TestCase
-TestEdits.settings = settings(
+TestEdits, TestShared = Edits.TestCase, Shared.TestCase
+TestEdits.settings = TestShared.settings = settings(
     max_examples=300 if LONG else 15, stateful_step_count=20 if LONG else 12, deadline=None
 )

@@ -326,6 +326,32 @@ def test_a_check_tells_what_a_job_will_take(tmp_path, gateway):
     assert lines[-1] == "1 rows read, 0 of them unreadable; 1 request to send. Nothing was sent."
 
 
+def test_a_check_tells_programs_the_same(tmp_path, gateway):
+    """In one JSON object: what is known, and null where nothing is."""
+    rows = [{"prompt": "p" * (400 - len('"messages":[{"role":"user","content":""}]}'))}] * 3
+    write_jsonl(tmp_path / "in.jsonl", [*rows, {"prompt": 7}])
+    (tmp_path / "prices.toml").write_text("[m]\ninput = 2\noutput = 10\n")
+    ended = program.batcher(
+        "check", "in.jsonl", "-o", "out.jsonl", "--prices", "prices.toml", "-m", "m", "-m", "n",
+        "--rpm", "n=2", "--json", cwd=tmp_path, url=gateway.url,
+    )  # fmt: skip
+    told = json.loads(ended.stdout)["forecast"]
+    assert (told["requests"], told["unreadable"], told["equal_to_an_earlier_row"]) == (6, 1, 2)
+    tokens = {"about": 300.0, "from": 200.0, "to": 600.0}
+    assert told["models"]["m"]["prompt_tokens"] == tokens
+    assert told["models"]["m"]["prompt_cost_usd"]["to"] == 0.0012
+    assert told["models"]["n"]["prompt_cost_usd"] is None
+    assert told["models"]["n"]["minutes_at_least"] == 1.5
+
+
+def test_a_check_of_a_simulated_run_knows_its_prices(tmp_path):
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Hi"}])
+    ended = program.batcher(
+        "check", "in.jsonl", "-o", "out.jsonl", "-m", "sim-large", "--simulate", cwd=tmp_path
+    )
+    assert b"$12 for a million tokens of answers" in ended.stderr
+
+
 @pytest.fixture
 def spend(tmp_path, gateway):
     (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 10\noutput = 100\n')

@@ -18,9 +18,13 @@ from batcher.records import Prompt
 
 __all__ = ["Forecast", "counted"]
 
+PriceOf = Callable[[str], Price | None]
+LimitsOf = Callable[[str], Limits]
+
 _BYTES = 4
 _FEWEST, _MOST = 2, 6
-"""Bytes a token has: English text and code about 4, Korean and base64 near 2, plain words up to 6."""
+"""Bytes a token has: English and code about 4, Korean and Japanese 2 to 5 by tokenizer, plain words up to
+6. Base64 has 1.5, and is not meant to be in a prompt (`scripts/bench tokens`)."""
 
 
 def counted(requests: int) -> str:
@@ -41,6 +45,11 @@ class _Share:
             self.unbound += 1
         else:
             self.bound += prompt.max_tokens
+
+    @property
+    def tokens(self) -> tuple[float, float, float]:
+        """(about, from, to) tokens of the prompts."""
+        return self.bytes / _BYTES, self.bytes / _MOST, self.bytes / _FEWEST
 
 
 class Forecast:
@@ -86,40 +95,78 @@ class Forecast:
         hashes = np.frombuffer(self._prompts, np.int64) if self._prompts else np.empty(0, np.int64)
         return len(hashes) - len(np.unique(hashes))
 
-    def lines(
-        self, price_of: Callable[[str], Price | None], limits_of: Callable[[str], Limits]
-    ) -> Iterator[str]:
+    def lines(self, price_of: PriceOf, limits_of: LimitsOf) -> Iterator[str]:
         """A sentence or two for each model."""
         for model, share in self._models.items():
-            tokens, most = share.bytes / _BYTES, share.bytes / _FEWEST
+            about, low, high = map(_rough, share.tokens)
             told = (
                 f"{model}: {counted(share.requests)}{' at most' if self._one else ''}, about "
-                f"{_rough(tokens)} prompt tokens ({_rough(share.bytes / _MOST)} to {_rough(most)})"
+                f"{about} prompt tokens ({low} to {high})"
             )
             yield f"{told}{_money(share, price_of(model))}{_time(share, limits_of(model))}."
+
+    def asdict(self, price_of: PriceOf, limits_of: LimitsOf) -> dict[str, object]:
+        """The same for `--json`; what is not known is None."""
+        models = {}
+        for model, share in self._models.items():
+            price, limits = price_of(model), limits_of(model)
+            dollars = None if price is None else _of_prompts(share, price)
+            most = None if price is None or share.unbound else _of_answers(share, price)
+            minutes, _which = _minutes(share, limits)
+            models[model] = {
+                "requests": share.requests,
+                "prompt_tokens": _range(share.tokens),
+                "prompt_cost_usd": dollars and _range(dollars),
+                "answer_tokens_at_most": None if share.unbound else share.bound,
+                "answer_cost_usd_at_most": most and float(most),
+                "minutes_at_least": minutes or None,
+                "price": None if price is None else price.source,
+            }
+        return {
+            "requests": self.requests,
+            "unreadable": len(self.errors),
+            "equal_to_an_earlier_row": self.twins,
+            "models": models,
+        }
+
+
+def _range(numbers: Sequence[float | Decimal]) -> dict[str, float]:
+    about, low, high = (float(f"{number:.6g}") for number in numbers)
+    return {"about": about, "from": low, "to": high}
+
+
+def _of_prompts(share: _Share, price: Price) -> list[Decimal]:
+    """(about, from, to) dollars; where long prompts have a price of their own, by their mean."""
+    per = price.of(int(share.tokens[0] / share.requests)).input
+    return [Decimal(tokens) * per / 1_000_000 for tokens in share.tokens]
+
+
+def _of_answers(share: _Share, price: Price) -> Decimal:
+    return share.bound * price.of(int(share.tokens[0] / share.requests)).output / 1_000_000
 
 
 def _money(share: _Share, price: Price | None) -> str:
     if price is None:
         return "; its price is not known"
-    per = price.input / 1_000_000
-    low, mid, high = (Decimal(share.bytes) / size * per for size in (_MOST, _BYTES, _FEWEST))
-    prompts = f", {_dollars(mid)} ({_dollars(low)} to {_dollars(high)})"
+    about, low, high = map(_dollars, _of_prompts(share, price))
+    prompts = f", {about} ({low} to {high})"
     if share.unbound:
         return f"{prompts}, and ${price.output.normalize():f} for a million tokens of answers"
-    return f"{prompts}, and at most {_dollars(share.bound * price.output / 1_000_000)} for answers"
+    return f"{prompts}, and at most {_dollars(_of_answers(share, price))} for answers"
+
+
+def _minutes(share: _Share, limits: Limits) -> tuple[float, str]:
+    """(minutes that the told limits leave it to take at least, which of them); 0 without any."""
+    by_requests = share.requests / limits.rpm if limits.rpm else 0.0
+    by_tokens = share.tokens[0] / limits.tpm if limits.tpm else 0.0
+    return max((by_requests, "--rpm"), (by_tokens, "--tpm"))
 
 
 def _time(share: _Share, limits: Limits) -> str:
-    minutes = [
-        share.requests / limits.rpm if limits.rpm else 0.0,
-        share.bytes / _BYTES / limits.tpm if limits.tpm else 0.0,
-    ]
-    longest = max(minutes)
-    if not longest:
+    minutes, which = _minutes(share, limits)
+    if not minutes:
         return ""
-    which = "--rpm" if minutes[0] == longest else "--tpm"
-    spelled = f"{longest / 60:,.1f} h" if longest >= 120 else f"{longest:,.1f} min"
+    spelled = f"{minutes / 60:,.1f} h" if minutes >= 120 else f"{minutes:,.1f} min"
     return f"; {spelled} or more at {which}"
 
 

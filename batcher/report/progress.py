@@ -37,6 +37,7 @@ class ModelSnapshot:
         waiting: Rows that wait for `waiting_for`: "requests", "tokens", "429", "retry", "first
             answer", or "".
         cost: Dollars so far.
+        cost_in_all: What they will be at the end, if the rest costs as much a row.
         eta_s: Seconds that are left.
         longest_in_flight_s: Age of the oldest request in flight, which is that of `longest_row`.
     """
@@ -52,6 +53,7 @@ class ModelSnapshot:
     tokens_per_s: float | None = None
     requests_per_s: float = 0.0
     cost: Decimal | None = None
+    cost_in_all: Decimal | None = None
     eta_s: float | None = None
     longest_in_flight_s: float | None = None
     longest_row: str = ""
@@ -156,6 +158,7 @@ def view(now: Snapshot, width: int) -> RenderableType:
         Column("flying", [human(m.in_flight) for m in models], 2),
         Column("waiting", [_waiting(m) for m in models], 4, least=18),
         Column("cost", [money(m.cost) for m in models], 5, least=6),
+        Column("in all", [money(m.cost_in_all) for m in models], 3, least=6),
         Column("left", [_left(m) for m in models], 7, least=5),
     ]
     told = Text(now.state, style="bold")
@@ -178,6 +181,7 @@ def line(now: Snapshot) -> str:
             f"{m.in_flight:,} in flight",
             f"{m.waiting:,} waiting for {m.waiting_for or 'their turn'}" if m.waiting else "",
             money(m.cost) if m.cost is not None else "",
+            f"about {money(m.cost_in_all)} in all" if m.cost_in_all is not None else "",
             f"{_left(m)} left" if m.eta_s is not None else "",
         ]
         parts.append(f"{shown(m.model, 60)}: {', '.join(filter(None, facts))}")

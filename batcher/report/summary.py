@@ -315,6 +315,7 @@ class Summary:
     Attributes:
         total_limit_used: Part of the limit of all models together that was used; None without one.
         budget: How much of what all runs may spend is spent, in words; "" without a bound.
+        forecast: What a run would take, where nothing was sent.
     """
 
     def __init__(self, clock: Callable[[], float], models: Iterable[str] = ()) -> None:
@@ -324,6 +325,7 @@ class Summary:
         self.status = "running"
         self.total_limit_used: float | None = None
         self.budget = ""
+        self.forecast: dict[str, object] | None = None
         self.models: defaultdict[str, ModelSummary] = defaultdict(ModelSummary)
         for model in models:
             self.models[model] = ModelSummary()
@@ -364,7 +366,9 @@ class Summary:
     def asdict(self) -> dict[str, object]:
         """The summary that `--json` prints; what is not known is None."""
         seconds = self.seconds
+        forecast = {} if self.forecast is None else {"forecast": self.forecast}
         return {
+            **forecast,
             "status": self.status,
             "rows": self.rows,
             "seconds": round(seconds, 3),

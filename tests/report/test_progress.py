@@ -13,7 +13,7 @@ from batcher.report.progress import ModelSnapshot, Progress, Snapshot, Stderr, l
 MODEL = ModelSnapshot(
     model="gpt-4o-mini", done=1_234, total=10_000, ok=1_230,
     not_ok={Outcome.TRUNCATED: 1, Outcome.TIMEOUT: 3}, in_flight=64, waiting=12, waiting_for="429",
-    tokens_per_s=12_345.0, requests_per_s=41.23, cost=Decimal("1.234"), eta_s=200.0,
+    tokens_per_s=12_345.0, requests_per_s=41.23, cost=Decimal("1.234"), cost_in_all=Decimal("10.1"), eta_s=200.0,
     longest_in_flight_s=34.0, longest_row="tickets.jsonl:17",
 )  # fmt: skip
 
@@ -59,7 +59,8 @@ def test_a_pipe_gets_one_plain_line_now_and_then():
     assert shows(console) == [30.0, 30.0, 30.0, "cancelled"]
     assert console.file.getvalue() == 2 * (
         "running | gpt-4o-mini: 1,234/10,000 done, 3 timeout, 1 truncated, 41.2 requests/s, "
-        "12.3k tokens/s, 64 in flight, 12 waiting for 429, $1.23, 3m20s left | "
+        "12.3k tokens/s, 64 in flight, 12 waiting for 429, $1.23, about $10.10 in all, "
+        "3m20s left | "
         "longest in flight 34s: tickets.jsonl:17 (gpt-4o-mini)\n"
     )
     assert shows(Console(file=io.StringIO()), interval=5.0)[0] == 5.0
@@ -131,7 +132,7 @@ def test_a_heading_is_whole_or_not_there(width):
     """Short names leave room for columns, but not for half a one."""
     headings = drawn(Snapshot("running", (ModelSnapshot(model="m"),)), width).splitlines()[0]
     known = {"model", "done", "%", "not", "ok", "by", "kind", "req/s", "tok/s", "flying"}
-    assert set(headings.split()) <= known | {"waiting", "cost", "left"}
+    assert set(headings.split()) <= known | {"waiting", "cost", "in", "all", "left"}
 
 
 def test_the_least_important_figures_go_first():
@@ -140,7 +141,7 @@ def test_the_least_important_figures_go_first():
     for figure in ("1.2k/10k", "41.2", "12 for 429", "$1.23", "3m20s"):
         assert figure in wide
         assert figure in narrow
-    for figure in ("3 timeout, 1 truncated", "12.3k"):
+    for figure in ("3 timeout, 1 truncated", "12.3k", "$10.10"):
         assert figure in wide
         assert figure not in narrow
 
