@@ -217,3 +217,18 @@ def _interrupted(tmp_path, gateway, kill):
     rows = read_jsonl(tmp_path / "o.jsonl")
     assert [row["prompt"] for row in rows] == texts
     assert len({(row["prompt"], row["content"]) for row in rows}) == 150
+
+
+def test_an_answer_that_moved_to_another_sample_is_copied_to_that(unsure, tmp_path):
+    """Three rows' answers, then two rows of two samples: the fourth is a copy, in its own place."""
+    up, run = unsure
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}] * 3)
+    run("-m", "a")
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}] * 2)
+    up.fails = lambda _body: True
+    run("-m", "a", "--samples", "2")
+    up.fails = lambda _body: False
+    ended, rows = run("-m", "a", "--samples", "2")
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert [(row["row"], row["sample"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert {row["status"] for row in rows} == {"ok"}

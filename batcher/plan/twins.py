@@ -219,6 +219,7 @@ def _copied(found: Result, request: Request) -> Result:
         found,
         row=request.row,
         custom_id=request.custom_id,
+        sample=request.sample,  # An answer that moved to another sample carries its old one.
         prompt_tokens=0,
         completion_tokens=0,
         total_tokens=0,
