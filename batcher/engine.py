@@ -35,6 +35,7 @@ from batcher.prices import Prices
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
+from batcher.send import record
 from batcher.send.budget import Budget
 from batcher.send.client import Client
 from batcher.send.estimate import Patience
@@ -157,6 +158,10 @@ class Engine:
                 self._feed(list(dict.fromkeys(lane.queue for lane in lanes)), 0, None)
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
+        for prompt, failed in [] if self._split is None else self._split.left():
+            paid = record.stopped(failed.request, failed.error, failed.tries, failed.talk)
+            if paid is not None:
+                await self._record(prompt, paid)
         lanes = list(self._lanes.values())
         for lane in lanes:
             of = self._summary.models[lane.model]
@@ -193,8 +198,9 @@ class Engine:
             gate = Gate(self._job.limits(model), self._key_gate)
             patience, room = Patience(self._job.patience), Room(max(1, len(self._job.models)))
             queue = Queue(room) if self._split is None else self._shared
-            price = self._summary.models[model].price = self._prices.of(model)
+            price = self._prices.of(model)
             lane = EngineLane(model, place, gate, queue, patience, room, price)
+            self._summary.models[model].bill = lane.way.bill
             self._lanes[model] = lane
             self._spawn(lane)
             asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)

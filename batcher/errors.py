@@ -20,7 +20,9 @@ Errors carry facts; `send.retry` alone draws conclusions, by type.
 
 from __future__ import annotations
 
-from batcher.records import Outcome
+from collections.abc import Mapping
+
+from batcher.records import Outcome, Usage
 
 __all__ = [
     "AskAgain",
@@ -63,9 +65,17 @@ class Damaged(OutputError):
 
 
 class RunStopped(BatcherError):
-    """The run ended before every request was answered, and the same command continues it."""
+    """The run ended before every request was answered, and the same command continues it.
+
+    Attributes:
+        instead: Flags that this command needs with another value, or (None) must do without.
+    """
 
     exit_status = 4
+
+    def __init__(self, message: str, instead: Mapping[str, str | None] | None = None) -> None:
+        super().__init__(message)
+        self.instead = instead or {}
 
 
 class RequestError(BatcherError):
@@ -78,9 +88,13 @@ class RequestError(BatcherError):
         request_id: The server's own name for the request.
         error_type: The server's own word for the error (`code`, else `type`).
         about: Of a rate limit: "requests" or "tokens"; None when the server does not say.
+        usage: What the server says it used all the same.
+        sent: Whether any of it may have reached the server.
     """
 
     outcome = Outcome.BAD_REQUEST
+    usage = Usage()
+    sent = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from batcher.prices import Price
+from batcher.prices import Bill, Price
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Gate
@@ -199,7 +199,7 @@ class EngineLane:
         self.gate = gate
         self.queue = queue
         self.room = room
-        self.way = Lane(gate, Estimate(), patience, {}, Forms(), price)
+        self.way = Lane(gate, Estimate(), patience, {}, Forms(), Bill(price))
         self.workers = 0
         self.awake = False
         self.alive = False

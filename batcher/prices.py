@@ -23,7 +23,7 @@ import msgspec
 from batcher.errors import JobError
 from batcher.records import Usage
 
-__all__ = ["Price", "Prices", "cost_of", "of_catalogue", "of_file"]
+__all__ = ["Bill", "Price", "Prices", "cost_of", "of_catalogue", "of_file"]
 
 _MILLION = 1_000_000
 
@@ -79,6 +79,43 @@ def cost_of(usage: Usage, price: Price) -> Decimal | None:
     cheap = price.input if price.cached is None else price.cached
     fresh = (prompt - cached) * price.input
     return (fresh + cached * cheap + completion * price.output) / _MILLION
+
+
+class Bill:
+    """What the answers of one model cost: by the gateway's own word where it gives it, else by a price.
+
+    Args:
+        price: Of its tokens; None when it is not known.
+
+    Attributes:
+        told: Dollars that the gateway said answers cost.
+        priced: What the price would have made of these; None when there is none, or not all told
+            their tokens.
+    """
+
+    def __init__(self, price: Price | None) -> None:
+        self.price = price
+        self.told: Decimal | None = None
+        self.priced: Decimal | None = None if price is None else Decimal(0)
+
+    def of(self, usage: Usage) -> Usage:
+        """The usage with its cost."""
+        by_price = None if self.price is None else cost_of(usage, self.price)
+        if usage.cost_usd is None:
+            if by_price is None:
+                return usage
+            return msgspec.structs.replace(usage, cost_usd=float(by_price))
+        self.told = (self.told or 0) + Decimal(str(usage.cost_usd))
+        if self.priced is not None:
+            self.priced = None if by_price is None else self.priced + by_price
+        return usage
+
+    @property
+    def differs(self) -> bool:
+        """Whether the price says something else than the gateway does, by more than one part in a hundred."""
+        if self.told is None or self.priced is None:
+            return False
+        return abs(self.told - self.priced) > max(self.told, self.priced) / 100
 
 
 class Prices:

@@ -10,7 +10,20 @@ from enum import StrEnum
 
 import msgspec
 
-__all__ = ["Attempt", "Completion", "Outcome", "Prompt", "Request", "Result", "Row", "Usage"]
+__all__ = [
+    "BOUNDS",
+    "Attempt",
+    "Completion",
+    "Outcome",
+    "Prompt",
+    "Request",
+    "Result",
+    "Row",
+    "Usage",
+]
+
+BOUNDS = ("max_completion_tokens", "max_tokens")
+"""Fields of a request that bound the tokens of its answer: the new name and the old one."""
 
 
 class Outcome(StrEnum):
@@ -194,6 +207,11 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     cost_usd: float | None = None
     model: str | None = None
 
+    @property
+    def paid(self) -> bool:
+        """Whether it was answered, or what it used was told all the same."""
+        return self.status.answered or (self.prompt_tokens, self.cost_usd) != (None, None)
+
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one request ended: one line of the journal, one row of the output.
@@ -202,7 +220,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     milliseconds, `parsed`, `confidences`, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single
     attempt, which waited `waited_ms` for `cause` before it was sent. Tokens and cost are those of all
     attempts together; `loose` says that `parsed` was picked out of other text, `copied` that all of it
-    is the answer to an equal request, and that none was sent.
+    is the answer to an equal request, and that none was sent; `stopped` that the run ended before the
+    model was asked again, so that the row is still to be sent.
     """
 
     row: int
@@ -235,6 +254,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     response: str | None = None
     copied: bool = False
     loose: bool = False
+    stopped: bool = False
     waited_ms: int = 0
     cause: str = ""
     tries: list[Attempt] | None = None

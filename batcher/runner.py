@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from batcher import money
 from batcher.engine import Emit, Engine
 from batcher.errors import Damaged, JobError, OutputError, RunStopped
 from batcher.job import Endpoint, Job
@@ -33,18 +33,16 @@ from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
 from batcher.plan.survey import survey
 from batcher.plan.twins import Twins
-from batcher.prices import Prices, of_catalogue, of_file, of_package
+from batcher.prices import Bill, Prices, of_file
 from batcher.read import marks, spool
 from batcher.read.files import InputFile, expand
 from batcher.read.inputs import Inputs
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
-from batcher.send import catalogue
-from batcher.send.budget import Amount, Budget
 from batcher.send.client import open_files
 from batcher.send.concurrency import MOST
 from batcher.watch import heartbeat, snapshot
-from batcher.write import aside, spending, status
+from batcher.write import aside, status
 from batcher.write.journal import Journal
 from batcher.write.lock import FULL, Lock
 from batcher.write.manifest import Manifest, Pictures
@@ -106,6 +104,7 @@ class Runner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
         self._interrupted = self._abandoned = False
+        self._cut_off = 0  # Requests in flight when the run before was killed.
         self.summary = Summary(clock, job.models)
         self._seconds_left = job.seconds_left(datetime.now())
         self._surveyed: int | None = None
@@ -183,12 +182,12 @@ class Runner:
         inputs = await self._inputs(folder)
         (plan, manifest), self._prices = await asyncio.gather(
             asyncio.to_thread(self._prepare, folder, inputs, endpoint, say=self._say),
-            self._known_prices(endpoint),
+            self._known(endpoint),
         )
         if job.dry_run:
             if job.simulate:
                 async with _simulated() as simulated:  # It alone knows its prices.
-                    self._prices = await self._known_prices(simulated)
+                    self._prices = await self._known(simulated)
             return await asyncio.to_thread(self._dry, folder, plan)
         replaced = job.overwrite and aside.set_aside(folder)
         if not job.overwrite:
@@ -201,7 +200,7 @@ class Runner:
             async with contextlib.AsyncExitStack() as stack:
                 if job.simulate:
                     endpoint = await stack.enter_async_context(_simulated())
-                    self._prices = await self._known_prices(endpoint)
+                    self._prices = await self._known(endpoint)
                 report = await self._answered(
                     folder, inputs, plan, manifest, endpoint, replaces=replaced
                 )
@@ -213,6 +212,8 @@ class Runner:
             ended = "interrupted"
             raise
         finally:
+            if self.summary.status == "running":
+                self.summary.finish(ended)
             status.save(folder, {**self._heartbeat(), "state": ended})
             if replaced and _any_answer(self.summary):
                 aside.forget(folder)
@@ -317,7 +318,7 @@ class Runner:
         told = status.load(folder)
         if told is not None and told.get("state") in ("running", "stopping"):
             models = told.get("models", {}).values()
-            flying = sum(of.get("in_flight", 0) for of in models)
+            self._cut_off = flying = sum(of.get("in_flight", 0) for of in models)
             self._say(
                 f"The run before was ended from outside, soon after {told.get('updated')}. What was in "
                 f"flight{f' (about {flying:,} requests)' if flying else ''} may have been billed and is "
@@ -350,6 +351,8 @@ class Runner:
                 f"{counted(twins.waiting.total())} will get the answer of an equal one, without being sent; "
                 "--no-dedupe sends each."
             )
+        for model in job.models:
+            self.summary.models[model].bill = Bill(self._prices.of(model))
         self.summary.finish("checked")
         text = (
             f"{self._surveyed or 0:,} rows read, {len(forecast.errors):,} of them unreadable; "
@@ -368,7 +371,9 @@ class Runner:
         if self._interrupted:
             return
         journal = Journal(folder, alarm=self._stop_sending)
-        budget = await self._budget(folder)
+        cut_off, self._cut_off = self._cut_off, 0
+        account = await money.opened(self._job, self._prices, folder, cut_off)
+        budget = None if account is None else account.budget
         twins = self._twins(folder, plan)
         engine = self._engine = Engine(
             self._within_files(),
@@ -385,8 +390,13 @@ class Runner:
         self._state = "running"
         if self._seconds_left is not None:
             left = max(0.0, self._seconds_left - self.summary.seconds)
+            told = self._job.deadline or ""
+            over = (
+                "T" in told or " " in told
+            )  # A date does not come again; a length or an hour does.
             why = RunStopped(
-                f"--deadline {self._job.deadline}: it is over, so nothing more is sent."
+                f"--deadline {told}: it is over, so nothing more is sent.",
+                instead={"--deadline": None} if over else {},
             )
             asyncio.get_running_loop().call_later(left, engine.stop, why)
         progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
@@ -406,49 +416,22 @@ class Runner:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-            if budget is not None:
-                spending.save(folder, *budget.committed)
-                self.summary.budget = budget.told
+            if account is not None:
+                account.close()
+                self.summary.budget = account.budget.told
         if engine.stopped is not None:
+            if (
+                account is not None
+                and account.budget.spent
+                and isinstance(engine.stopped, RunStopped)
+            ):
+                raise account.larger(engine.stopped, self.summary, self._snapshot())
             raise engine.stopped
         if engine.closed:
             self._say(engine.closed)
 
-    async def _budget(self, folder: Path) -> Budget | None:
-        """What may still be spent on this output; None without a bound.
-
-        Raises:
-            JobError: It cannot be kept, as a price is not known.
-        """
-        job = self._job
-        if job.max_cost is None and job.max_total_tokens is None:
-            return None
-        prices = {model: self._prices.of(model) for model in job.models}
-        if job.max_cost is not None and (
-            unknown := [model for model, price in prices.items() if price is None]
-        ):
-            raise JobError(
-                f"--max-cost: the price of {', '.join(unknown)} is not known; tell it with --prices."
-            )
-        spent = Amount(*await asyncio.to_thread(spending.load, folder))
-        dollars = None if job.max_cost is None else Decimal(str(job.max_cost))
-        return Budget(
-            dollars, job.max_total_tokens, spent, lambda claimed: spending.save(folder, *claimed)
-        )
-
-    async def _known_prices(self, endpoint: Endpoint) -> Prices:
-        """Those of `--prices` over those that the gateway lists, and these over those of a package."""
-        models = self._job.models
-        package = await asyncio.to_thread(of_package, endpoint.url)
-        needed = not models or any(
-            model not in self._told_prices and package(model) is None for model in models
-        )
-        say = self._say if needed else lambda _text: None
-        listed = await catalogue.fetch(endpoint, say) if endpoint.url else None
-        prices = Prices(self._told_prices, of_catalogue(*listed) if listed else None, package)
-        for conflict in prices.conflicts(models):
-            self._say(conflict)
-        return prices
+    async def _known(self, endpoint: Endpoint) -> Prices:
+        return await money.known_prices(self._job, self._told_prices, endpoint, self._say)
 
     def _within_files(self) -> Job:
         """The job, with no more in flight than the system allows open files."""

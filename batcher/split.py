@@ -7,7 +7,7 @@ model would be held up with it while another is idle.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from batcher.lanes import EngineLane
 from batcher.records import Prompt, Result
@@ -30,7 +30,7 @@ class Split:
         self._lanes = lanes
         self._refused: dict[Place, set[str]] = {}  # The models that will never send it.
         # The last attempt, and when to try again.
-        self._failed: dict[Place, tuple[Again, float]] = {}
+        self._failed: dict[Place, tuple[Prompt, Again, float]] = {}
 
     def pick(self, lane: EngineLane) -> Prompt | None:
         """Takes the next row that this model can send at once, if there is one."""
@@ -51,11 +51,16 @@ class Split:
     def before(self, prompt: Prompt) -> Again | None:
         """How a row failed last, to be told when it is sent again."""
         failed = self._failed.pop((prompt.row, prompt.sample), None)
-        return None if failed is None else failed[0]
+        return None if failed is None else failed[1]
+
+    def left(self) -> Iterator[tuple[Prompt, Again]]:
+        """Rows that failed and are not sent again, as the run was stopped."""
+        for prompt, failed, _until in self._failed.values():
+            yield prompt, failed
 
     def failed(self, prompt: Prompt, ended: Again) -> None:
         """An attempt failed: any other model may try at once, this one after its wait."""
-        self._failed[prompt.row, prompt.sample] = ended, time.monotonic() + ended.wait
+        self._failed[prompt.row, prompt.sample] = prompt, ended, time.monotonic() + ended.wait
 
     def passes_on(self, lane: EngineLane, result: Result) -> bool:
         """Whether a row that ended goes to another model: this one refuses whatever it is sent."""
@@ -72,9 +77,9 @@ class Split:
         if refused and lane.model in refused and self._left(refused):
             return False
         failed = self._failed.get(place)
-        if failed is None or failed[0].request.model != lane.model:
+        if failed is None or failed[1].request.model != lane.model:
             return True
-        return time.monotonic() >= failed[1]
+        return time.monotonic() >= failed[2]
 
     def _left(self, refused: set[str]) -> bool:
         """Whether there is a model that works and did not refuse."""

@@ -38,7 +38,7 @@ def snapshot(
         done = fresh + earlier
         equals = waiting_for_equals.get(lane.model, waiting_for_equals.get("", 0)) - of.copied
         asked = fresh - of.copied
-        left = in_all = None
+        left = in_all = ahead = None
         if rows is not None and asked:
             ahead = max(0, rows - done - max(0, equals))
             left = ahead * seconds / asked
@@ -62,6 +62,7 @@ def snapshot(
                 waiting_for=_cause(lane),
                 tokens_per_s=None if tokens is None else tokens / seconds,
                 requests_per_s=of.requests / seconds,
+                to_send=ahead,
                 cost=of.cost,
                 cost_in_all=in_all,
                 eta_s=left,

@@ -19,7 +19,7 @@ FLOORS = (
     ("lanes",),
     ("split",),
     ("engine",),
-    ("watch", "finish", "history"),
+    ("watch", "finish", "history", "money"),
     ("runner",),
     ("api",),
     ("cli",),

@@ -14,6 +14,7 @@ from aiohttp import web
 import batcher
 from batcher.job import Job
 from batcher.runner import Runner
+from batcher.write import spending
 from tests.support import program
 from tests.support.program import read_jsonl, write_jsonl
 
@@ -133,7 +134,7 @@ def test_what_does_not_fit_is_asked_for_again_and_all_of_it_is_counted(run, tmp_
         assert sum(row[f"{name}_tokens"] for row in rows) == account.tokens[name]
     told = json.loads(ended.stdout)["models"]["sim-large"]
     assert told["thrown_away"]["answers"] == account.billed - len(rows)
-    assert b"asked again after" in ended.stderr
+    assert b"thrown away: " in ended.stderr
     explained = program.batcher("explain", "out.jsonl", str(bad["row"]), cwd=tmp_path).stdout
     assert explained.count(b"none of the labels") == 2
     before = account.received
@@ -174,26 +175,44 @@ def test_answers_that_fit_no_one_type_are_kept_as_text(tmp_path):
     assert sorted(column.to_pylist()) == ['"x"', "5", '{"a":1}']
 
 
-def test_a_stop_between_an_answer_and_its_re_ask_keeps_the_answer(tmp_path):
-    """It was paid for: the row is invalid, and nothing is bought twice."""
+@pytest.mark.parametrize("route", ["each", "split", "fallback"])
+@pytest.mark.parametrize("asks", [{"labels": ["a", "b"]}, {"grow_max_tokens": 64}])
+def test_a_stop_between_an_answer_and_its_re_ask_leaves_the_row_to_be_asked(tmp_path, asks, route):
+    """What was answered was paid for: it is kept, counted, and never the last word."""
     stopping = []
 
     def answer(_body, n):
         if n == 1:
             stopping[0].stop()
-        return 200, "spam"
+        said = "spam" if n < 3 else "a"
+        finish = "length" if n < 3 and "grow_max_tokens" in asks else "stop"
+        message = {"role": "assistant", "content": said}
+        usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
+        return 201, {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
 
     with answering(answer) as (url, bodies):
         write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}])
         job = Job.of(
-            inputs=[str(tmp_path / "in.jsonl")], output=tmp_path / "o.jsonl", models=["m"],
-            base_url=url, labels=["a", "b"], quiet=True,
+            inputs=[str(tmp_path / "in.jsonl")], output=tmp_path / "o.jsonl", base_url=url, quiet=True,
+            models=["m"] if route == "each" else ["m", "n"], route=route, params={"max_tokens": 16},
+            concurrency=1, **asks,
         )  # fmt: skip
         stopping.append(Runner(job))
         assert asyncio.run(stopping[0].run()).exit_status == 130
-        assert asyncio.run(Runner(job).run()).exit_status == 3
+        assert len(bodies) == 1
+        status = program.batcher("status", "o.jsonl", cwd=tmp_path).stdout
+        exported = program.batcher("export", "o.jsonl", "part.jsonl", cwd=tmp_path)
+        assert exported.returncode == 3, exported.stderr
+        (kept,) = read_jsonl(tmp_path / "part.jsonl")
+        assert asyncio.run(Runner(job).run()).exit_status == 0
+    assert b"1 of 1 pending" in status
+    assert kept["content"] == "spam"
+    assert kept["error"].endswith("asked again: the run was stopped")
     (row,) = read_jsonl(tmp_path / "o.jsonl")
-    assert (row["status"], row["content"], len(bodies)) == ("invalid", "spam", 1)
+    assert (row["status"], row["content"], len(bodies)) == ("ok", "a", 3)
+    assert not row.keys() & {"stopped", "copied"}
+    # The first bill stands in the journal, and in no row.
+    assert spending.begin(tmp_path / "o.jsonl.run", 0, bounded=True).tokens == 33
 
 
 def test_a_server_that_says_no_more_than_bad_request_is_tried_without_a_schema(tmp_path):

@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
@@ -159,6 +159,7 @@ async def _conduct(job: Job, stops: _Stops) -> int:
 
     stops.attend(on_signal)
     message, status, goes_on = "", 130, True
+    instead: Mapping[str, str | None] = {}
     try:
         report = await runner.run()
         message, status, goes_on = report.message, report.exit_status, report.exit_status == 130
@@ -166,10 +167,13 @@ async def _conduct(job: Job, stops: _Stops) -> int:
         message = "Stopped at once; requests in flight may have been billed and are not kept."
     except BrokenPipeError:
         message, goes_on = "Stopped: nobody reads the output any more.", False
-    except JobError:
-        raise
     except BatcherError as error:
-        message, status, goes_on = str(error), error.exit_status, True
+        if isinstance(error, JobError) and not runner.summary.rows:
+            raise
+        message, status = str(error), error.exit_status
+        goes_on = not isinstance(error, JobError)
+        if isinstance(error, RunStopped):
+            instead = error.instead
         if signals and isinstance(error, RunStopped):
             status = 130
     finally:
@@ -183,13 +187,27 @@ async def _conduct(job: Job, stops: _Stops) -> int:
     if message and (not job.quiet or status not in (0, 3)):
         say(message)
     if goes_on and job.output != "-":
-        say(f"Go on with: {_same_command()}")
+        say(f"Go on with: {_same_command(instead)}")
     return status
 
 
-def _same_command() -> str:
-    """The command that continues this run: the same one, but never again with --overwrite."""
-    words = ["batcher", *(word for word in sys.argv[1:] if word != "--overwrite")]
+def _same_command(instead: Mapping[str, str | None] | None = None) -> str:
+    """The command that continues this run: the same one, but never again with --overwrite.
+
+    Args:
+        instead: Flags that need another value, or (None) are left out.
+    """
+    instead = instead or {}
+    words, given = ["batcher"], iter(sys.argv[1:])
+    for word in given:
+        flag, joined, _value = word.partition("=")
+        if flag in instead:
+            if not joined:
+                next(given, None)
+        elif word != "--overwrite":
+            words.append(word)
+    for flag, value in instead.items():
+        words += [] if value is None else [flag, value]
     return shlex.join(words)
 
 

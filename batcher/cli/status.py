@@ -42,7 +42,7 @@ def status(output: str, /) -> int:
             rows = int(asked.sum())
     winners = Winners(len(models or ("",)), folder, rows or 0, samples=samples, places=False)
     for segment in loaded(folder, manifest.trusted_from):
-        winners.add(segment.entries, places_of(segment.models, models))
+        winners.add(index.last_words(segment.entries), places_of(segment.models, models))
     rows = None if rows is None else rows * samples
     for place, model in enumerate(models or ("the rows' own models",)):
         slots = range(place * samples, (place + 1) * samples)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batcher.records import Outcome, Request
-from batcher.write.index import ENTRY, OUTCOMES, Segment, where
+from batcher.write.index import ENTRY, OUTCOMES, Segment, last_words, where
 from batcher.write.segment import Kept
 from batcher.write.winners import ANSWERED
 
@@ -27,7 +27,8 @@ class Earlier:
     """
 
     def __init__(self, segments: Sequence[Segment], since: Sequence[Segment] = ()) -> None:
-        parts = [s.entries[ANSWERED[s.entries["outcome"]]] for s in segments]
+        words = [last_words(s.entries) for s in segments]
+        parts = [entries[ANSWERED[entries["outcome"]]] for entries in words]
         entries: Any = np.concatenate(parts) if parts else np.empty(0, ENTRY)
         # One answer may have been referred to by several epochs; the last place counts.
         _, last = np.unique(where(entries)[::-1], return_index=True)

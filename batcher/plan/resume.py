@@ -121,7 +121,7 @@ def resume(
     }
     for segment in read.all():  # One at a time: there may be gigabytes of them.
         if segment.number >= first:
-            winners.add(segment.entries, places_of(segment.models, job.models))
+            winners.add(index.last_words(segment.entries), places_of(segment.models, job.models))
         for place, model in enumerate(segment.models):
             if model in gone:
                 of = segment.entries[segment.entries["model"] == place]

@@ -138,7 +138,9 @@ class Twins:
 
     def _answered(self) -> Any:
         """Marks of what earlier runs ended, sorted."""
-        before = (s.entries for s in loaded(self._folder) if s.number <= self._before)
+        before = (
+            index.last_words(s.entries) for s in loaded(self._folder) if s.number <= self._before
+        )
         found = [_marks_of(entries[self._ends[entries["outcome"]]]) for entries in before]
         return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
 
@@ -178,7 +180,7 @@ class _Answers:
     def __init__(self, folder: Path, marks: Any) -> None:
         self._folder = folder
         self._files: dict[int, int] = {}
-        every = (segment.entries for segment in loaded(folder))
+        every = (index.last_words(segment.entries) for segment in loaded(folder))
         found = [entries[np.isin(_marks_of(entries), marks)] for entries in every]
         entries = np.concatenate([np.empty(0, index.ENTRY), *found])
         names = _names(entries)

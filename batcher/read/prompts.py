@@ -19,7 +19,7 @@ import msgspec
 
 from batcher.read import pictures
 from batcher.read.template import MissingColumn, Template
-from batcher.records import Prompt, Row
+from batcher.records import BOUNDS, Prompt, Row
 
 __all__ = ["Prompter"]
 
@@ -190,14 +190,16 @@ def _with_pictures(messages: list[Any], columns: Mapping[str, Any], folder: str)
 
 
 def _told(body: Mapping[str, object]) -> tuple[int | None, bool]:
-    """(bound of the answer's tokens, whether the temperature is 0)."""
+    """(bound of the answer's tokens, whether the temperature is 0).
+
+    Of two bounds the larger one counts, as it is not known which of them the server heeds; one that
+    is no number above 0 bounds nothing (-1 means "as long as you like" to some).
+    """
     temperature = body.get("temperature")
     exact = temperature == 0 and not isinstance(temperature, bool)
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = body.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value, exact
-    return None, exact
+    told = [value for name in BOUNDS if (value := body.get(name)) is not None]
+    whole = [value for value in told if type(value) is int and value > 0]
+    return max(whole) if whole and len(whole) == len(told) else None, exact
 
 
 def _kind(value: object) -> str:

@@ -36,6 +36,7 @@ class ModelSnapshot:
         not_ok: Rows that ended otherwise than `ok`, by outcome.
         waiting: Rows that wait for `waiting_for`: "requests", "tokens", "429", "retry", "first
             answer", or "".
+        to_send: Rows that are still to be sent; those that wait for the answer of an equal one are not.
         cost: Dollars so far.
         cost_in_all: What they will be at the end, if the rest costs as much a row.
         eta_s: Seconds that are left.
@@ -52,6 +53,7 @@ class ModelSnapshot:
     waiting_for: str = ""
     tokens_per_s: float | None = None
     requests_per_s: float = 0.0
+    to_send: int | None = None
     cost: Decimal | None = None
     cost_in_all: Decimal | None = None
     eta_s: float | None = None

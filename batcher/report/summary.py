@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 
-from batcher.prices import Price
+from batcher.prices import Bill, Price
 from batcher.records import Attempt, Outcome, Result
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Summary"]
@@ -89,11 +89,12 @@ class ModelSummary:
         requests: HTTP exchanges.
         limit_used: Part of the known limit that was used; None when no limit is known.
         waited: Seconds that the next request stood waiting, by cause.
-        thrown_away: Answers that another one took the place of, when the model was asked again.
+        thrown_away: Answers that another one took the place of, when the model was asked again, and
+            failures that told what they used.
         thrown_tokens: What they used, prompt and answer; a part of `tokens`.
         thrown_cost: What they cost, as far as that is known; a part of `cost`.
         unusable_cost: What answers cost that were kept, but are not ok.
-        price: Of its tokens; None when it is not known.
+        bill: What its answers cost, by whose word.
         loose: Answers of which only a part was what was asked for.
         copied: Rows that were given the answer to an equal request.
     """
@@ -103,6 +104,7 @@ class ModelSummary:
         "_squares",
         "_tried_429",
         "all_rows",
+        "bill",
         "copied",
         "cost",
         "cost_missing",
@@ -113,7 +115,6 @@ class ModelSummary:
         "loose",
         "missing",
         "outcomes",
-        "price",
         "requests",
         "retries",
         "thrown_away",
@@ -141,7 +142,7 @@ class ModelSummary:
         self.waited: dict[str, float] = {}
         self.thrown_away = self.thrown_tokens = self.loose = self.copied = 0
         self.thrown_cost = self.unusable_cost = Decimal(0)
-        self.price: Price | None = None
+        self.bill = Bill(None)
         self._heard_429 = 0
         self._tried_429 = 0
         self._squares = Decimal(0)  # Of the rows' costs.
@@ -178,21 +179,23 @@ class ModelSummary:
         if result.tries is not None:
             own = [attempt for attempt in result.tries if attempt.model is None]
             attempts = len(own)
-            for attempt in [attempt for attempt in own if attempt.status.answered][:-1]:
-                self.thrown_away += 1
-                used = attempt.prompt_tokens, attempt.completion_tokens
-                self.thrown_tokens += sum(filter(None, used))
-                self.thrown_cost += _dollars(attempt.cost_usd)
+            paid = [attempt for attempt in own if attempt.paid]
+            kept = [attempt for attempt in paid if answered and attempt.status is status][-1:]
+            for attempt in paid:
+                if not kept or attempt is not kept[0]:
+                    self._throw_away(attempt)
             self._tried_429 += sum(attempt.http_status == 429 for attempt in own)
-        elif result.http_status == 429:
-            self._tried_429 += 1
+        else:
+            self._tried_429 += result.http_status == 429
+            if not answered and (result.prompt_tokens, result.cost_usd) != (None, None):
+                self._throw_away(result)
         self.requests += attempts
         if attempts > 1:
             self.retries += attempts - 1
 
         self.loose += result.loose
         tokens = self.tokens
-        others = [t for t in result.tries or () if t.model is not None and t.status.answered]
+        others = [t for t in result.tries or () if t.model is not None and t.paid]
         for at, field in enumerate(_FIELDS):
             count = getattr(result, field)
             if count is not None:
@@ -205,8 +208,8 @@ class ModelSummary:
             cost = _dollars(result.cost_usd) - sum(_dollars(t.cost_usd) for t in others)
             self.cost = (self.cost or 0) + cost
             self._squares += cost * cost
-            if status is not Outcome.OK:
-                last = result.tries[-1].cost_usd if result.tries else result.cost_usd
+            if answered and status is not Outcome.OK:
+                last = kept[0].cost_usd if result.tries and kept else result.cost_usd
                 self.unusable_cost += _dollars(last)
         if answered:
             if result.prompt_tokens is None or result.completion_tokens is None:
@@ -220,15 +223,18 @@ class ModelSummary:
         """Counts an exchange for a row that another model ended."""
         self.requests += 1
         self._tried_429 += attempt.http_status == 429
-        if attempt.status.answered:
-            self.thrown_away += 1
+        if attempt.paid:
+            self._throw_away(attempt)
             for at, field in enumerate(_FIELDS):
                 if (count := getattr(attempt, field)) is not None:
                     self.tokens[at] = (self.tokens[at] or 0) + count
-            self.thrown_tokens += (attempt.prompt_tokens or 0) + (attempt.completion_tokens or 0)
             if attempt.cost_usd is not None:
                 self.cost = (self.cost or 0) + _dollars(attempt.cost_usd)
-                self.thrown_cost += _dollars(attempt.cost_usd)
+
+    def _throw_away(self, attempt: Attempt | Result) -> None:
+        self.thrown_away += 1
+        self.thrown_tokens += (attempt.prompt_tokens or 0) + (attempt.completion_tokens or 0)
+        self.thrown_cost += _dollars(attempt.cost_usd)
 
     @property
     def projected(self) -> tuple[Decimal, Decimal, Decimal] | None:
@@ -249,8 +255,8 @@ class ModelSummary:
     @property
     def saved(self) -> Decimal | None:
         """Dollars that cached tokens were cheaper; None when that is not known."""
-        cached = self.tokens[TOKENS.index("cached")]
-        return None if self.price is None or cached is None else cached * self.price.saved
+        cached, price = self.tokens[TOKENS.index("cached")], self.bill.price
+        return None if price is None or cached is None else cached * price.saved
 
     def asdict(self, seconds: float) -> dict[str, object]:
         """One model's part of the JSON summary; `seconds` is how long the run took."""
@@ -263,7 +269,8 @@ class ModelSummary:
             "cost_missing": self.cost_missing,
             "cost_saved_by_cache_usd": None if (saved := self.saved) is None else float(saved),
             "cost_of_unusable_usd": None if self.cost is None else float(self.unusable_cost),
-            "price": None if self.price is None else _price(self.price),
+            "price": None if self.bill.price is None else _price(self.bill.price),
+            "told_by_gateway": _told(self.bill),
             "projected": _projected(self),
             "latency_ms": {**spread, "max": self.latencies.max},
             "requests": self.requests,
@@ -293,6 +300,16 @@ def _projected(of: ModelSummary) -> dict[str, object] | None:
         return None
     about, low, high = (round(float(dollars), 6) for dollars in projected)
     return {"rows": of.all_rows, "cost_usd": about, "from_usd": low, "to_usd": high}
+
+
+def _told(bill: Bill) -> dict[str, float | None] | None:
+    """What the gateway said that answers cost, and what they would by the price."""
+    if bill.told is None:
+        return None
+    return {
+        "cost_usd": float(bill.told),
+        "by_price_usd": None if bill.priced is None else float(bill.priced),
+    }
 
 
 def _price(price: Price) -> dict[str, object]:

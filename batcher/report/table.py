@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -96,9 +96,17 @@ def table(summary: Summary, width: int = 80) -> Table:
             notes += textwrap.wrap(told, width, subsequent_indent="    ", max_lines=3)
     if summary.total_limit_used is not None:
         notes.append(f"all models: {100 * summary.total_limit_used:.0f}% of their common limit")
-    priced = {of.price.source for of in totals if of.price is not None and of.cost is not None}
+    priced = {source for of in totals for source in _sources(of)}
     if priced:
         notes += textwrap.wrap(f"prices: {', '.join(sorted(priced))}", width, max_lines=2)
+    for model, of in summary.models.items():
+        if of.bill.differs and of.bill.price is not None:
+            told, priced_at = money(of.bill.told), money(of.bill.priced)
+            said = (
+                f"{shown(model, width // 2)}: the gateway says its answers cost {told}, which counts; by "
+                f"{of.bill.price.source} it would be {priced_at}"
+            )
+            notes += textwrap.wrap(said, width, subsequent_indent="  ")
     if summary.budget:
         notes += textwrap.wrap(summary.budget, width)
     if notes:
@@ -218,14 +226,22 @@ def _limit(of: ModelSummary) -> str:
     return _UNKNOWN if of.limit_used is None else f"{100 * of.limit_used:.0f}%"
 
 
+def _sources(of: ModelSummary) -> Iterator[str]:
+    """Where what is known of the cost comes from."""
+    bill = of.bill
+    if bill.told is not None:
+        yield "usage.cost in the answers"
+    if bill.price is not None and of.cost is not None and of.cost != bill.told:
+        yield bill.price.source
+
+
 def _thrown(of: ModelSummary) -> str:
-    """Answers that were paid for and not kept, as the model was asked again."""
+    """What was paid for and not kept: the model was asked again, or failed and told its usage."""
     if not of.thrown_away:
         return ""
     cost = f", {money(of.thrown_cost)}" if of.thrown_cost else ""
-    return (
-        f"asked again after {of.thrown_away:,} answers of {human(of.thrown_tokens)} tokens{cost}"
-    )
+    answers = "1 answer" if of.thrown_away == 1 else f"{of.thrown_away:,} answers"
+    return f"thrown away: {answers} of {human(of.thrown_tokens)} tokens{cost}"
 
 
 def _unusable(of: ModelSummary) -> str:

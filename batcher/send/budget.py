@@ -5,13 +5,19 @@ tokens that its answer may have. So the sum of what is spent and what is in flig
 budget, whatever the concurrency. A request that does not fit waits until others are settled; when
 none is in flight and it still does not fit, the run stops.
 
-A kill leaves nobody to settle. Therefore what is committed is recorded, in steps of a hundredth of
-the budget, before it is sent (`claim`), and the next run begins with that.
+That holds while no bill is above what was set aside for it. Who bills more, as prices, bounds or
+prompts are not what they were told to be, exceeds a budget by that much once: from then on as much
+more is set aside for the model's requests.
+
+A kill leaves nobody to settle. Therefore what is committed is recorded before it is sent (`claim`),
+with what is likely to be committed in the next quarter of a second, and the next run begins with that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import NamedTuple
@@ -21,7 +27,8 @@ from batcher.send.gate import Closed
 
 __all__ = ["Amount", "Budget", "Hold"]
 
-_STEPS = 100
+_STEPS = 100  # Of a budget, that are claimed at once at most.
+_CLAIM_SECONDS = 0.25
 
 
 class Amount(NamedTuple):
@@ -42,6 +49,15 @@ class Amount(NamedTuple):
         """Whether neither part is above the other's."""
         return self.dollars <= other.dollars and self.tokens <= other.tokens
 
+    def times(self, factor: Decimal) -> Amount:
+        """So many times as much; tokens rounded up."""
+        return Amount(self.dollars * factor, math.ceil(self.tokens * factor))
+
+    def over(self, other: Amount) -> Decimal:
+        """How many times the other it is, by whichever part is more."""
+        parts = ((self.dollars, other.dollars), (Decimal(self.tokens), Decimal(other.tokens)))
+        return max((mine / its for mine, its in parts if its), default=Decimal(1))
+
 
 NOTHING = Amount(Decimal(0), 0)
 _ENDLESS = Amount(Decimal("Infinity"), 1 << 62)
@@ -55,10 +71,15 @@ class Budget:
         tokens: Likewise, prompt and answer.
         spent: By earlier runs.
         claim: Records that so much may be spent before anything of it is; in a thread.
+        perhaps: A part of what earlier runs spent, as `perhaps` below.
+        clock: In seconds.
 
     Attributes:
         ends: Called once, with what ends the run, when nothing more can be paid for.
-        perhaps: A part of what is spent: of requests that got no answer, or one without usage.
+        perhaps: A part of what is spent: what requests without an answer, or answers without usage,
+            may have cost.
+        spent: Whether the run ended as a request did not fit.
+        refused: What that one would have taken.
     """
 
     def __init__(
@@ -67,14 +88,22 @@ class Budget:
         tokens: int | None,
         spent: Amount,
         claim: Callable[[Amount], None],
+        perhaps: Amount = NOTHING,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = Amount(
             _ENDLESS.dollars if dollars is None else dollars,
             _ENDLESS.tokens if tokens is None else tokens,
         )
-        steps = (dollars or Decimal(0)) / _STEPS, (tokens or 0) // _STEPS + 1
-        self._step = Amount(*steps)
+        self._widest = Amount(
+            _ENDLESS.dollars if dollars is None else dollars / _STEPS,
+            _ENDLESS.tokens if tokens is None else tokens // _STEPS + 1,
+        )
         self._claim = claim
+        self._clock = clock
+        self._claimed_at = clock()
+        self._step = NOTHING
+        self._factors: dict[str, Decimal] = {}
         self._committed = spent
         self._claimed = spent
         self._flying = 0
@@ -82,27 +111,32 @@ class Budget:
         self._changed = asyncio.Event()
         self._claiming = asyncio.Lock()
         self.ends: Callable[[Exception], None] = lambda _why: None
-        self.perhaps = NOTHING
+        self.perhaps = perhaps
+        self.spent, self.refused = False, NOTHING
 
     @property
     def committed(self) -> Amount:
         """What is spent, and what those in flight may still cost."""
         return self._committed
 
-    async def enter(self, amount: Amount) -> Hold:
+    async def enter(self, most: Amount, model: str = "") -> Hold:
         """Sets an amount aside, waiting for others to be settled where it does not fit.
+
+        Args:
+            most: What a request may take by what is told of it.
+            model: Where it goes; more is set aside where others took more.
 
         Raises:
             Closed: It does not fit, or the run is stopping.
         """
-        while not self._committed.plus(amount).within(self._most):
+        while not self._committed.plus(amount := self._aside(most, model)).within(self._most):
             if not self._flying and not self._closed:
                 self.stop(
                     RunStopped(
-                        f"{self.told}; the next request may take {_shown(amount, self._most)}. Go on "
-                        "with a larger one."
+                        f"{self.told}; the next request may take {_shown(amount, self._most)}."
                     )
                 )
+                self.refused, self.spent = amount, True
             if self._closed:
                 raise Closed
             self._changed.clear()
@@ -111,12 +145,12 @@ class Budget:
             raise Closed
         self._committed = self._committed.plus(amount)
         self._flying += 1
-        hold = Hold(self, amount)
+        hold = Hold(self, model, amount)
         try:
             while not self._committed.within(self._claimed):
                 async with self._claiming:
                     if not self._committed.within(self._claimed):
-                        claimed = self._committed.plus(self._step)
+                        claimed = self._next_claim()
                         await asyncio.to_thread(self._claim, claimed)
                         self._claimed = claimed
         except BaseException:
@@ -130,6 +164,27 @@ class Budget:
         self._flying -= 1
         self.perhaps = self.perhaps.plus(perhaps)
         self._changed.set()
+
+    def _aside(self, most: Amount, model: str) -> Amount:
+        factor = self._factors.get(model)
+        return most if factor is None else most.times(factor)
+
+    def took_more(self, model: str, used: Amount, most: Amount) -> None:
+        """A bill was above what was set aside, and above what would be by now."""
+        times = used.over(most)
+        if times > self._factors.get(model, 1):
+            self._factors[model] = times
+
+    def _next_claim(self) -> Amount:
+        """What is committed, and as much more as was since the last claim, by the time that took."""
+        now = self._clock()
+        pace = Decimal(min(2.0, _CLAIM_SECONDS / max(now - self._claimed_at, 1e-3)))
+        grown = self._committed.minus(self._claimed).plus(self._step).times(pace)
+        self._claimed_at = now
+        self._step = Amount(
+            min(grown.dollars, self._widest.dollars), min(grown.tokens, self._widest.tokens)
+        )
+        return self._committed.plus(self._step)
 
     @property
     def in_dollars(self) -> bool:
@@ -158,6 +213,10 @@ class Budget:
             counts = [self._committed.tokens, self._most.tokens, self.perhaps.tokens]
             told = (f"{count:,}" for count in counts)
             parts.append(_said("--max-total-tokens", *told, maybe=bool(counts[2])))
+        parts += [
+            f"answers of {model} took up to {times:.3g} times what its price, its prompts and max_tokens allow"
+            for model, times in self._factors.items()
+        ]
         return "; ".join(parts)
 
 
@@ -168,10 +227,11 @@ class Hold:
         amount: What was set aside.
     """
 
-    __slots__ = ("_budget", "_perhaps", "_used", "amount")
+    __slots__ = ("_budget", "_model", "_perhaps", "_used", "amount")
 
-    def __init__(self, budget: Budget, amount: Amount) -> None:
+    def __init__(self, budget: Budget, model: str, amount: Amount) -> None:
         self._budget = budget
+        self._model = model
         self.amount = amount
         self._used = self._perhaps = NOTHING
 
@@ -183,13 +243,24 @@ class Hold:
         """It was answered, and not with what costs money."""
         self._used = self._perhaps = NOTHING
 
-    def used(self, dollars: Decimal | None, tokens: int | None) -> None:
-        """What was billed; what is not told stays as it was set aside."""
+    def used(
+        self, dollars: Decimal | None, tokens: int | None, most: Callable[[], Amount] | None = None
+    ) -> None:
+        """What was billed; what is not told stays as it was set aside.
+
+        Args:
+            dollars: By its bill.
+            tokens: Likewise.
+            most: What would be set aside for it now; asked where the bill is above what was.
+        """
+        told = Amount(dollars or Decimal(0), tokens or 0)
+        if not told.within(self.amount):
+            self._budget.took_more(self._model, told, most() if most else self.amount)
         self._perhaps = Amount(
             self.amount.dollars if dollars is None else Decimal(0),
             self.amount.tokens if tokens is None else 0,
         )
-        self._used = Amount(dollars or Decimal(0), tokens or 0).plus(self._perhaps)
+        self._used = told.plus(self._perhaps)
 
     def settle(self) -> None:
         """Ends it."""
@@ -197,7 +268,7 @@ class Hold:
 
 
 def _said(flag: str, spent: str, most: str, perhaps: str, *, maybe: bool) -> str:
-    unknown = f", {perhaps} of it perhaps, by requests that got no answer" if maybe else ""
+    unknown = f", {perhaps} of it perhaps, where no answer or no usage came" if maybe else ""
     return f"{flag}: {spent} of {most} spent{unknown}"
 
 

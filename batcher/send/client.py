@@ -141,7 +141,7 @@ class Client:
         try:
             return await exchange(body, connecting, timeout)
         except aiohttp.ConnectionTimeoutError:
-            raise _late("connection", min(timeout, _CONNECT_SECONDS)) from None
+            raise _unsent(_late("connection", min(timeout, _CONNECT_SECONDS))) from None
         except TimeoutError:
             raise _late("whole answer", timeout) from None
         except aiohttp.ClientPayloadError as error:
@@ -154,6 +154,8 @@ class Client:
                     f"the answer cannot be unpacked: {self._told(error.message)}"
                 ) from None
             raise NoAnswer(f"the answer is no HTTP: {self._told(error.message)}") from None
+        except aiohttp.ClientConnectorError as error:
+            raise _unsent(NoAnswer(f"no connection: {self._told(error)}")) from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {self._told(error)}") from None
 
@@ -343,6 +345,11 @@ def _behind_proxy(url: URL) -> bool:
 
 def _late(what: str, seconds: float) -> NoAnswer:
     return NoAnswer(f"no {what} within {seconds:g} s", outcome=Outcome.TIMEOUT)
+
+
+def _unsent(error: NoAnswer) -> NoAnswer:
+    error.sent = False
+    return error
 
 
 def _is_secret(key: str) -> bool:

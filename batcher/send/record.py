@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 
-from batcher.errors import AskAgain, RequestError
+from batcher.errors import AskAgain, NoAnswer, RequestError
 from batcher.records import Attempt, Completion, Request, Result, Usage
 from batcher.send.talk import Talk
 
-__all__ = ["answered", "attempt", "ended"]
+__all__ = ["answered", "attempt", "ended", "stopped"]
+
+_USAGE = Usage.__struct_fields__
 
 
 def attempt(
@@ -25,39 +27,32 @@ def attempt(
     came: Completion | RequestError,
 ) -> Attempt:
     """One exchange, for the record."""
-    began, took, stood = int(started * 1000), round(latency * 1000), round(max(0.0, waited) * 1000)
+    status: int | None = 200
     if isinstance(came, RequestError):
-        return Attempt(
-            began,
-            took,
-            stood,
-            came.outcome,
-            cause,
-            http_status=came.status,
-            request_id=came.request_id,
-            error=str(came)[:300],
-        )
+        status, said = came.status, str(came)[:300]
+    else:
+        said = came.unfit or ""
+    usage = came.usage
     return Attempt(
-        began,
-        took,
-        stood,
+        int(started * 1000),
+        round(latency * 1000),
+        round(max(0.0, waited) * 1000),
         came.outcome,
         cause,
-        http_status=200,
+        http_status=status,
         request_id=came.request_id,
-        error=came.unfit,
-        prompt_tokens=came.usage.prompt_tokens,
-        completion_tokens=came.usage.completion_tokens,
-        total_tokens=came.usage.total_tokens,
-        cached_tokens=came.usage.cached_tokens,
-        reasoning_tokens=came.usage.reasoning_tokens,
-        cost_usd=came.usage.cost_usd,
+        error=said or None,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cost_usd=usage.cost_usd,
     )
 
 
 def answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
-    """The result of a request that was answered; its tokens are those of all its answers."""
-    usage = _usage(completion, tries)
+    """The result of a request that was answered; its tokens are those of all its attempts."""
     return _result(
         request,
         tries,
@@ -69,12 +64,6 @@ def answered(request: Request, completion: Completion, tries: list[Attempt]) -> 
         refusal=completion.refusal,
         tool_calls=completion.tool_calls,
         logprobs=completion.logprobs,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        cached_tokens=usage.cached_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cost_usd=usage.cost_usd,
         http_status=200,
         response_model=completion.response_model,
         request_id=completion.request_id,
@@ -84,22 +73,29 @@ def answered(request: Request, completion: Completion, tries: list[Attempt]) -> 
     )
 
 
-def _usage(completion: Completion, tries: list[Attempt]) -> Usage:
-    """What all answers of a request used together; None where one of them did not tell."""
-    if len(tries) < 2:
-        return completion.usage
-    answers = [t for t in tries if t.status.answered]
-    if len(answers) < 2:
-        return completion.usage
-    of = {
-        name: None if None in (counts := [getattr(t, name) for t in answers]) else sum(counts)
-        for name in Usage.__struct_fields__
-        if name != "cost_usd"
-    }
-    costs = [t.cost_usd for t in answers if t.cost_usd is not None]
-    # By their texts, as binary fractions of cents do not add up to cents.
-    cost = float(sum(Decimal(str(cost)) for cost in costs)) if len(costs) == len(answers) else None
-    return Usage(**of, cost_usd=cost)
+def _used(tries: list[Attempt]) -> dict[str, Any]:
+    """What all attempts used together; None where an answer did not tell."""
+    if len(tries) == 1:
+        return {name: getattr(tries[0], name) for name in _USAGE}
+    sums: dict[str, Any] = {}
+    for name in _USAGE:
+        told = [of for t in tries if (of := getattr(t, name)) is not None or t.status.answered]
+        sums[name] = None if not told or None in told else sum(told)
+        if name == "cost_usd" and sums[name] is not None:
+            # By their texts, as binary fractions of cents do not add up to cents.
+            sums[name] = float(sum(Decimal(str(cost)) for cost in told))
+    return sums
+
+
+def stopped(
+    request: Request, error: RequestError, tries: list[Attempt], talk: Talk
+) -> Result | None:
+    """What was paid for a request that is still to be sent; None where nothing was."""
+    if not any(t.paid for t in tries):
+        return None
+    if talk.answer is not None:
+        error = NoAnswer("the run was stopped")
+    return msgspec.structs.replace(ended(request, error, tries, talk), stopped=True)
 
 
 def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:
@@ -137,6 +133,7 @@ def _result(request: Request, tries: list[Attempt], **ended: Any) -> Result:
         waited_ms=waited,
         cause=cause,
         tries=kept,
+        **_used(tries),
         **ended,
     )
 

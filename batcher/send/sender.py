@@ -27,7 +27,7 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.prices import Price, cost_of
+from batcher.prices import Bill
 from batcher.records import Attempt, Completion, Outcome, Request, Result
 from batcher.send import record, retry, wire
 from batcher.send.answers import Form
@@ -53,7 +53,7 @@ class Lane(NamedTuple):
         patience: How long they take.
         flying: What is in flight: name of the row and when it was sent (monotonic clock).
         forms: In which form it takes what its answers must be.
-        price: What its tokens cost; None when that is not known.
+        bill: What its answers cost.
     """
 
     gate: Door
@@ -61,7 +61,7 @@ class Lane(NamedTuple):
     patience: Patience
     flying: dict[int, tuple[str, float]]
     forms: Forms
-    price: Price | None = None
+    bill: Bill
 
 
 class Again(NamedTuple):
@@ -152,6 +152,13 @@ class Sender:
         except _NoTime:
             assert before is not None
             return record.ended(request, before.error, tries, talk)
+        except Closed:
+            if (
+                before is None
+                or (kept := record.stopped(request, before.error, tries, talk)) is None
+            ):
+                raise
+            return kept
         return record.answered(request, completion, tries)
 
     async def again(self, failed: Again, lane: Lane) -> Result:
@@ -188,10 +195,9 @@ class Sender:
         except _NoTime:  # It stood in line until its time was up.
             return record.ended(request, error, tries, talk)
         except Closed:
-            if talk.answer is None:
+            if (kept := record.stopped(request, error, tries, talk)) is None:
                 raise
-            # It was paid for: better kept as it is than bought again.
-            return record.ended(request, NoAnswer("the run was stopped"), tries, talk)
+            return kept
         return record.answered(request, completion, tries)
 
     def _decide(self, error: RequestError, tries: list[Attempt], until: float) -> float | None:
@@ -216,7 +222,7 @@ class Sender:
         if self._budget is None:
             return await self._exchange(request, lane, tries, until, talk, form, body, None)
         most = _most(self._budget, request, lane, talk, len(body) - request.excess)
-        entering = self._budget.enter(most)
+        entering = self._budget.enter(most, request.model)
         hold = await (entering if until is None else _in_time(entering, until))
         try:
             return await self._exchange(request, lane, tries, until, talk, form, body, hold)
@@ -239,7 +245,7 @@ class Sender:
         `until` is when the row's time is up, None before its first exchange; `hold` is what was set
         aside for it.
         """
-        gate, estimate, patience, flying, forms, price = lane
+        gate, estimate, patience, flying, forms, bill = lane
         size = len(body) - request.excess
         asked = time.monotonic()
         amounts = estimate.tokens(size, talk.max_tokens or request.max_tokens)
@@ -264,9 +270,12 @@ class Sender:
             said = limits(reply.headers, started)
             try:
                 came = wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
-                ended = self._terms.judged(came if price is None else _priced(came, price))
+                if (usage := bill.of(came.usage)) is not came.usage:
+                    came = msgspec.structs.replace(came, usage=usage)
+                ended = self._terms.judged(came)
             except RequestError as error:
                 ended = error
+                error.usage = bill.of(error.usage)
                 heard = _failure(error, said)
             else:
                 prompt, answer = ended.usage.prompt_tokens, ended.usage.completion_tokens
@@ -281,7 +290,9 @@ class Sender:
             del flying[id(request)]
             gate.leave(ticket, heard)
         if hold is not None:
-            _settle(hold, ended)
+            budget = self._budget
+            assert budget is not None
+            _settle(hold, ended, lambda: _most(budget, request, lane, talk, size))
         tries.append(record.attempt(started, latency, waited, _cause(tries, ticket.cause), ended))
         if isinstance(ended, RequestError):
             if self._terms.form_refused(ended, form, proven=forms.proven):
@@ -317,7 +328,7 @@ async def _in_time(entering: Awaitable[T], until: float) -> T:
 
 def _most(budget: Budget, request: Request, lane: Lane, talk: Talk, size: int) -> Amount:
     """What a request of `size` bytes of text may cost and use at most."""
-    price = lane.price
+    price = lane.bill.price
     bound = talk.max_tokens or request.max_tokens or (price.max_output if price else None)
     if price is None and budget.in_dollars:
         budget.stop(
@@ -339,27 +350,27 @@ def _most(budget: Budget, request: Request, lane: Lane, talk: Talk, size: int) -
     return Amount((prompt * dear.input + bound * dear.output) / 1_000_000, prompt + bound)
 
 
-def _settle(hold: Hold, ended: Completion | RequestError) -> None:
+def _settle(hold: Hold, ended: Completion | RequestError, most: Callable[[], Amount]) -> None:
     """Tells what became of a request; one that may have been worked on counts whole."""
-    if isinstance(ended, Completion):
-        usage = ended.usage
-        cost = None if usage.cost_usd is None else Decimal(str(usage.cost_usd))
-        used = _sum(usage.prompt_tokens, usage.completion_tokens)
-        hold.used(cost, None if used is None else int(used))
-    elif not isinstance(ended, NoAnswer | BadResponse):
+    usage = ended.usage
+    cost = None if usage.cost_usd is None else Decimal(str(usage.cost_usd))
+    used = _sum(usage.prompt_tokens, usage.completion_tokens)
+    if isinstance(ended, Completion) or cost is not None or used is not None:
+        hold.used(cost, None if used is None else int(used), most)
+    elif not _may_be_billed(ended):
         hold.refused()
 
 
-def _priced(came: Completion, price: Price) -> Completion:
-    """The completion with its cost, unless the gateway told it."""
-    usage = came.usage
-    if usage.cost_usd is not None or (cost := cost_of(usage, price)) is None:
-        return came
-    usage = msgspec.structs.replace(usage, cost_usd=float(cost))
-    return msgspec.structs.replace(came, usage=usage)
+def _may_be_billed(error: RequestError) -> bool:
+    """Whether a model may have answered behind a failure that does not tell what it used."""
+    if isinstance(error, NoAnswer):
+        return error.sent
+    return isinstance(error, BadResponse) or error.status in _GIVEN_UP
 
 
 _UNSENT = Heard("unsent")
+# What proxies say when they waited for the model no longer, or lost it.
+_GIVEN_UP = frozenset({408, 499, 502, 504, 520, 524})
 
 
 class _NoTime(Exception):

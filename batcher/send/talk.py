@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from batcher.errors import RequestError
-from batcher.records import Completion, Outcome, Request
+from batcher.records import BOUNDS, Completion, Outcome, Request
 from batcher.send.answers import Expected, Form, Unfit
 
 __all__ = ["Forms", "Talk", "Terms"]
@@ -23,7 +23,6 @@ _ABOUT = (
     "guided_",
     "requested parameters",
 )
-_BOUNDS = ("max_completion_tokens", "max_tokens")
 
 
 class Forms:
@@ -95,8 +94,8 @@ class Terms:
                 said = talk.answer.content or ""
                 body = self._expected.asked_again(body, said, talk.answer.unfit or "")
         if talk.max_tokens is not None:
-            name = next((name for name in _BOUNDS if body.get(name) is not None), _BOUNDS[1])
-            body[name] = talk.max_tokens
+            told = [name for name in BOUNDS if body.get(name) is not None]
+            body.update(dict.fromkeys(told, talk.max_tokens))
         return _encode(body)
 
     def judged(self, completion: Completion) -> Completion:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from batcher.errors import BadResponse
+from batcher.errors import BadResponse, RequestError
 from batcher.records import Completion, Outcome, Usage
 from batcher.send.failures import cut, error_of, failure
 
@@ -33,6 +33,7 @@ _FINISHES = {
     "refusal": Outcome.REFUSED,
 }
 _BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff\u00ad]+")
+_NO_PRICE = 1_000_000  # Dollars that no request costs: a number that means something else.
 _FAILED_FINISHES = frozenset({"error", "insufficient_system_resource", "abort"})
 
 
@@ -51,9 +52,15 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
         None,
     )
     data, fault = _json(body)
-    if 200 <= status < 300 and isinstance(data, dict) and not data.get("error"):
-        return _completion(data, body, request_id, keep_raw=keep_raw)
-    raise failure(200 if 200 < status < 300 else status, headers, data, body, fault, request_id)
+    try:
+        if 200 <= status < 300:
+            if isinstance(data, dict) and not data.get("error"):
+                return _completion(data, body, request_id, keep_raw=keep_raw)
+            status = 200
+        raise failure(status, headers, data, body, fault, request_id)
+    except RequestError as error:
+        error.usage = _usage(data.get("usage") if isinstance(data, dict) else None)
+        raise
 
 
 def _json(body: bytes) -> tuple[Any, str | None]:
@@ -153,7 +160,7 @@ def _usage(usage: Any) -> Usage:
     cost = usage.get("cost")
     if cost is None and (ticks := _count(usage.get("cost_in_usd_ticks"))) is not None:  # xAI
         cost = ticks / 10_000_000_000
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or cost < 0:
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < _NO_PRICE:
         cost = None
     return Usage(prompt, completion, total, cached, reasoning, cost)
 

@@ -28,6 +28,7 @@ __all__ = [
     "checked",
     "entry_bytes",
     "extras_of",
+    "last_words",
     "line_of",
     "load",
     "save",
@@ -36,7 +37,8 @@ __all__ = [
 
 OUTCOMES = tuple(Outcome)
 EXTRAS = {"tool_calls": 1, "logprobs": 2, "confidences": 4, "copied": 8}
-"""Bits of `extras`: what a line has that few lines have."""
+"""Bits of `extras`: columns that few lines have."""
+_STOPPED = 16  # The bit of a line that is not the last word on its row.
 NUMBER = {outcome: number for number, outcome in enumerate(OUTCOMES)}
 
 ENTRY = np.dtype(
@@ -75,6 +77,7 @@ class _Head(msgspec.Struct):
     logprobs: str | None = None
     confidences: str | None = None
     copied: bool = False
+    stopped: bool = False
     extras: int = 0
 
 
@@ -97,6 +100,12 @@ class Segment(msgspec.Struct):
 def where(entries: Any) -> Any:
     """Where each entry's line stands, as one number: segment, then offset."""
     return (entries["segment"].astype(np.int64) << 40) | entries["offset"]
+
+
+def last_words(entries: Entries) -> Entries:
+    """Those after which nothing is to be sent for the row: the run was not stopped in between."""
+    stopped = entries["extras"] & _STOPPED != 0
+    return entries[~stopped] if stopped.any() else entries
 
 
 def line_of(encoded: bytes) -> bytes:
@@ -259,4 +268,6 @@ def extras_of(line: _Head | Result) -> int:
         bits |= EXTRAS["confidences"]
     if line.copied:
         bits |= EXTRAS["copied"]
+    if line.stopped:
+        bits |= _STOPPED
     return bits

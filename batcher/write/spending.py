@@ -1,7 +1,8 @@
 """What all runs of an output spent, for `--max-cost`. Touches: files.
 
-The journal tells what was answered. `budget.json` tells in addition what may have been billed and was
-not answered, and, after a kill, what was committed. The larger one counts.
+The journal tells what was answered. `budget.json` tells what may have been billed besides: during a
+run with a budget what is committed, so that after a kill the difference is known; and of a run
+without one how many requests a kill left in flight.
 """
 
 from __future__ import annotations
@@ -9,20 +10,54 @@ from __future__ import annotations
 import os
 from decimal import Decimal
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from batcher.write.index import checked
 from batcher.write.segment import segments, sync_folder
 
-__all__ = ["NAME", "load", "save"]
+__all__ = ["NAME", "Spent", "begin", "save"]
 
 NAME = "budget.json"
+_DUST = Decimal("1e-9")  # Costs are kept as binary fractions, whose sums differ by less.
 
 
-class _Record(msgspec.Struct):
-    spent_usd: Decimal = Decimal(0)
+class Spent(NamedTuple):
+    """What earlier runs of an output spent.
+
+    Attributes:
+        dollars: What is known, and what there may be besides.
+        tokens: Likewise, prompt and answer.
+        perhaps_dollars: The part that is not known.
+        perhaps_tokens: Likewise.
+        cut_off: Requests that may have been billed besides, when no answer tells yet what one costs.
+    """
+
+    dollars: Decimal = Decimal(0)
     tokens: int = 0
+    perhaps_dollars: Decimal = Decimal(0)
+    perhaps_tokens: int = 0
+    cut_off: int = 0
+
+
+class _Record(msgspec.Struct, omit_defaults=True):
+    """What the file holds.
+
+    Attributes:
+        committed_usd: What a run with a budget spent, or had in flight, at most; None once that is
+            compared with the journal.
+        committed_tokens: Likewise.
+        perhaps_usd: What may have been billed besides what the journal tells.
+        perhaps_tokens: Likewise.
+        cut_off: Requests that kills left in flight, without a budget, and that are not in `perhaps`.
+    """
+
+    committed_usd: Decimal | None = None
+    committed_tokens: int | None = None
+    perhaps_usd: Decimal = Decimal(0)
+    perhaps_tokens: int = 0
+    cut_off: int = 0
 
 
 class _Try(msgspec.Struct):
@@ -39,9 +74,68 @@ class _Line(_Try):
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-def load(folder: Path) -> tuple[Decimal, int]:
-    """(dollars, tokens) spent so far, as far as anything tells."""
+def begin(folder: Path, cut_off: int, *, bounded: bool) -> Spent:
+    """Takes stock before a run; what a kill left in flight is added to what may have been billed.
+
+    Args:
+        folder: The run folder.
+        cut_off: Requests that were in flight when the run before was killed, as far as it told.
+        bounded: Whether this run has a budget. Without one the journal is read only where a run
+            with a budget was the last, and nothing is returned that means anything.
+    """
+    try:
+        record = msgspec.json.decode((folder / NAME).read_bytes(), type=_Record)
+    except (FileNotFoundError, msgspec.DecodeError):
+        record = _Record()
+    before = msgspec.structs.replace(record)
+    if record.committed_usd is None:
+        record.cut_off += cut_off
     dollars, tokens = Decimal(0), 0
+    if bounded or record.committed_usd is not None:
+        dollars, tokens, dearest, longest = _journal(folder)
+        if record.committed_usd is not None:
+            besides = record.committed_usd - dollars
+            if besides > _DUST:
+                record.perhaps_usd = max(record.perhaps_usd, besides)
+            over = (record.committed_tokens or 0) - tokens
+            record.perhaps_tokens = max(record.perhaps_tokens, over)
+        if longest:  # Else there was no answer yet to tell what one costs.
+            record.perhaps_usd += record.cut_off * dearest
+            record.perhaps_tokens += record.cut_off * longest
+            record.cut_off = 0
+        record.committed_usd = record.committed_tokens = None
+    if record != before:
+        _write(folder, record)
+    perhaps = record.perhaps_usd, record.perhaps_tokens
+    return Spent(dollars + perhaps[0], tokens + perhaps[1], *perhaps, record.cut_off)
+
+
+def save(folder: Path, dollars: Decimal, tokens: int, earlier: Spent) -> None:
+    """Records what is committed, synced.
+
+    Args:
+        folder: The run folder.
+        dollars: Spent by all runs, and in flight.
+        tokens: Likewise.
+        earlier: As `begin` gave it.
+    """
+    _write(folder, _Record(dollars, tokens, *earlier[2:]))
+
+
+def _write(folder: Path, record: _Record) -> None:
+    temporary = folder / f"{NAME}.tmp"
+    with open(temporary, "wb") as file:
+        os.chmod(temporary, 0o600)
+        file.write(msgspec.json.encode(record) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / NAME)
+    sync_folder(folder)
+
+
+def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int]:
+    """(dollars, tokens) of all answers, and those of the dearest and of the longest result."""
+    dollars, tokens, dearest, longest = Decimal(0), 0, Decimal(0), 0
     for _number, path in segments(folder):
         with path.open("rb", buffering=1 << 20) as file:
             for line in file:
@@ -54,23 +148,8 @@ def load(folder: Path) -> tuple[Decimal, int]:
                 if found.at is None:  # Else it refers to an answer that another line holds.
                     cost, used = _of(found)
                     dollars, tokens = dollars + cost, tokens + used
-    try:
-        record = msgspec.json.decode((folder / NAME).read_bytes(), type=_Record)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return dollars, tokens
-    return max(dollars, record.spent_usd), max(tokens, record.tokens)
-
-
-def save(folder: Path, dollars: Decimal, tokens: int) -> None:
-    """Replaces the record, synced."""
-    temporary = folder / f"{NAME}.tmp"
-    with open(temporary, "wb") as file:
-        os.chmod(temporary, 0o600)
-        file.write(msgspec.json.encode(_Record(dollars, tokens)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / NAME)
-    sync_folder(folder)
+                    dearest, longest = max(dearest, cost), max(longest, used)
+    return dollars, tokens, dearest, longest
 
 
 def _of(line: _Line) -> tuple[Decimal, int]:

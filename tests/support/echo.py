@@ -75,8 +75,10 @@ def running(answer: Answer | None = None) -> Iterator[Echo]:
         return runner
 
     def work() -> None:
-        runner = loop.run_until_complete(serve())
-        up.set()
+        try:
+            runner = loop.run_until_complete(serve())
+        finally:
+            up.set()
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
         loop.close()

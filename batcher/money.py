@@ -1,0 +1,155 @@
+"""What a run may spend, by which prices; and what the rest would take, once it may not. Touches: files, the network."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+
+from batcher.errors import JobError, RunStopped
+from batcher.job import Endpoint, Job
+from batcher.prices import Price, Prices, of_catalogue, of_package
+from batcher.report.progress import Snapshot
+from batcher.report.summary import Summary
+from batcher.report.table import human, money
+from batcher.send import catalogue
+from batcher.send.budget import Amount, Budget
+from batcher.write import spending
+from batcher.write.spending import Spent
+
+__all__ = ["Account", "known_prices", "opened"]
+
+_ROOM = Decimal("1.1")
+
+
+async def known_prices(
+    job: Job, told: Mapping[str, Price], endpoint: Endpoint, say: Callable[[str], None]
+) -> Prices:
+    """Those of `--prices` over those that the gateway lists, and these over those of a package.
+
+    Args:
+        job: Its models are those that matter.
+        told: What `--prices` says.
+        endpoint: The gateway; one without an address lists none.
+        say: Told where sources disagree, and that a list cannot be had where that matters.
+    """
+    package = await asyncio.to_thread(of_package, endpoint.url)
+    needed = not job.models or any(
+        model not in told and package(model) is None for model in job.models
+    )
+    quiet = say if needed else lambda _text: None
+    listed = await catalogue.fetch(endpoint, quiet) if endpoint.url else None
+    prices = Prices(told, of_catalogue(*listed) if listed else None, package)
+    for conflict in prices.conflicts(job.models):
+        say(conflict)
+    return prices
+
+
+async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Account | None:
+    """What may still be spent on this output; None without a bound.
+
+    Args:
+        job: What was asked.
+        prices: What is known of them.
+        folder: The run folder.
+        cut_off: Requests that were in flight when the run before was killed.
+
+    Raises:
+        JobError: The budget cannot be kept, as a price is not known.
+    """
+    bounded = job.max_cost is not None or job.max_total_tokens is not None
+    unknown = [model for model in job.models if prices.of(model) is None]
+    if job.max_cost is not None and unknown:
+        raise JobError(
+            f"--max-cost: the price of {', '.join(unknown)} is not known; tell it with --prices."
+        )
+    begin = partial(spending.begin, folder, cut_off, bounded=bounded)
+    spent = await asyncio.to_thread(begin)
+    return Account(job, folder, spent) if bounded else None
+
+
+class Account:
+    """The budget of an output, kept on disk.
+
+    Args:
+        job: What was asked.
+        folder: The run folder.
+        spent: By earlier runs.
+
+    Attributes:
+        budget: What the sender asks.
+    """
+
+    def __init__(self, job: Job, folder: Path, spent: Spent) -> None:
+        self._job = job
+        self._folder = folder
+        self._earlier = spent
+        self.budget = Budget(
+            None if job.max_cost is None else Decimal(str(job.max_cost)),
+            job.max_total_tokens,
+            Amount(spent.dollars, spent.tokens),
+            self._save,
+            Amount(spent.perhaps_dollars, spent.perhaps_tokens),
+        )
+
+    def close(self) -> None:
+        """Records what was spent."""
+        self._save(self.budget.committed)
+
+    def larger(self, stopped: RunStopped, summary: Summary, now: Snapshot) -> RunStopped:
+        """The stop, with what the rest may take and the budget that has room for it.
+
+        By what the rows of this run took; twice the budget where these tell nothing.
+        """
+        job, spent, next_one = self._job, self.budget.committed, self.budget.refused
+        left = _left(summary, now) if job.route == "each" else None
+        said, instead = [], {}
+        if job.max_cost is not None:
+            most = Decimal(str(job.max_cost))
+            rest = None if left is None else left[0]
+            if rest is not None:
+                said.append(money(rest))
+            need = 2 * most if rest is None else spent.dollars + rest * _ROOM + next_one.dollars
+            instead["--max-cost"] = f"{_up(max(need, most)):f}"
+        if job.max_total_tokens is not None:
+            rest = None if left is None else left[1]
+            if rest is not None:
+                said.append(f"{human(float(rest))} tokens")
+            many = 2 * job.max_total_tokens
+            if rest is not None:
+                many = spent.tokens + math.ceil(rest * _ROOM) + next_one.tokens
+            instead["--max-total-tokens"] = f"{_up(Decimal(max(many, job.max_total_tokens))):f}"
+        told = f" The rest may take {' and '.join(said)}, by what these rows took." if said else ""
+        return RunStopped(f"{stopped}{told}", instead=instead)
+
+    def _save(self, committed: Amount) -> None:
+        spending.save(self._folder, *committed, self._earlier)
+
+
+def _left(summary: Summary, now: Snapshot) -> tuple[Decimal | None, Decimal] | None:
+    """(dollars, tokens) that what is still to be sent may take; None where nothing tells."""
+    dollars: Decimal | None = Decimal(0)
+    tokens = Decimal(0)
+    for lane in now.models:
+        of = summary.models[lane.model]
+        sent = of.rows - of.copied
+        if lane.to_send is None or not sent or of.usage_missing:
+            return None
+        share = Decimal(lane.to_send) / sent
+        tokens += share * ((of.tokens[0] or 0) + (of.tokens[1] or 0))
+        if dollars is not None:
+            dollars = None if of.cost is None or of.cost_missing else dollars + share * of.cost
+    return (dollars, tokens) if now.models else None
+
+
+def _up(number: Decimal) -> Decimal:
+    """The next number of two digits.
+
+    >>> _up(Decimal("1.231")), _up(Decimal(1200)), _up(Decimal("0.00123"))
+    (Decimal('1.3'), Decimal('1200'), Decimal('0.0013'))
+    """
+    step = Decimal(1).scaleb(number.adjusted() - 1)
+    return math.ceil(number / step) * step
