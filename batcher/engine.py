@@ -183,7 +183,8 @@ class Engine:
         """
         assert self._twins is not None
         self._journal = journal
-        async with aclosing(_in_thread(self._twins.copies(inputs), self._stop)) as ahead:
+        stop = asyncio.Event() if self._stop.is_set() else self._stop
+        async with aclosing(_in_thread(self._twins.copies(inputs), stop)) as ahead:
             async for batch in ahead:
                 for prompt, results in batch:
                     for left, result in enumerate(reversed(results)):

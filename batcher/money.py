@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from batcher.errors import JobError, RunStopped
 from batcher.job import Endpoint, Job
 from batcher.prices import Price, Prices, of_catalogue, of_package
+from batcher.read.inputs import Inputs
+from batcher.records import Outcome
 from batcher.report.progress import Snapshot
-from batcher.report.summary import Summary
+from batcher.report.statistics import total_of_sample
+from batcher.report.summary import Projected, Summary
 from batcher.report.table import human, money
 from batcher.send import catalogue
 from batcher.send.budget import Amount, Budget
 from batcher.write import spending
 from batcher.write.spending import Spent
 
-__all__ = ["Account", "known_prices", "opened"]
+__all__ = ["Account", "known_prices", "opened", "project"]
 
 _ROOM = Decimal("1.1")
 
@@ -127,6 +133,58 @@ class Account:
 
     def _save(self, committed: Amount) -> None:
         spending.save(self._folder, *committed, self._earlier)
+
+
+def project(summary: Summary, output: Path, inputs: Inputs, job: Job) -> None:
+    """Tells the summary what all rows would cost, by those that the output holds.
+
+    Args:
+        summary: Gets it, for each model of which all costs are known.
+        output: Just written, of a part of the input.
+        inputs: The whole of it is counted.
+        job: What was asked; `route` is each.
+    """
+    every = inputs.count() * job.samples
+    costs: dict[str, list[float]] = {}
+    unknown = set()
+    for row in _costs(output):
+        cost = row["cost_usd"]
+        if cost is None and row["status"] in _ANSWERED:
+            unknown.add(row["model"])
+        costs.setdefault(row["model"], []).append(cost or 0.0)
+    for model, of in costs.items():
+        if model in unknown or not any(of) or not 2 <= len(of) < every:
+            continue
+        told = total_of_sample(len(of), sum(of), sum(cost * cost for cost in of), every)
+        repeats = job.dedupe is not False and (
+            summary.models[model].copied > 0 or bool(job.dedupe)
+        )
+        drawn = job.sample is not None
+        summary.models[model].projected = Projected(every, *told, drawn=drawn, repeats=repeats)
+
+
+_ANSWERED = {str(outcome) for outcome in Outcome if outcome.answered}
+
+
+def _costs(output: Path) -> Iterator[Mapping[str, Any]]:
+    """`model`, `status` and `cost_usd` of each row of an output."""
+    if output.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(output) as file:
+            for batch in file.iter_batches(columns=["model", "status", "cost_usd"]):
+                yield from batch.to_pylist()
+    else:
+        decode = msgspec.json.Decoder(_Cost).decode
+        with output.open("rb") as lines:
+            for line in lines:
+                yield msgspec.structs.asdict(decode(line))
+
+
+class _Cost(msgspec.Struct):
+    model: str | None
+    status: str
+    cost_usd: float | None
 
 
 def _left(summary: Summary, now: Snapshot) -> tuple[Decimal | None, Decimal] | None:

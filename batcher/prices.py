@@ -26,6 +26,9 @@ from batcher.records import Usage
 __all__ = ["Bill", "Price", "Prices", "cost_of", "of_catalogue", "of_file"]
 
 _MILLION = 1_000_000
+_TOO_CHEAP = Decimal(
+    "0.001"
+)  # Dollars for a million tokens, that is; the cheapest cost ten times as much.
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -174,12 +177,12 @@ def of_file(path: str) -> dict[str, Price]:
         if path.endswith(".toml"):
             data = tomllib.loads(content, parse_float=Decimal)
         elif path.endswith(".json"):
-            data = json.loads(content, parse_float=Decimal)
+            data = json.loads(content, parse_float=Decimal, object_pairs_hook=_once)
         elif path.endswith(".csv"):
             rows = list(csv.DictReader(io.StringIO(content), skipinitialspace=True))
             if any(not row.get("model") for row in rows):
                 raise ValueError("it has no column 'model', or a row without one")
-            data = {row.pop("model"): row for row in rows}
+            data = _once([(row.pop("model"), row) for row in rows])
         else:
             raise ValueError("name it .toml, .json or .csv")
     except (ValueError, RecursionError) as error:
@@ -188,6 +191,16 @@ def of_file(path: str) -> dict[str, Price]:
     if not isinstance(data, dict) or not data:
         raise JobError(f"--prices {path}: there are no models in it.")
     return {model: _told(path, model, of, source) for model, of in data.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Names to values, no name twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name} stands in it twice")
+        found[name] = value
+    return found
 
 
 def _told(path: str, model: str, of: Any, source: str) -> Price:
@@ -200,6 +213,11 @@ def _told(path: str, model: str, of: Any, source: str) -> Price:
             "million tokens)."
         )
     numbers = {name: _number(of.get(name)) for name in known}
+    if any(0 < (numbers[name] or 0) < _TOO_CHEAP for name in ("input", "output")):
+        raise JobError(
+            f"--prices {path}: {model}: these are dollars a token, as it seems; write dollars per million "
+            "tokens."
+        )
     for name in known:
         if numbers[name] is None and (name != "cached" or of.get(name) not in (None, "")):
             raise JobError(

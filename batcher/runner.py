@@ -328,7 +328,10 @@ class Runner:
     def _dry(self, folder: Path, plan: Plan) -> Report:
         """Renders every row and says what is wrong; sends nothing."""
         job = self._job
-        forecast = Forecast(plan.slots, one=job.route != "each")
+        reask = 0 if plan.expected is None else job.reask
+        forecast = Forecast(
+            plan.slots, one=job.route != "each", reask=reask, most_tokens=job.grow_max_tokens
+        )
         twins = self._twins(folder, plan)
         for batch in plan.batches():
             self._go_on()
@@ -406,7 +409,9 @@ class Runner:
                 await engine.run()
             finally:
                 await asyncio.shield(asyncio.to_thread(journal.close))
-            if engine.stopped is None and twins is not None and twins.waiting:
+            # Rows that are written as they finish cannot be written later.
+            now = self._job.output == "-" or not (engine.stopped or self._interrupted)
+            if now and twins is not None and twins.waiting:
                 journal = Journal(folder, alarm=self._stop_sending)
                 try:
                     await engine.copy(inputs, journal)
@@ -492,9 +497,8 @@ class Runner:
         )
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
         if not inputs.whole and job.route == "each" and job.models:
-            rows = await asyncio.to_thread(inputs.count)
-            for model in job.models:
-                self.summary.models[model].all_rows = rows * job.samples
+            project = partial(money.project, self.summary, output, inputs, job)
+            await asyncio.to_thread(project)
         text = f"{written.rows:,} rows in {job.output}"
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text + ".")
 

@@ -59,6 +59,11 @@ def test_equal_requests_are_sent_once_and_each_row_has_the_answer(run, tmp_path,
     table = pq.read_table(tmp_path / "o.parquet").to_pylist()
     assert [row["copied"] for row in table] == [row["copied"] for row in rows]
     assert [row["content"] for row in table] == [row["content"] for row in rows]
+    assert [row["attempts"] for row in table] == [row["attempts"] for row in rows]
+    told = program.batcher("explain", "o.jsonl", str(copy["id"]), cwd=tmp_path).stdout
+    assert told.count(b"nothing was sent: it is a copy of the answer to an equal request") == 2
+    told = program.batcher("show", "o.jsonl", cwd=tmp_path).stdout
+    assert told.count(b"a copy of the answer to an equal request") == 66
 
 
 @pytest.mark.parametrize(
@@ -161,6 +166,18 @@ def test_rows_written_as_they_finish_are_all_there(run):
     rows = [json.loads(line) for line in ended.stdout.splitlines()]
     assert (len(rows), billed) == (40, 7)
     assert {row["id"]: row["prompt"] for row in rows} == dict(enumerate(TEXTS))
+
+
+def test_rows_written_as_they_finish_have_what_was_bought_before_a_stop(run):
+    """There is no next start that could write them."""
+    ended, billed = run(
+        "-o", "-", *SMALL, *ZERO, "--max-total-tokens", "200", "--param", "max_tokens=9"
+    )
+    assert ended.returncode == 4, ended.stderr
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert 0 < billed < 7
+    assert len(rows) == sum(text in {row["prompt"] for row in rows} for text in TEXTS)
+    assert sum(not row.get("copied") for row in rows) == billed
 
 
 def test_rows_added_later_get_answers_of_earlier_runs(run, tmp_path):

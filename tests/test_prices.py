@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import genai_prices
 import pytest
+from aiohttp import web
 from genai_prices.data_snapshot import get_snapshot
 
 from batcher.errors import JobError
@@ -15,7 +16,7 @@ from batcher.send import wire
 from batcher.send.catalogue import address
 from batcher.simulate.server import running
 from batcher.simulate.settings import MODELS, Simulation
-from tests.support import program
+from tests.support import echo, program
 from tests.support.program import read_jsonl, write_jsonl
 
 PRICE = Price(Decimal("0.15"), Decimal("0.60"), Decimal("0.075"), "a file")
@@ -49,6 +50,9 @@ PRICE_NUMBERS = (PRICE.input, PRICE.output, PRICE.cached)
         ("a.json", "[]", "there are no models"),
         ("a.json", "{", "Expecting"),
         ("a.csv", "name,input\nm,1\n", "no column 'model'"),
+        ("a.csv", "model,input,output\nm,1,2\nm,3,4\n", "m stands in it twice"),
+        ("a.json", '{"m": {"input": 1, "output": 2}, "m": {"input": 2}}', "m stands in it twice"),
+        ("a.toml", "[m]\ninput = 0.00000015\noutput = 0.0000006", "these are dollars a token"),
         ("a.txt", "", ".toml, .json or .csv"),
         ("none.toml", None, "No such file"),
     ],
@@ -389,3 +393,53 @@ def test_the_first_rows_tell_what_all_of_them_will_cost(tmp_path, gateway):
     cost = sum(row["cost_usd"] for row in read_jsonl(tmp_path / "out.jsonl"))
     assert told["from_usd"] <= cost <= told["to_usd"]
     assert told["to_usd"] < 1.3 * told["from_usd"]
+
+
+def test_rows_of_earlier_starts_tell_what_all_will_cost_too(tmp_path):
+    """The projection is of all that the output holds, not of what the last start added."""
+    write_jsonl(
+        tmp_path / "in.jsonl", [{"prompt": "word " * (n * 7 % 50 + 1)} for n in range(300)]
+    )
+    words = ("run", "in.jsonl", "-m", "sim-small", "--simulate", "--json")
+
+    def projected(output, *more):
+        ended = program.batcher(*words, "-o", output, *more, cwd=tmp_path)
+        return json.loads(ended.stdout)["models"]["sim-small"]["projected"]
+
+    whole = projected("a.parquet", "--sample", "60")
+    assert projected("b.jsonl", "--sample", "30")["to_usd"] > whole["to_usd"]
+    assert projected("b.jsonl", "--sample", "60") == whole
+    assert (whole["rows"], whole["drawn_by_chance"]) == (300, True)
+    first = program.batcher(*words, "-o", "c.jsonl", "-n", "30", cwd=tmp_path)
+    assert b"if the first rows are like the others" in b" ".join(first.stderr.split())
+
+
+def test_a_check_counts_answers_that_are_asked_for_again(tmp_path):
+    """A bound that a re-ask passes is none."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}] * 10)
+    words = ("in.jsonl", "-o", "o.jsonl", "-m", "sim-small", "--simulate", "--json")
+    words += ("--param", "max_tokens=100")
+
+    def at_most(*more):
+        ended = program.batcher("check", *words, *more, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        told = json.loads(ended.stdout)
+        assert told["models"]["sim-small"]["price"] is not None
+        return told["forecast"]["models"]["sim-small"]["answer_tokens_at_most"]
+
+    assert at_most() == 1000
+    assert at_most("--labels", "a,b", "--reask", "2") == 3000
+    assert at_most("--grow-max-tokens", "350") == 10 * (100 + 200 + 350)
+    assert at_most("--grow-max-tokens", "350", "--labels", "a,b") == 10 * (100 + 200 + 350 + 350)
+
+
+def test_a_gateway_that_lists_no_models_leaves_those_of_the_file(tmp_path):
+    async def none(_request):
+        return web.json_response({"object": "list", "data": []})
+
+    (tmp_path / "prices.toml").write_text('["m"]\ninput = 1.50\noutput = 2\n')
+    with echo.running(none, "/v1/models") as up:
+        ended = program.batcher("models", "--prices", "prices.toml", cwd=tmp_path, url=up.url)
+    assert ended.returncode == 0
+    assert ended.stdout.decode().split()[-6:] == ["m", "—", "—", "1.5", "—", "2"]
+    assert b"the gateway lists no models; these are those of --prices" in ended.stderr

@@ -28,6 +28,9 @@ def explain(output: str, row: str, /) -> int:
         found = True
         sample = f" · sample {result.sample}" if result.sample else ""
         print(f"row {result.row} ({result.custom_id}) · {result.model}{sample} · {result.status}")
+        if result.copied:
+            print("  nothing was sent: it is a copy of the answer to an equal request")
+            continue
         for number, attempt in enumerate(result.tries or [_only(result)], 1):
             print(f"  {number}. {_line(attempt)}")
     if not found:

@@ -38,6 +38,10 @@ def models(
     told = {} if prices is None else of_file(prices)
     endpoint = Job(output="-", base_url=base_url, api_key_env=api_key_env).endpoint()
     names, known = asyncio.run(_asked(endpoint, told))
+    if not names:
+        those = "; these are those of --prices" if told else ""
+        print(f"batcher: the gateway lists no models{those}.", file=sys.stderr)
+        names = sorted(told)
     rows = [(name, known.of(name)) for name in names if match.lower() in name.lower()]
     if json:
         for name, price in rows:

@@ -101,6 +101,7 @@ def _lines(row: Mapping[str, Any], width: int) -> Iterator[str]:
         f"· {tokens[0]} + {tokens[1]} tokens" if None not in tokens else "",
         f"· {latency / 1000:.2f} s" if latency is not None else "",
         f"· {row['attempts']} attempts" if (row.get("attempts") or 0) > 1 else "",
+        "· a copy of the answer to an equal request" if row.get("copied") else "",
     ]
     yield _clean(" ".join(filter(None, facts)))
     for name, value in row.items():

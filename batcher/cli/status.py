@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from batcher.records import Outcome
@@ -18,7 +19,7 @@ def status(output: str, /) -> int:
     import numpy as np
 
     from batcher.cli.folder import at_work, found, inputs_of
-    from batcher.report.table import duration, others
+    from batcher.report.table import duration, money, others
     from batcher.write import index
     from batcher.write import status as heartbeat
     from batcher.write.segment import loaded
@@ -59,6 +60,8 @@ def status(output: str, /) -> int:
         if now:
             facts.append(f"{now.get('in_flight', 0):,} in flight")
             facts.append(f"{now.get('requests_per_second', 0):.1f} requests/s")
+            if (cost := now.get("cost_usd")) is not None:
+                facts.append(f"{money(Decimal(str(cost)))} in this run")
             if (left := now.get("eta_seconds")) is not None:
                 facts.append(f"{duration(left)} left")
         print(f"  {model}: {', '.join(filter(None, facts))}")

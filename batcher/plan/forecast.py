@@ -38,13 +38,13 @@ class _Share:
     def __init__(self) -> None:
         self.requests = self.bytes = self.bound = self.unbound = 0
 
-    def add(self, prompt: Prompt) -> None:
+    def add(self, prompt: Prompt, bound: int | None) -> None:
         self.requests += 1
         self.bytes += len(prompt.fields) - prompt.excess
-        if prompt.max_tokens is None:
+        if bound is None:
             self.unbound += 1
         else:
-            self.bound += prompt.max_tokens
+            self.bound += bound
 
     @property
     def tokens(self) -> tuple[float, float, float]:
@@ -58,15 +58,21 @@ class Forecast:
     Args:
         slots: Model by slot; "" where rows name their own.
         one: Whether a row is answered by one of the models, each of which is then told all of it.
+        reask: How often an answer that is not what was asked for is sent back.
+        most_tokens: Up to which bound what was truncated is sent again; None for never.
 
     Attributes:
         errors: Why rows cannot be sent.
         requests: How many will be.
     """
 
-    def __init__(self, slots: tuple[str, ...], *, one: bool) -> None:
+    def __init__(
+        self, slots: tuple[str, ...], *, one: bool, reask: int = 0, most_tokens: int | None = None
+    ) -> None:
         self._slots = slots
         self._one = one
+        self._reask = reask
+        self._most_tokens = most_tokens
         self._models: dict[str, _Share] = {}
         self._prompts = array("q")
         self.errors: list[str] = []
@@ -87,7 +93,17 @@ class Forecast:
         self._prompts.append(hash((prompt.fields, prompt.model)))
         for slot in slots:
             model = self._slots[slot] or prompt.model or ""
-            self._models.setdefault(model, _Share()).add(prompt)
+            self._models.setdefault(model, _Share()).add(prompt, self._answers(prompt.max_tokens))
+
+    def _answers(self, bound: int | None) -> int | None:
+        """Tokens that all answers to a request may have together, those that are thrown away as well."""
+        if bound is None:
+            return None
+        longest = every = bound
+        while self._most_tokens is not None and longest < self._most_tokens:
+            longest = min(self._most_tokens, 2 * longest)
+            every += longest
+        return every + self._reask * longest
 
     @property
     def twins(self) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import Decimal
+from typing import NamedTuple
 
 from batcher.prices import Bill, Price
 from batcher.records import Attempt, Outcome, Result
 
-__all__ = ["TOKENS", "Latencies", "ModelSummary", "Summary"]
+__all__ = ["TOKENS", "Latencies", "ModelSummary", "Projected", "Summary"]
 
 TOKENS = ("prompt", "completion", "total", "cached", "reasoning")
 _FIELDS = tuple(f"{name}_tokens" for name in TOKENS)
@@ -72,6 +73,35 @@ class Latencies:
         return self.max
 
 
+class Projected(NamedTuple):
+    """What all rows would cost, by those that were asked for: dollars, with a 95 % interval.
+
+    Attributes:
+        rows: Answers that all of the input would have.
+        drawn: Whether the rows asked for were drawn by chance.
+        repeats: Whether equal requests are sent once, so that it is less where more rows repeat.
+    """
+
+    rows: int
+    about: float
+    low: float
+    high: float
+    drawn: bool
+    repeats: bool
+
+    def asdict(self) -> dict[str, object]:
+        """For `--json`."""
+        about, low, high = (float(f"{dollars:.6g}") for dollars in self[1:4])
+        return {
+            "rows": self.rows,
+            "cost_usd": about,
+            "from_usd": low,
+            "to_usd": high,
+            "drawn_by_chance": self.drawn,
+            "less_where_rows_repeat": self.repeats,
+        }
+
+
 class ModelSummary:
     """The totals of one model in this run.
 
@@ -84,7 +114,7 @@ class ModelSummary:
         usage_missing: Answered rows that reported no prompt or no completion tokens.
         cost: Dollars of the rows whose cost is known; None when none is.
         cost_missing: Answered rows whose cost is not known.
-        all_rows: How many answers all of the input would have, where only a part of it was asked for.
+        projected: What all rows would cost, where only a part of them was asked for and it is known.
         latencies: Of answered rows; a fast refusal of the key is no fast answer.
         requests: HTTP exchanges.
         limit_used: Part of the known limit that was used; None when no limit is known.
@@ -101,9 +131,7 @@ class ModelSummary:
 
     __slots__ = (
         "_heard_429",
-        "_squares",
         "_tried_429",
-        "all_rows",
         "bill",
         "copied",
         "cost",
@@ -115,6 +143,7 @@ class ModelSummary:
         "loose",
         "missing",
         "outcomes",
+        "projected",
         "requests",
         "retries",
         "thrown_away",
@@ -145,8 +174,7 @@ class ModelSummary:
         self.bill = Bill(None)
         self._heard_429 = 0
         self._tried_429 = 0
-        self._squares = Decimal(0)  # Of the rows' costs.
-        self.all_rows: int | None = None
+        self.projected: Projected | None = None
 
     @property
     def rows(self) -> int:
@@ -207,7 +235,6 @@ class ModelSummary:
         if result.cost_usd is not None:
             cost = _dollars(result.cost_usd) - sum(_dollars(t.cost_usd) for t in others)
             self.cost = (self.cost or 0) + cost
-            self._squares += cost * cost
             if answered and status is not Outcome.OK:
                 last = kept[0].cost_usd if result.tries and kept else result.cost_usd
                 self.unusable_cost += _dollars(last)
@@ -237,22 +264,6 @@ class ModelSummary:
         self.thrown_cost += _dollars(attempt.cost_usd)
 
     @property
-    def projected(self) -> tuple[Decimal, Decimal, Decimal] | None:
-        """(about, from, to) dollars for `all_rows`; None when too little is known.
-
-        The mean of the rows asked for times the number of all, with the 95 % interval of a mean
-        (normal; the rows not asked for taken to be like those that were, Cochran 1977, 2.8).
-        """
-        asked, every = self.rows, self.all_rows
-        if every is None or self.cost is None or self.cost_missing or not 2 <= asked < every:
-            return None
-        mean = self.cost / asked
-        variance = max(Decimal(0), self._squares - asked * mean * mean) / (asked - 1)
-        error = (variance / asked * (1 - Decimal(asked) / every)).sqrt()
-        about, around = every * mean, Decimal("1.96") * every * error
-        return about, max(self.cost, about - around), about + around
-
-    @property
     def saved(self) -> Decimal | None:
         """Dollars that cached tokens were cheaper; None when that is not known."""
         cached, price = self.tokens[TOKENS.index("cached")], self.bill.price
@@ -271,7 +282,7 @@ class ModelSummary:
             "cost_of_unusable_usd": None if self.cost is None else float(self.unusable_cost),
             "price": None if self.bill.price is None else _price(self.bill.price),
             "told_by_gateway": _told(self.bill),
-            "projected": _projected(self),
+            "projected": None if self.projected is None else self.projected.asdict(),
             "latency_ms": {**spread, "max": self.latencies.max},
             "requests": self.requests,
             "retries": self.retries,
@@ -293,13 +304,6 @@ class ModelSummary:
 def _dollars(reported: float | None) -> Decimal:
     """By the text: 0.1 dollars are meant, not the binary fraction next to it."""
     return Decimal(0) if reported is None else Decimal(str(reported))
-
-
-def _projected(of: ModelSummary) -> dict[str, object] | None:
-    if (projected := of.projected) is None:
-        return None
-    about, low, high = (round(float(dollars), 6) for dollars in projected)
-    return {"rows": of.all_rows, "cost_usd": about, "from_usd": low, "to_usd": high}
 
 
 def _told(bill: Bill) -> dict[str, float | None] | None:

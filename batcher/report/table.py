@@ -251,8 +251,10 @@ def _unusable(of: ModelSummary) -> str:
 def _projected(of: ModelSummary) -> str:
     if (projected := of.projected) is None:
         return ""
-    about, low, high = map(money, projected)
-    return f"all {of.all_rows:,} rows: about {about} ({low} to {high})"
+    about, low, high = (money(Decimal(dollars)) for dollars in projected[1:4])
+    but = "" if projected.drawn else ", if the first rows are like the others"
+    but += ", less where more rows repeat" if projected.repeats else ""
+    return f"all {projected.rows:,} rows: about {about} ({low} to {high}){but}"
 
 
 def _saved(of: ModelSummary) -> str:

@@ -157,6 +157,7 @@ def _table(
             results["parsed"] = parsed.array(found["parsed"].to_pylist())
         except pa.ArrowInvalid:
             raise NotOfType from None
+    results["attempts"] = pc.fill_null(found["attempts"], 0)
     if "copied" in results:
         results["copied"] = pc.fill_null(found["copied"], False)
     results["created_at"] = found["created_at"].cast(_TIME)

@@ -60,13 +60,13 @@ def asked(text: str, model: str, system: str | None = None, **params: object) ->
 
 
 @contextmanager
-def running(answer: Answer | None = None) -> Iterator[Echo]:
+def running(answer: Answer | None = None, path: str = "/v1/chat/completions") -> Iterator[Echo]:
     """The gateway on a free port, in a thread of its own; `answer` takes the place of its own."""
     echo, up, loop = Echo(), threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> web.AppRunner:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", answer or echo.answer)
+        app.router.add_route("*", path, answer or echo.answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
