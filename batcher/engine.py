@@ -17,8 +17,9 @@ from functools import partial
 from itertools import groupby, pairwise
 from typing import TypeVar
 
+from batcher.endpoint import Endpoint
 from batcher.errors import JobError, RunStopped
-from batcher.job import Endpoint, Job
+from batcher.job import Job
 from batcher.lanes import (
     PENDING,
     EngineLane,

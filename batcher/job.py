@@ -11,23 +11,20 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 from cyclopts import Group, Parameter
 
+from batcher.endpoint import Endpoint, endpoint_of
 from batcher.errors import JobError
 from batcher.records import Outcome
+from batcher.words import concurrency_of, labels_of, limit_of, text_of
 
-__all__ = ["AIHUBMIX", "Endpoint", "Job", "Limits"]
-
-AIHUBMIX = "https://aihubmix.com/v1"
-OPENAI = "https://api.openai.com/v1"
-AIHUBMIX_KEY, OPENAI_KEY = "AIHUBMIX_API_KEY", "OPENAI_API_KEY"
+__all__ = ["Job", "Limits"]
 
 _WHAT = Group("What to ask", sort_key=1)
 _WHERE = Group("Where to send it", sort_key=2)
@@ -37,22 +34,6 @@ _SHOW = Group("What to show", sort_key=5)
 
 
 _LENGTH = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where requests go.
-
-    Attributes:
-        url: Full address of `chat/completions`.
-        name: The address as a part of each request's identity; the simulated gateway has one name
-            on whatever port it listens.
-        key: The API key; None for a server that wants none. Kept out of `repr`.
-    """
-
-    url: str
-    name: str
-    key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -409,10 +390,10 @@ class Job:
         if "response_format" in self.body_params:
             raise JobError("--param response_format: --schema and --labels set it; leave it out.")
         if self.labels is not None:
-            return None, _labels(self.labels)
+            return None, labels_of(self.labels)
         text = self.schema or ""
         if not text.lstrip().startswith("{"):
-            text = _text("--schema", f"@{text}") or ""
+            text = text_of("--schema", f"@{text}") or ""
         try:
             schema = msgspec.json.decode(text)
         except msgspec.DecodeError as error:
@@ -424,14 +405,14 @@ class Job:
     @property
     def templates(self) -> tuple[str | None, str | None]:
         """Text of the prompt and the system template, read from their files for `@FILE`."""
-        return _text("--prompt", self.prompt), _text("--system", self.system)
+        return text_of("--prompt", self.prompt), text_of("--system", self.system)
 
     def limits(self, model: str) -> Limits:
         """What was told about this model: its own `MODEL=N`, else the plain `N`."""
         return Limits(
-            rpm=_limit("--rpm", self.rpm, model),
-            tpm=_limit("--tpm", self.tpm, model),
-            concurrency=_concurrency(self.concurrency, model),
+            rpm=limit_of("--rpm", self.rpm, model),
+            tpm=limit_of("--tpm", self.tpm, model),
+            concurrency=concurrency_of(self.concurrency, model),
         )
 
     @property
@@ -462,46 +443,7 @@ class Job:
         Raises:
             JobError: The address is not one, or the key that goes with it is not set.
         """
-        base = (self.base_url or _default_base(self.api_key_env, environment)).strip()
-        try:
-            parts = urlsplit(base)
-            host, _port = parts.hostname, parts.port
-        except ValueError:
-            parts, host = urlsplit(""), None
-        if parts.scheme not in ("http", "https") or not host:
-            raise JobError(
-                f"--base-url {_without_secrets(base)!r} is not an address; "
-                "write it in full, such as https://aihubmix.com/v1."
-            )
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise JobError(
-                "--base-url must carry no user, password, query or fragment; the key comes from the "
-                "environment (--api-key-env)."
-            )
-        url = base.rstrip("/")
-        url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-        key_name = self.api_key_env or _key_name(base, host, environment)
-        if key_name is None:
-            if host in ("localhost", "::1") or host.startswith("127."):
-                return Endpoint(url, url)
-            raise JobError(
-                f"No API key for {host}: name the environment variable that holds it with "
-                f"--api-key-env ({AIHUBMIX_KEY} goes only to AiHubMix, {OPENAI_KEY} only to "
-                "OpenAI and to OPENAI_BASE_URL)."
-            )
-        key = environment.get(key_name, "").strip()
-        if not key:
-            # Somebody may have given the key itself in the place of its name.
-            name = key_name if re.fullmatch(r"[A-Z][A-Z0-9_]*", key_name) else "that variable"
-            raise JobError(
-                f"No API key for {host}: set {name} in the environment "
-                "(or name another variable with --api-key-env; or try --simulate, which needs none)."
-            )
-        if not key.isascii() or not key.isprintable():
-            raise JobError(
-                f"{key_name} holds characters that no HTTP header can carry; set it anew."
-            )
-        return Endpoint(url, url, key)
+        return endpoint_of(self.base_url, self.api_key_env, environment)
 
 
 def _choices(kind: Any) -> str:
@@ -519,88 +461,3 @@ def _as_json(name: object, value: object) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise JobError(f"params: {name!r} is nothing that JSON can hold ({error}).") from None
-
-
-def _default_base(key_name: str | None, environment: Mapping[str, str]) -> str:
-    """Where requests go when no address is given: AiHubMix unless all that is set is OpenAI's."""
-    openai = key_name == OPENAI_KEY or (
-        AIHUBMIX_KEY not in environment
-        and ("OPENAI_BASE_URL" in environment or (OPENAI_KEY in environment and not key_name))
-    )
-    return environment.get("OPENAI_BASE_URL", OPENAI) if openai else AIHUBMIX
-
-
-def _key_name(base: str, host: str, environment: Mapping[str, str]) -> str | None:
-    """The variable whose key belongs to this host; None for hosts to which none belongs."""
-    if host == "aihubmix.com" or host.endswith(".aihubmix.com"):
-        return AIHUBMIX_KEY
-    if host == "api.openai.com":
-        return OPENAI_KEY
-    theirs = environment.get("OPENAI_BASE_URL")
-    if theirs and urlsplit(theirs).hostname == host and OPENAI_KEY in environment:
-        return OPENAI_KEY
-    return None
-
-
-def _text(flag: str, text: str | None) -> str | None:
-    if text is None or not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise JobError(f"{flag} {text}: the file cannot be read: {why}.") from None
-
-
-def _labels(text: str) -> tuple[str, ...]:
-    """Parted by commas, or a JSON list for labels that have some."""
-    labels = [label.strip() for label in text.split(",")]
-    if text.lstrip().startswith("["):
-        try:
-            labels = msgspec.json.decode(text, type=list[str])
-        except msgspec.DecodeError as error:
-            raise JobError(f"--labels {text!r}: it is no JSON list of texts ({error}).") from None
-    if len(labels) < 2 or not all(label.strip() for label in labels):
-        raise JobError(f"--labels {text!r}: give two or more, parted by commas: bug,billing.")
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise JobError(f"--labels {text!r}: {', '.join(sorted(twice))} stands there twice.")
-    return tuple(labels)
-
-
-def _limit(flag: str, told: tuple[str, ...], model: str) -> float | None:
-    found = _of_model(told, model)
-    if found is None:
-        return None
-    try:
-        number = float(found)
-    except ValueError:
-        number = -1.0
-    if not 0 < number < float("inf"):
-        raise JobError(f"{flag} {found!r}: it must be a number above 0, or MODEL=N.")
-    return number
-
-
-def _concurrency(told: tuple[str, ...], model: str) -> int | None:
-    found = _of_model(told, model)
-    if found is None or found == "auto":
-        return None
-    if not found.isdecimal() or int(found) < 1:
-        raise JobError(
-            f"--concurrency {found!r}: it must be a whole number from 1, MODEL=N or auto."
-        )
-    return int(found)
-
-
-def _of_model(told: tuple[str, ...], model: str) -> str | None:
-    plain = None
-    for text in told:
-        name, equals, number = text.rpartition("=")
-        if not equals:
-            plain = text
-        elif name == model:
-            return number
-    return plain
-
-
-def _without_secrets(url: str) -> str:
-    return url.rpartition("@")[2] if "@" in url else url

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from batcher.endpoint import Endpoint
 from batcher.errors import JobError, RunStopped
-from batcher.job import Endpoint, Job
+from batcher.job import Job
 from batcher.prices import Price, Prices, of_catalogue, of_package
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome

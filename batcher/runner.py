@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import glob
 import os
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -25,9 +23,12 @@ import msgspec
 from rich.console import Console
 
 from batcher import money
+from batcher.embedded import simulated_gateway
+from batcher.endpoint import Endpoint
 from batcher.engine import Emit, Engine
 from batcher.errors import Damaged, JobError, OutputError, RunStopped
-from batcher.job import Endpoint, Job
+from batcher.job import Job
+from batcher.output import check_output, sweep
 from batcher.plan.forecast import Forecast, counted
 from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
@@ -155,11 +156,11 @@ class Runner:
                 return await self._locked(Path(temporary))
         output = Path(job.output)
         folder = output.with_name(output.name + ".run")
-        _check_output(output, folder, job)
+        check_output(output, folder, job)
         new = not folder.exists()
         lock = Lock(folder)
         try:
-            _sweep(output)
+            sweep(output)
             if not job.dry_run:
                 aside.settle(folder)
             return await self._locked(folder)
@@ -186,7 +187,7 @@ class Runner:
         )
         if job.dry_run:
             if job.simulate:
-                async with _simulated() as simulated:  # It alone knows its prices.
+                async with simulated_gateway() as simulated:  # It alone knows its prices.
                     self._prices = await self._known(simulated)
             return await asyncio.to_thread(self._dry, folder, plan)
         replaced = job.overwrite and aside.set_aside(folder)
@@ -199,7 +200,7 @@ class Runner:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if job.simulate:
-                    endpoint = await stack.enter_async_context(_simulated())
+                    endpoint = await stack.enter_async_context(simulated_gateway())
                     self._prices = await self._known(endpoint)
                 report = await self._answered(
                     folder, inputs, plan, manifest, endpoint, replaces=replaced
@@ -503,37 +504,6 @@ class Runner:
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text + ".")
 
 
-def _check_output(output: Path, folder: Path, job: Job) -> None:
-    """Whether the output can be written, and is ours if it is there."""
-    if os.path.realpath(output) in map(os.path.realpath, job.inputs):
-        raise JobError(f"{output}: it is the input and the output; name another --output.")
-    parent = output.parent
-    if output.is_dir():
-        raise JobError(
-            f"{output}: it is a folder; name a file in it, such as {output / 'out.jsonl'}."
-        )
-    if not parent.is_dir():
-        raise JobError(f"{output}: there is no folder {parent}; make it first.")
-    if not os.access(parent, os.W_OK):
-        raise JobError(f"{output}: the folder {parent} cannot be written.")
-    names = []
-    if folder.exists():
-        try:
-            names = os.listdir(folder)
-        except NotADirectoryError:
-            names = [folder.name]
-        except OSError as error:
-            raise JobError(f"{folder}: it cannot be read: {error.strerror}.") from None
-        if names and not {"LOCK", "run.json", "journal-000001.jsonl"} & {*names}:
-            raise JobError(f"{folder}: it is in the way of the run folder; move it.")
-    recorded = any(name.startswith(("run.json", "journal-", aside.ASIDE)) for name in names)
-    if output.exists() and not recorded and not job.overwrite:
-        raise JobError(
-            f"{output} is there already and batcher has no record of having written it; choose "
-            "another --output, move it away, or replace it with --overwrite."
-        )
-
-
 def _first_words(summary: Summary) -> str:
     """Of the first failure there was, to be put behind a sentence."""
     said = [text for of in summary.models.values() for text in of.examples.values()]
@@ -542,44 +512,3 @@ def _first_words(summary: Summary) -> str:
 
 def _any_answer(summary: Summary) -> bool:
     return any(outcome.answered for of in summary.models.values() for outcome in of.outcomes)
-
-
-def _sweep(output: Path) -> None:
-    """Removes outputs that a kill left unfinished."""
-    for path in output.parent.glob(f".{glob.escape(output.name)}.tmp-*"):
-        pid = path.name.rpartition("-")[2]
-        try:
-            os.kill(int(pid), 0)
-        except (ValueError, ProcessLookupError):
-            path.unlink(missing_ok=True)
-        except PermissionError:
-            continue  # Somebody else's process is alive under this number.
-
-
-@contextlib.asynccontextmanager
-async def _simulated() -> AsyncIterator[Endpoint]:
-    """The embedded gateway, a process of its own that ends with this one."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "batcher",
-        "simulate",
-        "--port",
-        "0",
-        "--until-stdin-closes",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = (await process.stdout.readline()).decode().strip()
-        if not line.startswith("http"):
-            raise JobError("The simulated gateway did not start; see what it says above.")
-        yield Endpoint(f"{line}/chat/completions", "simulated:")
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from genai_prices.data_snapshot import get_snapshot
 
+from batcher.endpoint import Endpoint
 from batcher.errors import JobError
-from batcher.job import Endpoint
 from batcher.prices import Price, Prices, cost_of, of_catalogue, of_file, of_package
 from batcher.records import Usage
 from batcher.send import wire

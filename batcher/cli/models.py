@@ -9,7 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from batcher.job import Endpoint, Job
+from batcher.endpoint import Endpoint
+from batcher.job import Job
 from batcher.prices import Price, Prices, of_catalogue, of_file, of_package
 
 __all__ = ["models"]

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from batcher.endpoint import Endpoint
 from batcher.errors import JobError
-from batcher.job import Endpoint
 
 __all__ = ["address", "fetch", "names"]
 

@@ -29,8 +29,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
+from batcher.endpoint import Endpoint
 from batcher.errors import BadResponse, NoAnswer
-from batcher.job import Endpoint
 from batcher.records import Outcome
 
 __all__ = ["Client", "Reply", "open_files"]

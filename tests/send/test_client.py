@@ -6,8 +6,8 @@ import gzip
 
 import pytest
 
+from batcher.endpoint import Endpoint
 from batcher.errors import BadResponse, NoAnswer
-from batcher.job import Endpoint
 from batcher.records import Outcome
 from batcher.send.client import Client
 from tests.support.canned import Server

@@ -1,0 +1,90 @@
+"""What is meant by the words that follow some flags. Touches: files (`@FILE`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from batcher.errors import JobError
+
+__all__ = ["concurrency_of", "labels_of", "limit_of", "text_of"]
+
+
+def text_of(flag: str, text: str | None) -> str | None:
+    """The text itself, or for `@FILE` what the file holds.
+
+    Raises:
+        JobError: It cannot be read.
+    """
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise JobError(f"{flag} {text}: the file cannot be read: {why}.") from None
+
+
+def labels_of(text: str) -> tuple[str, ...]:
+    """Labels parted by commas, or a JSON list for those that have some.
+
+    Raises:
+        JobError: There are fewer than two, or one stands there twice.
+    """
+    labels = [label.strip() for label in text.split(",")]
+    if text.lstrip().startswith("["):
+        try:
+            labels = msgspec.json.decode(text, type=list[str])
+        except msgspec.DecodeError as error:
+            raise JobError(f"--labels {text!r}: it is no JSON list of texts ({error}).") from None
+    if len(labels) < 2 or not all(label.strip() for label in labels):
+        raise JobError(f"--labels {text!r}: give two or more, parted by commas: bug,billing.")
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise JobError(f"--labels {text!r}: {', '.join(sorted(twice))} stands there twice.")
+    return tuple(labels)
+
+
+def limit_of(flag: str, told: tuple[str, ...], model: str) -> float | None:
+    """The number told for a model, by `N` for all or `MODEL=N`; None for none.
+
+    Raises:
+        JobError: It is no number above 0.
+    """
+    found = _of_model(told, model)
+    if found is None:
+        return None
+    try:
+        number = float(found)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise JobError(f"{flag} {found!r}: it must be a number above 0, or MODEL=N.")
+    return number
+
+
+def concurrency_of(told: tuple[str, ...], model: str) -> int | None:
+    """Likewise; None also for `auto`.
+
+    Raises:
+        JobError: It is no whole number from 1.
+    """
+    found = _of_model(told, model)
+    if found is None or found == "auto":
+        return None
+    if not found.isdecimal() or int(found) < 1:
+        raise JobError(
+            f"--concurrency {found!r}: it must be a whole number from 1, MODEL=N or auto."
+        )
+    return int(found)
+
+
+def _of_model(told: tuple[str, ...], model: str) -> str | None:
+    plain = None
+    for text in told:
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            plain = text
+        elif name == model:
+            return number
+    return plain
