@@ -207,8 +207,8 @@ def _left(summary: Summary, now: Snapshot) -> tuple[Decimal | None, Decimal] | N
 def _up(number: Decimal) -> Decimal:
     """The next number of two digits.
 
-    >>> _up(Decimal("1.231")), _up(Decimal(1200)), _up(Decimal("0.00123"))
-    (Decimal('1.3'), Decimal('1200'), Decimal('0.0013'))
+    >>> [f"{_up(Decimal(number)):f}" for number in ("1.231", "1200", "0.00123")]
+    ['1.3', '1200', '0.0013']
     """
     step = Decimal(1).scaleb(number.adjusted() - 1)
     return math.ceil(number / step) * step

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,19 +72,21 @@ def test_more_rows_and_all_rows_pay_only_for_the_rest(run, tmp_path, gateway):
     assert b"holds 180 answers of rows or models that the last run did not ask" in cleaned.stderr
 
 
-def test_what_all_rows_will_cost_is_told(tmp_path):
+def test_what_all_rows_will_cost_is_told(tmp_path, gateway):
     """The range holds what they do cost, and the check reads the sample alone."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": row["prompt"]} for row in ROWS])
-    words = ("in.jsonl", "-o", "o.jsonl", *SMALL, "--simulate")
-    ended = program.batcher("run", *words, "--sample", "60", "--json", cwd=tmp_path)
+    (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 10\noutput = 40\n')
+    words = ("in.jsonl", "-o", "o.jsonl", *SMALL, "--prices", "prices.toml")
+    batcher = partial(program.batcher, cwd=tmp_path, url=gateway.url)
+    ended = batcher("run", *words, "--sample", "60", "--json")
     projected = json.loads(ended.stdout)["models"]["sim-small"]["projected"]
     assert projected["rows"] == 200
-    told = program.batcher("run", *words, "--sample", "60", "--overwrite", cwd=tmp_path).stderr
+    told = batcher("run", *words, "--sample", "60", "--overwrite").stderr
     assert re.search(rb"all 200 rows: about \$0\.\d+ \(\$0\.\d+ to \$0\.\d+\)", told)
-    ended = program.batcher("run", *words, "--overwrite", "--json", cwd=tmp_path)
+    ended = batcher("run", *words, "--overwrite", "--json")
     cost = json.loads(ended.stdout)["models"]["sim-small"]["cost_usd"]
     assert projected["from_usd"] <= cost <= projected["to_usd"]
-    told = program.batcher("check", *words, "--sample", "60", cwd=tmp_path).stderr
+    told = batcher("check", *words, "--sample", "60").stderr
     assert b"60 rows read" in told
 
 

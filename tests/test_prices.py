@@ -395,33 +395,35 @@ def test_the_first_rows_tell_what_all_of_them_will_cost(tmp_path, gateway):
     assert told["to_usd"] < 1.3 * told["from_usd"]
 
 
-def test_rows_of_earlier_starts_tell_what_all_will_cost_too(tmp_path):
+def test_rows_of_earlier_starts_tell_what_all_will_cost_too(tmp_path, gateway):
     """The projection is of all that the output holds, not of what the last start added."""
     write_jsonl(
         tmp_path / "in.jsonl", [{"prompt": "word " * (n * 7 % 50 + 1)} for n in range(300)]
     )
-    words = ("run", "in.jsonl", "-m", "sim-small", "--simulate", "--json")
+    (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 1\noutput = 4\n')
+    words = ("run", "in.jsonl", "-m", "sim-small", "--prices", "prices.toml", "--json")
 
     def projected(output, *more):
-        ended = program.batcher(*words, "-o", output, *more, cwd=tmp_path)
+        ended = program.batcher(*words, "-o", output, *more, cwd=tmp_path, url=gateway.url)
         return json.loads(ended.stdout)["models"]["sim-small"]["projected"]
 
     whole = projected("a.parquet", "--sample", "60")
     assert projected("b.jsonl", "--sample", "30")["to_usd"] > whole["to_usd"]
     assert projected("b.jsonl", "--sample", "60") == whole
     assert (whole["rows"], whole["drawn_by_chance"]) == (300, True)
-    first = program.batcher(*words, "-o", "c.jsonl", "-n", "30", cwd=tmp_path)
+    first = program.batcher(*words, "-o", "c.jsonl", "-n", "30", cwd=tmp_path, url=gateway.url)
     assert b"if the first rows are like the others" in b" ".join(first.stderr.split())
 
 
-def test_a_check_counts_answers_that_are_asked_for_again(tmp_path):
+def test_a_check_counts_answers_that_are_asked_for_again(tmp_path, gateway):
     """A bound that a re-ask passes is none."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}] * 10)
-    words = ("in.jsonl", "-o", "o.jsonl", "-m", "sim-small", "--simulate", "--json")
+    (tmp_path / "prices.toml").write_text('["sim-small"]\ninput = 1\noutput = 4\n')
+    words = ("in.jsonl", "-o", "o.jsonl", "-m", "sim-small", "--prices", "prices.toml", "--json")
     words += ("--param", "max_tokens=100")
 
     def at_most(*more):
-        ended = program.batcher("check", *words, *more, cwd=tmp_path)
+        ended = program.batcher("check", *words, *more, cwd=tmp_path, url=gateway.url)
         assert ended.returncode == 0, ended.stderr
         told = json.loads(ended.stdout)
         assert told["models"]["sim-small"]["price"] is not None

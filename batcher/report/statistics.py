@@ -57,7 +57,7 @@ def total_of_sample(
         every: How many there are.
 
     >>> tuple(round(of, 2) for of in total_of_sample(10, 50.0, 290.0, 100))
-    (500.0, 357.03, 642.97)
+    (500.0, 356.93, 643.07)
     """
     mean = total / asked
     variance = max(0.0, squares - total * mean) / (asked - 1)
