@@ -217,15 +217,16 @@ class Sender:
         talk: Talk,
     ) -> Completion:
         """One attempt, once it can be paid for; appends to `tries`."""
-        form = lane.forms.now
-        body = self._terms.body(request, form, talk)
+        form, renamed = lane.forms.now, lane.forms.renamed
+        body = self._terms.body(request, form, talk, renamed=renamed)
+        how = form, renamed
         if self._budget is None:
-            return await self._exchange(request, lane, tries, until, talk, form, body, None)
+            return await self._exchange(request, lane, tries, until, talk, how, body, None)
         most = _most(self._budget, request, lane, talk, len(body) - request.excess)
         entering = self._budget.enter(most, request.model)
         hold = await (entering if until is None else _in_time(entering, until))
         try:
-            return await self._exchange(request, lane, tries, until, talk, form, body, hold)
+            return await self._exchange(request, lane, tries, until, talk, how, body, hold)
         finally:
             hold.settle()
 
@@ -236,15 +237,16 @@ class Sender:
         tries: list[Attempt],
         until: float | None,
         talk: Talk,
-        form: Form,
+        how: tuple[Form, bool],
         body: bytes,
         hold: Hold | None,
     ) -> Completion:
         """One passage through the gate and one HTTP exchange; appends to `tries`.
 
-        `until` is when the row's time is up, None before its first exchange; `hold` is what was set
-        aside for it.
+        `until` is when the row's time is up, None before its first exchange; `how` in which form it is
+        sent, and whether with the other name for its bound; `hold` is what was set aside for it.
         """
+        form, renamed = how
         gate, estimate, patience, flying, forms, bill = lane
         size = len(body) - request.excess
         asked = time.monotonic()
@@ -295,10 +297,13 @@ class Sender:
             _settle(hold, ended, lambda: _most(budget, request, lane, talk, size))
         tries.append(record.attempt(started, latency, waited, _cause(tries, ticket.cause), ended))
         if isinstance(ended, RequestError):
-            if self._terms.form_refused(ended, form, proven=forms.proven):
+            if not renamed and self._terms.bound_refused(ended, request):
+                forms.renamed = True
+            elif self._terms.form_refused(ended, form, proven=forms.proven):
                 forms.refused(form)
-                raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
-            raise self._final(ended)
+            else:
+                raise self._final(ended)
+            raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
         forms.proven = True
         if self._terms.goes_on(ended, request, talk):
             raise AskAgain(ended.unfit or "truncated", outcome=ended.outcome, status=200)

@@ -5,6 +5,8 @@ Touches: nothing. A request is known by its first body; what is said here later 
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from batcher.errors import RequestError
@@ -25,17 +27,27 @@ _ABOUT = (
 )
 
 
+_NAMES = tuple(name.encode() for name in BOUNDS)
+# What is said of a name, and not of a number ("max_tokens is too large").
+_OF_NAME = re.compile(
+    r"unsupported.parameter|unrecogni[sz]ed|unknown|unexpected|extra|forbidden|not permitted"
+    r"|not supported|not allowed|instead"
+)
+
+
 class Forms:
-    """In which form a model takes what its answers must be; found by what it refuses.
+    """In which form a model takes what its answers must be, and their bound; found by what it refuses.
 
     Attributes:
         now: The form.
         proven: Whether a request in it was answered.
+        renamed: Whether it takes the bound of an answer's tokens by the other name only.
     """
 
     def __init__(self) -> None:
         self.now: Form = "json_schema"
         self.proven = False
+        self.renamed = False
 
     def refused(self, form: Form) -> None:
         """A request in this form was refused for it; others may have found that out before."""
@@ -82,10 +94,11 @@ class Terms:
         self._reask = reask
         self._most_tokens = most_tokens
 
-    def body(self, request: Request, form: Form, talk: Talk) -> bytes:
-        """The bytes to send now."""
+    def body(self, request: Request, form: Form, talk: Talk, *, renamed: bool = False) -> bytes:
+        """The bytes to send now; `renamed` as in `Forms`."""
         wrong = talk.answer is not None and talk.answer.outcome is Outcome.INVALID
-        if (self._expected is None or form == "json_schema") and not (wrong or talk.max_tokens):
+        other = wrong or talk.max_tokens or renamed
+        if (self._expected is None or form == "json_schema") and not other:
             return request.body
         body = _decode(request.body)
         if self._expected is not None:
@@ -96,6 +109,9 @@ class Terms:
         if talk.max_tokens is not None:
             told = [name for name in BOUNDS if body.get(name) is not None]
             body.update(dict.fromkeys(told, talk.max_tokens))
+        if renamed:
+            new, old = BOUNDS
+            body = {{new: old, old: new}.get(name, name): value for name, value in body.items()}
         return _encode(body)
 
     def judged(self, completion: Completion) -> Completion:
@@ -130,6 +146,19 @@ class Terms:
             talk.answer, talk.max_tokens = completion, min(self._most_tokens, 2 * bound)
             return True
         return False
+
+    def bound_refused(self, error: RequestError, request: Request) -> bool:
+        """Whether a refusal is about the name of the bound, and the other name may do.
+
+        OpenAI's newer models take `max_completion_tokens` alone, many servers `max_tokens` alone.
+        """
+        if (
+            error.status not in (400, 422)
+            or sum(b'"%b":' % n in request.body for n in _NAMES) != 1
+        ):
+            return False
+        words = f"{error} {error.error_type}".lower()
+        return any(name in words for name in BOUNDS) and _OF_NAME.search(words) is not None
 
     def form_refused(self, error: RequestError, form: Form, *, proven: bool) -> bool:
         """Whether a refusal is about the form, and there is another one.
