@@ -118,8 +118,9 @@ class Engine:
             keep_raw=job.keep_raw,
             sleep=self._sleep,
             rng=random.Random(),
-            terms=Terms(plan.expected, job.reask, job.grow_max_tokens),
+            terms=Terms(plan.expected, job.reask, job.grow_max_tokens, streams=job.stream),
             budget=budget,
+            idle=job.idle_timeout if job.stream else None,
         )
         self._budget = budget
         if budget is not None:

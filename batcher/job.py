@@ -149,6 +149,13 @@ class Job:
     """Seconds for one HTTP exchange, or auto: three times the p99 seen, 60 to 600. A request given
     up is often billed all the same. Default: 600."""
 
+    stream: Annotated[bool, Parameter(group=_PACE, negative="")] = False
+    """Receive answers piece by piece, for gateways that cut connections which are silent for long (524). The
+    rows are the same; the column "ttft_ms" tells when the first token came."""
+
+    idle_timeout: Annotated[float, Parameter(group=_PACE)] = 120.0
+    """Seconds without a byte, after which a stream that has begun is given up. Default: 120."""
+
     row_timeout: Annotated[float, Parameter(group=_PACE)] = 3600.0
     """Seconds for all attempts of one request, from the first on, waits included. Default: 3600."""
 
@@ -283,6 +290,7 @@ class Job:
             "--total-concurrency": self.total_concurrency,
             "--attempt-timeout": self.patience,
             "--row-timeout": self.row_timeout,
+            "--idle-timeout": self.idle_timeout,
             "--grow-max-tokens": self.grow_max_tokens,
             "--max-cost": self.max_cost,
             "--max-total-tokens": self.max_total_tokens,
@@ -377,7 +385,9 @@ class Job:
                 "and drop them. Leave n out."
             )
         if parsed.get("stream"):
-            raise JobError("--param stream=true: batcher reads whole answers; leave it out.")
+            raise JobError(
+                "--param stream=true: leave it out; --stream receives answers as streams."
+            )
         return parsed
 
     @property

@@ -189,6 +189,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
         waited_ms: Time between the end of the attempt before and this one.
         cause: What was waited for: `requests`, `tokens`, `429`, `retry`, `an outage`.
         model: Which model it was sent to, when it was another one than the result is of.
+        ttft_ms: Time to the first token, of a stream.
     """
 
     started: int
@@ -206,6 +207,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_tokens: int | None = None
     cost_usd: float | None = None
     model: str | None = None
+    ttft_ms: int | None = None
 
     @property
     def paid(self) -> bool:
@@ -244,6 +246,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning_tokens: int | None = None
     cost_usd: float | None = None
     latency_ms: int | None = None
+    ttft_ms: int | None = None
     attempts: int = 0
     http_status: int | None = None
     error_type: str | None = None

@@ -1,11 +1,14 @@
 """What gateways really send, over HTTP and through a whole run."""
 
+import asyncio
 import json
 from collections import Counter
 
 import pytest
 from aiohttp import web
 
+from batcher.simulate.server import running
+from batcher.simulate.settings import Simulation
 from tests.support import echo, program
 from tests.support.program import read_jsonl, write_jsonl
 
@@ -112,3 +115,91 @@ def test_a_model_that_takes_neither_name_is_left_at_that(tmp_path):
     assert ended.returncode == 3, ended.stderr
     assert seen == ["max_tokens", "max_completion_tokens"]
     assert json.loads((tmp_path / "o.jsonl").read_text())["status"] == "bad_request"
+
+
+def test_rows_are_the_same_with_and_without_a_stream(tmp_path):
+    """But for when the first token came, among faults of all kinds; and nothing is bought twice."""
+    write_jsonl(
+        tmp_path / "in.jsonl",
+        [{"prompt": f"Ticket {n}: Müller's parcel is late"} for n in range(60)],
+    )
+    words = ("run", "in.jsonl", "-m", "sim-small", "--labels", "shipping,bug", "--param", "logprobs=true",
+             "--max-retries", "20")  # fmt: skip
+    faults = {"http_500": 0.02, "cut_json": 0.04, "error_200": 0.02, "truncated": 0.1, "invalid": 0.1,
+              "refused": 0.1}  # fmt: skip
+    found = {}
+    for how in ((), ("--stream",)):
+        with running(Simulation(speed=0, faults=faults)) as gateway:
+            ended = program.batcher(
+                *words, *how, "-o", f"o{len(how)}.jsonl", cwd=tmp_path, url=gateway.url
+            )
+            assert ended.returncode == 3, ended.stderr
+            ledger = gateway.ledger.models["sim-small"]
+            if how:  # Another way to receive is no other request.
+                again = program.batcher(*words, "-o", "o1.jsonl", cwd=tmp_path, url=gateway.url)
+                assert again.returncode == 3
+                assert gateway.ledger.models["sim-small"].received == ledger.received
+        found[how] = read_jsonl(tmp_path / f"o{len(how)}.jsonl")
+    streamed = found["--stream",]
+    assert [row for row in streamed if row["status"] == "ok" and row["ttft_ms"] is None] == []
+    told = ("prompt", "custom_id", "status", "content", "parsed", "refusal", "finish_reason", "total_tokens",
+            "http_status")  # fmt: skip
+    whole = found[()]
+    # Which fault a request suffers hangs on its bytes, which are not the same.
+    pairs = zip(whole, streamed, strict=True)
+    sure = [pair for pair in pairs if all((r["status"], r["attempts"]) == ("ok", 1) for r in pair)]
+    assert len(sure) > 10
+    assert [(a, b) for a, b in sure if any(a.get(n) != b.get(n) for n in told)] == []
+    assert "ttft_ms" not in whole[0]
+
+
+def test_a_server_that_refuses_stream_options_is_asked_without(tmp_path):
+    """And one that answers whole is taken at that; a row's own `stream: false` does not count."""
+    bodies = []
+
+    async def answer(request):
+        asked = await request.json()
+        bodies.append(asked)
+        if "stream_options" in asked:
+            text = "Unknown field: stream_options"
+            return web.json_response({"error": {"message": text}}, status=400)
+        return web.json_response(completion("yes"))
+
+    asked = {"messages": [{"role": "user", "content": "x"}], "stream": False}
+    write_jsonl(tmp_path / "in.jsonl", [{"body": asked}, {"body": {**asked, "seed": 1}}])
+    with echo.running(answer) as up:
+        ended = program.batcher(
+            "run", "in.jsonl", "-o", "o.jsonl", "-m", "m", "--stream", cwd=tmp_path, url=up.url
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert [body.get("stream") for body in bodies] == [True] * 3
+    assert "stream_options" in bodies[0]
+    assert [row["content"] for row in read_jsonl(tmp_path / "o.jsonl")] == ["yes", "yes"]
+
+
+def test_a_stream_that_falls_silent_is_tried_again(tmp_path):
+    count = Counter()
+
+    async def answer(request):
+        count["asked"] += 1
+        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await reply.prepare(request)
+        part = {"choices": [{"index": 0, "delta": {"content": "ye"}}]}
+        await reply.write(b"data: %b\n\n" % json.dumps(part).encode())
+        if count["asked"] == 1:
+            await asyncio.sleep(2)
+        part["choices"][0] |= {"delta": {"content": "s"}, "finish_reason": "stop"}
+        await reply.write(b"data: %b\n\n" % json.dumps(part).encode())
+        return reply
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}])
+    with echo.running(answer) as up:
+        ended = program.batcher(
+            "run", "in.jsonl", "-o", "o.jsonl", "-m", "m", "--stream", "--idle-timeout", "0.5",
+            cwd=tmp_path, url=up.url,
+        )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (row,) = read_jsonl(tmp_path / "o.jsonl")
+    assert (row["content"], row["attempts"], count["asked"]) == ("yes", 2, 2)
+    told = program.batcher("explain", "o.jsonl", "0", cwd=tmp_path).stdout
+    assert b"no more of the answer within 0.5 s" in told

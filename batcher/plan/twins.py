@@ -229,6 +229,7 @@ def _copied(found: Result, request: Request) -> Result:
         reasoning_tokens=0,
         cost_usd=None if found.cost_usd is None else 0.0,
         latency_ms=None,
+        ttft_ms=None,
         attempts=0,
         waited_ms=0,
         cause="",

@@ -141,7 +141,7 @@ class Prompter:
                 f'"n" is {body["n"]} in the body; batcher keeps one answer of a request'
             )
         if body.get("stream"):
-            raise _Unusable('"stream" is true in the body; leave it out')
+            raise _Unusable('"stream" is true in the body; leave it out, --stream is for that')
         merged = {**self._params, **body}
         model = merged.pop("model", None)
         messages = self._with_system(_checked(merged.pop("messages", None)), columns)

@@ -32,6 +32,7 @@ from yarl import URL
 from batcher.endpoint import Endpoint
 from batcher.errors import BadResponse, NoAnswer
 from batcher.records import Outcome
+from batcher.send.stream import DONE
 
 __all__ = ["Client", "Reply", "open_files"]
 
@@ -41,7 +42,10 @@ _KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
 _LOST_FEW, _LOST_PART, _LOST_SECONDS, _MADE_ENOUGH = 3, 0.05, 0.5, 1000
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
+_TOO_LONG = f"the answer is longer than {_MOST_BYTES:,} bytes"
 _WARM_AT_ONCE = 100
+_END_SECONDS = 0.2  # For the end of a stream after its last event; else the connection is closed.
+_TIMES, _TAIL = 256, 32
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
 _CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
@@ -54,11 +58,18 @@ class Reply(NamedTuple):
         status: HTTP status.
         headers: As received, names in any case.
         body: Decompressed.
+        came: When it came: (bytes of the body by then, seconds since it was asked), the first few
+            hundred times; only of a stream.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    came: Sequence[tuple[int, float]] = ()
+
+    def seconds_to(self, place: int) -> float | None:
+        """After how many seconds the body was there up to a place; None when it is not known."""
+        return next((seconds for size, seconds in self.came if size >= place), None)
 
 
 class Client:
@@ -119,7 +130,7 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, body: bytes, timeout: float) -> Reply:  # noqa: ASYNC109 (one for all of it)
+    async def post(self, body: bytes, timeout: float, idle: float | None = None) -> Reply:  # noqa: ASYNC109
         """Sends the body and reads the whole answer, of at most 64 MB.
 
         A redirect is not followed: it would carry the key, or turn the POST into a GET.
@@ -127,6 +138,7 @@ class Client:
         Args:
             body: The exact bytes.
             timeout: Seconds for the whole exchange, however slowly bytes come.
+            idle: Seconds without a byte, after which a stream is given up; None for no stream.
 
         Raises:
             NoAnswer: Connection or time; `outcome` says which.
@@ -139,9 +151,11 @@ class Client:
             connecting = aiohttp.ClientTimeout(total=None, connect=timeout)
         exchange = self._exchange if self._direct else self._by_session
         try:
-            return await exchange(body, connecting, timeout)
+            return await exchange(body, connecting, timeout, idle)
         except aiohttp.ConnectionTimeoutError:
             raise _unsent(_late("connection", min(timeout, _CONNECT_SECONDS))) from None
+        except _Silent:
+            raise _late("more of the answer", idle or 0.0) from None
         except TimeoutError:
             raise _late("whole answer", timeout) from None
         except aiohttp.ClientPayloadError as error:
@@ -181,6 +195,7 @@ class Client:
         body: bytes,
         connecting: aiohttp.ClientTimeout,
         timeout: float,  # noqa: ASYNC109 (a deadline that costs less than asyncio's)
+        idle: float | None,
     ) -> Reply:
         """What aiohttp's session would do, without what is the same for every request."""
         began = time.monotonic()
@@ -215,7 +230,10 @@ class Client:
                 heard = True
                 while 100 <= message.code <= 199 and message.code != 101:  # Not the answer yet.
                     message, payload = await protocol.read()
-                if payload.is_eof():
+                came: list[tuple[int, float]] = []
+                if idle is not None:
+                    answer, came = await _streamed(payload, message.headers, began, idle)
+                elif payload.is_eof():
                     answer = payload.read_nowait()
                 else:
                     answer = await _bounded(payload, message.headers)
@@ -224,7 +242,7 @@ class Client:
         except Exception as error:
             _drop(connection)
             took = time.monotonic() - began
-            if took >= timeout and not isinstance(error, BadResponse):
+            if took >= timeout and not isinstance(error, BadResponse | _Silent):
                 raise TimeoutError from None
             lost = isinstance(error, aiohttp.ClientConnectionError | OSError) and not heard
             if reused and lost and took < _LOST_SECONDS:
@@ -238,7 +256,7 @@ class Client:
             _drop(connection)
         else:
             self._idle.append((connection, time.monotonic()))
-        return self._reply(message.code, message.headers, message.raw_headers, answer)
+        return self._reply(message.code, message.headers, message.raw_headers, answer, came)
 
     def _idle_connection(self, now: float) -> Connection | None:
         """The one that was used last, so that those not needed any more grow old."""
@@ -275,8 +293,11 @@ class Client:
         body: bytes,
         connecting: aiohttp.ClientTimeout,
         timeout: float,  # noqa: ASYNC109
+        idle: float | None,
     ) -> Reply:
         assert self._session is not None
+        began = time.monotonic()
+        came: list[tuple[int, float]] = []
         async with (
             asyncio.timeout(timeout),
             self._session.post(
@@ -284,11 +305,18 @@ class Client:
             ) as response,
         ):
             try:
-                answer = await _bounded(response.content, response.headers)
-            except BadResponse:
+                if idle is None:
+                    answer = await _bounded(response.content, response.headers)
+                else:
+                    answer, came = await _streamed(response.content, response.headers, began, idle)
+            except (BadResponse, _Silent):
                 response.close()
                 raise
-            return self._reply(response.status, response.headers, response.raw_headers, answer)
+            if not response.content.at_eof():
+                response.close()
+            return self._reply(
+                response.status, response.headers, response.raw_headers, answer, came
+            )
 
     def _told(self, error: BaseException | str) -> str:
         """What an error says, without the key: some quote what was received."""
@@ -303,6 +331,7 @@ class Client:
         headers: Mapping[str, str],
         raw: Sequence[tuple[bytes, bytes]],
         body: bytes,
+        came: Sequence[tuple[int, float]],
     ) -> Reply:
         """The reply without the key, which some gateways repeat in their errors, or in a header."""
         if key := self._key_bytes:
@@ -315,20 +344,58 @@ class Client:
                     (name, value.replace(self._key, "[key]")) for name, value in headers.items()
                 )
                 headers = CIMultiDict(clean)
-        return Reply(status, headers, body)
+        return Reply(status, headers, body, came)
+
+
+class _Silent(Exception):
+    """Nothing came for too long."""
+
+
+async def _streamed(
+    content: StreamReader, headers: Mapping[str, str], began: float, idle: float
+) -> tuple[bytes, list[tuple[int, float]]]:
+    """The body of a stream, which may not end after its last event; and when it came."""
+    _check_length(headers)
+    chunks: list[bytes] = []
+    came: list[tuple[int, float]] = []
+    size, tail, patience = 0, b"", idle
+    while True:
+        try:
+            async with asyncio.timeout(patience):
+                chunk = await content.readany()
+        except TimeoutError:
+            if patience == idle:
+                raise _Silent from None
+            break
+        if not chunk:
+            break
+        size += len(chunk)
+        if size > _MOST_BYTES:
+            raise BadResponse(_TOO_LONG)
+        chunks.append(chunk)
+        if len(came) < _TIMES:
+            came.append((size, time.monotonic() - began))
+        tail = (tail + chunk)[-_TAIL:]
+        if tail.rstrip().endswith(DONE):
+            patience = min(idle, _END_SECONDS)
+    return b"".join(chunks), came
 
 
 async def _bounded(content: StreamReader, headers: Mapping[str, str]) -> bytes:
-    length = headers.get("Content-Length", "")
-    if length.isdecimal() and int(length) > _MOST_BYTES:
-        raise BadResponse(f"the answer is {int(length):,} bytes long; {_MOST_BYTES:,} is the most")
+    _check_length(headers)
     chunks, size = [], 0
     async for chunk in content.iter_any():
         size += len(chunk)
         if size > _MOST_BYTES:
-            raise BadResponse(f"the answer is longer than {_MOST_BYTES:,} bytes")
+            raise BadResponse(_TOO_LONG)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _check_length(headers: Mapping[str, str]) -> None:
+    length = headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > _MOST_BYTES:
+        raise BadResponse(f"the answer is {int(length):,} bytes long; {_MOST_BYTES:,} is the most")
 
 
 def _drop(connection: Connection) -> None:

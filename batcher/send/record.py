@@ -25,8 +25,9 @@ def attempt(
     waited: float,
     cause: str,
     came: Completion | RequestError,
+    first: float | None,
 ) -> Attempt:
-    """One exchange, for the record."""
+    """One exchange, for the record; times in seconds, `first` that until its first token."""
     status: int | None = 200
     if isinstance(came, RequestError):
         status, said = came.status, str(came)[:300]
@@ -42,6 +43,7 @@ def attempt(
         http_status=status,
         request_id=came.request_id,
         error=said or None,
+        ttft_ms=None if first is None else round(first * 1000),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
@@ -128,6 +130,7 @@ def _result(request: Request, tries: list[Attempt], **ended: Any) -> Result:
         key=request.key,
         custom_id=request.custom_id,
         latency_ms=last.latency_ms if last else None,
+        ttft_ms=last.ttft_ms if last else None,
         attempts=len(tries),
         created_at=last.started if last else None,
         waited_ms=waited,

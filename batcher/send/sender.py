@@ -29,14 +29,13 @@ from batcher.errors import (
 )
 from batcher.prices import Bill
 from batcher.records import Attempt, Completion, Outcome, Request, Result
-from batcher.send import record, retry, wire
-from batcher.send.answers import Form
+from batcher.send import record, retry, stream, wire
 from batcher.send.budget import Amount, Budget, Hold
 from batcher.send.client import Client
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Closed, Door, Heard
 from batcher.send.headers import Said, limits
-from batcher.send.talk import Forms, Talk, Terms
+from batcher.send.talk import Forms, Manner, Talk, Terms
 
 __all__ = ["Again", "Lane", "Sender"]
 
@@ -96,6 +95,7 @@ class Sender:
         rng: Where the jitter of backoffs comes from.
         terms: What is wanted of every answer.
         budget: What may be spent; None for no bound.
+        idle: Seconds without a byte, after which a stream is given up; None for no streams.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Sender:
         rng: random.Random | None = None,
         terms: Terms | None = None,
         budget: Budget | None = None,
+        idle: float | None = None,
     ) -> None:
         self._client = client
         self._max_retries = max_retries
@@ -118,6 +119,7 @@ class Sender:
         self._rng = rng or random.Random()
         self._terms = terms or Terms(None)
         self._budget = budget
+        self._idle = idle
 
     async def first(
         self, request: Request, lane: Lane, before: Again | None = None
@@ -217,9 +219,8 @@ class Sender:
         talk: Talk,
     ) -> Completion:
         """One attempt, once it can be paid for; appends to `tries`."""
-        form, renamed = lane.forms.now, lane.forms.renamed
-        body = self._terms.body(request, form, talk, renamed=renamed)
-        how = form, renamed
+        how = lane.forms.now
+        body = self._terms.body(request, how, talk)
         if self._budget is None:
             return await self._exchange(request, lane, tries, until, talk, how, body, None)
         most = _most(self._budget, request, lane, talk, len(body) - request.excess)
@@ -237,16 +238,15 @@ class Sender:
         tries: list[Attempt],
         until: float | None,
         talk: Talk,
-        how: tuple[Form, bool],
+        how: Manner,
         body: bytes,
         hold: Hold | None,
     ) -> Completion:
         """One passage through the gate and one HTTP exchange; appends to `tries`.
 
-        `until` is when the row's time is up, None before its first exchange; `how` in which form it is
-        sent, and whether with the other name for its bound; `hold` is what was set aside for it.
+        `until` is when the row's time is up, None before its first exchange; `hold` is what was set
+        aside for it.
         """
-        form, renamed = how
         gate, estimate, patience, flying, forms, bill = lane
         size = len(body) - request.excess
         asked = time.monotonic()
@@ -262,16 +262,20 @@ class Sender:
         if tries:
             waited = started - (tries[-1].started + tries[-1].latency_ms) / 1000
         flying[id(request)] = (request.custom_id, clock)
-        heard = _UNSENT
+        heard, first = _UNSENT, None
         ended: Completion | RequestError
         if hold is not None:
             hold.sent()
         try:
-            reply = await self._client.post(body, min(patience.seconds, left))
+            reply = await self._client.post(body, min(patience.seconds, left), self._idle)
             latency = time.monotonic() - clock
             said = limits(reply.headers, started)
             try:
-                came = wire.read(reply.status, reply.headers, reply.body, keep_raw=self._keep_raw)
+                answer = reply.body
+                if self._idle is not None and stream.is_stream(reply.headers, answer):
+                    answer, at = stream.whole(answer)
+                    first = None if at is None else reply.seconds_to(at)
+                came = wire.read(reply.status, reply.headers, answer, keep_raw=self._keep_raw)
                 if (usage := bill.of(came.usage)) is not came.usage:
                     came = msgspec.structs.replace(came, usage=usage)
                 ended = self._terms.judged(came)
@@ -280,10 +284,10 @@ class Sender:
                 error.usage = bill.of(error.usage)
                 heard = _failure(error, said)
             else:
-                prompt, answer = ended.usage.prompt_tokens, ended.usage.completion_tokens
-                estimate.learn(size, prompt, answer)
+                prompt, told = ended.usage.prompt_tokens, ended.usage.completion_tokens
+                estimate.learn(size, prompt, told)
                 patience.answered(latency)
-                heard = Heard("answered", latency, _sum(prompt, answer), said=said)
+                heard = Heard("answered", latency, _sum(prompt, told), said=said)
         except RequestError as error:
             ended = error
             latency = time.monotonic() - clock
@@ -295,15 +299,12 @@ class Sender:
             budget = self._budget
             assert budget is not None
             _settle(hold, ended, lambda: _most(budget, request, lane, talk, size))
-        tries.append(record.attempt(started, latency, waited, _cause(tries, ticket.cause), ended))
+        cause = _cause(tries, ticket.cause)
+        tries.append(record.attempt(started, latency, waited, cause, ended, first))
         if isinstance(ended, RequestError):
-            if not renamed and self._terms.bound_refused(ended, request):
-                forms.renamed = True
-            elif self._terms.form_refused(ended, form, proven=forms.proven):
-                forms.refused(form)
-            else:
-                raise self._final(ended)
-            raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
+            if self._terms.put_otherwise(ended, request, how, forms):
+                raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
+            raise self._final(ended)
         forms.proven = True
         if self._terms.goes_on(ended, request, talk):
             raise AskAgain(ended.unfit or "truncated", outcome=ended.outcome, status=200)

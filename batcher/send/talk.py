@@ -6,14 +6,16 @@ Touches: nothing. A request is known by its first body; what is said here later 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import msgspec
 
 from batcher.errors import RequestError
 from batcher.records import BOUNDS, Completion, Outcome, Request
+from batcher.send import stream
 from batcher.send.answers import Expected, Form, Unfit
 
-__all__ = ["Forms", "Talk", "Terms"]
+__all__ = ["Forms", "Manner", "Talk", "Terms"]
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
 _NEXT: dict[Form, Form] = {"json_schema": "json_object", "json_object": "prompt"}
@@ -35,24 +37,36 @@ _OF_NAME = re.compile(
 )
 
 
-class Forms:
-    """In which form a model takes what its answers must be, and their bound; found by what it refuses.
+class Manner(NamedTuple):
+    """How a request is put to a model.
 
     Attributes:
-        now: The form.
-        proven: Whether a request in it was answered.
+        form: What its answers must be is told in this form.
         renamed: Whether it takes the bound of an answer's tokens by the other name only.
+        bare: Whether it cannot be asked for the usage of a stream.
+    """
+
+    form: Form = "json_schema"
+    renamed: bool = False
+    bare: bool = False
+
+
+class Forms:
+    """The manner in which a model takes requests; found by what it refuses.
+
+    Attributes:
+        now: The manner.
+        proven: Whether a request in its form was answered.
     """
 
     def __init__(self) -> None:
-        self.now: Form = "json_schema"
+        self.now = Manner()
         self.proven = False
-        self.renamed = False
 
     def refused(self, form: Form) -> None:
         """A request in this form was refused for it; others may have found that out before."""
-        if form == self.now:
-            self.now = _NEXT[form]
+        if form == self.now.form:
+            self.now = self.now._replace(form=_NEXT[form])
 
 
 class Talk:
@@ -85,19 +99,34 @@ class Terms:
         expected: What answers must be; None when that is free.
         reask: How often one that is not is sent back.
         most_tokens: Up to which bound what was truncated is sent again; None for never.
+        streams: Whether answers are to come as streams.
     """
 
     def __init__(
-        self, expected: Expected | None, reask: int = 0, most_tokens: int | None = None
+        self,
+        expected: Expected | None,
+        reask: int = 0,
+        most_tokens: int | None = None,
+        *,
+        streams: bool = False,
     ) -> None:
         self._expected = expected
+        self._streams = streams
         self._reask = reask
         self._most_tokens = most_tokens
 
-    def body(self, request: Request, form: Form, talk: Talk, *, renamed: bool = False) -> bytes:
-        """The bytes to send now; `renamed` as in `Forms`."""
+    def body(self, request: Request, manner: Manner, talk: Talk) -> bytes:
+        """The bytes to send now."""
+        body = self._body(request, manner, talk)
+        return stream.asked(body, bare=manner.bare) if self._streams else body
+
+    def _body(self, request: Request, manner: Manner, talk: Talk) -> bytes:
+        form, renamed, _bare = manner
         wrong = talk.answer is not None and talk.answer.outcome is Outcome.INVALID
-        other = wrong or talk.max_tokens or renamed
+        # A row's own body may say that it wants no stream.
+        other = (
+            wrong or talk.max_tokens or renamed or (self._streams and b'"stream' in request.body)
+        )
         if (self._expected is None or form == "json_schema") and not other:
             return request.body
         body = _decode(request.body)
@@ -112,6 +141,9 @@ class Terms:
         if renamed:
             new, old = BOUNDS
             body = {{new: old, old: new}.get(name, name): value for name, value in body.items()}
+        if self._streams:
+            body.pop("stream", None)
+            body.pop("stream_options", None)
         return _encode(body)
 
     def judged(self, completion: Completion) -> Completion:
@@ -147,20 +179,21 @@ class Terms:
             return True
         return False
 
-    def bound_refused(self, error: RequestError, request: Request) -> bool:
-        """Whether a refusal is about the name of the bound, and the other name may do.
-
-        OpenAI's newer models take `max_completion_tokens` alone, many servers `max_tokens` alone.
-        """
-        if (
-            error.status not in (400, 422)
-            or sum(b'"%b":' % n in request.body for n in _NAMES) != 1
-        ):
+    def put_otherwise(
+        self, error: RequestError, request: Request, sent: Manner, forms: Forms
+    ) -> bool:
+        """Whether a refusal is about the manner of the request, and there is another one; notes it."""
+        if not sent.renamed and _is_of_bound(error, request):
+            forms.now = forms.now._replace(renamed=True)
+        elif self._streams and not sent.bare and _is_of_usage(error):
+            forms.now = forms.now._replace(bare=True)
+        elif self._form_refused(error, sent.form, proven=forms.proven):
+            forms.refused(sent.form)
+        else:
             return False
-        words = f"{error} {error.error_type}".lower()
-        return any(name in words for name in BOUNDS) and _OF_NAME.search(words) is not None
+        return True
 
-    def form_refused(self, error: RequestError, form: Form, *, proven: bool) -> bool:
+    def _form_refused(self, error: RequestError, form: Form, *, proven: bool) -> bool:
         """Whether a refusal is about the form, and there is another one.
 
         Before any was answered each plain refusal may be: some servers say no more than "bad request".
@@ -171,3 +204,18 @@ class Terms:
             return True
         words = f"{error} {error.error_type}".lower()
         return any(word in words for word in _ABOUT)
+
+
+def _is_of_bound(error: RequestError, request: Request) -> bool:
+    """Whether a refusal is about the name of the bound, so that the other name may do.
+
+    OpenAI's newer models take `max_completion_tokens` alone, many servers `max_tokens` alone.
+    """
+    if error.status not in (400, 422) or sum(b'"%b":' % n in request.body for n in _NAMES) != 1:
+        return False
+    words = f"{error} {error.error_type}".lower()
+    return any(name in words for name in BOUNDS) and _OF_NAME.search(words) is not None
+
+
+def _is_of_usage(error: RequestError) -> bool:
+    return error.status in (400, 422) and "stream_options" in str(error)

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 from aiohttp import web
 
-from batcher.simulate import faults
+from batcher.simulate import faults, stream
 from batcher.simulate.answers import answer, offered
 from batcher.simulate.ledger import UNANSWERED, Ledger, Spent
 from batcher.simulate.logprobs import logprobs
@@ -63,6 +63,7 @@ class _Asked:
     Attributes:
         bound: The most tokens of its answer.
         logprobs: How many tokens are told in the place of each; None for no log probabilities.
+        streams: Whether it wants a stream, and its usage at the end.
     """
 
     model: SimulatedModel
@@ -72,6 +73,7 @@ class _Asked:
     bound: int
     schema: Mapping[str, Any] | None
     logprobs: int | None
+    streams: tuple[bool, bool] = (False, False)
 
 
 class Gateway:
@@ -146,8 +148,10 @@ class Gateway:
         if model is None:
             text = f"The model '{name}' does not exist or you do not have access to it."
             raise _Refused(404, text, "model_not_found")
-        if asked.get("stream"):
-            raise _Refused(400, "'stream' is not supported.", "unsupported_value")
+        streams, options = asked.get("stream") is True, asked.get("stream_options")
+        if options is not None and not streams:
+            raise _Refused(400, "'stream_options' is only allowed when 'stream' is enabled.")
+        tells = isinstance(options, dict) and options.get("include_usage") is True
         bound = model.max_output
         for field in ("max_tokens", "max_completion_tokens"):
             most = asked.get(field)
@@ -167,7 +171,9 @@ class Gateway:
         if type(top) is not int or not 0 <= top <= 20:
             raise _Refused(400, "'top_logprobs' must be an integer from 0 to 20.")
         told = top if asked.get("logprobs") is True else None
-        return _Asked(model, messages, texts, prompt_tokens(texts), bound, schema, told)
+        prompt = prompt_tokens(texts)
+        how = (streams, tells)
+        return _Asked(model, messages, texts, prompt, bound, schema, told, how)
 
     async def _answer(
         self, request: web.Request, asked: _Asked, key: str, nth: int
@@ -200,15 +206,25 @@ class Gateway:
             text = shaped(text, schema)
         content, refused, finish = _shape(text, asked.bound, fault)
         completion = text_tokens((refused or content or "").encode())
+        streams, tells = asked.streams
+        left = 0.0
         if simulation.speed > 0:
             point = faults.point(simulation.seed, key, nth, "latency")
-            seconds = model.latency_s(point, completion) / simulation.speed
-            await asyncio.sleep(seconds * 10 if fault == "slow" else seconds)
+            left = model.latency_s(point, completion) / simulation.speed
+            left = left * 10 if fault == "slow" else left
+            first = model.latency_s(point, 0) / simulation.speed if streams else left
+            await asyncio.sleep(min(first, left))
+            left -= min(first, left)
         cached = self._prefixes.cached(model.id, asked.texts)
         spent = Spent(asked.prompt, completion, cached)
         now = time.monotonic()
         meter.settle(spent.prompt + spent.completion, now)
-        ledger.bill(model, key, spent, seen=fault not in _UNSEEN and not _gone(request))
+
+        def bill(*, seen: bool) -> None:
+            ledger.bill(model, key, spent, seen=seen and fault not in _UNSEEN)
+
+        if not streams:
+            bill(seen=not _gone(request))
 
         message = {"role": "assistant", "content": content, "refusal": refused}
         sure = None
@@ -223,9 +239,16 @@ class Gateway:
             "model": model.id,
             "choices": [choice],
         }
+        headers = meter.headers(now) if simulation.headers else None
+        if streams:
+            usage = _usage(spent) if tells and fault != "no_usage" else None
+            events = stream.events(data, usage, cut=fault == "cut_json")
+            return web.Response(
+                body=stream.paced(events, left, bill), headers=headers, content_type=stream.TYPE
+            )
         if fault != "no_usage":
             data["usage"] = _usage(spent)
-        reply = _json(data, headers=meter.headers(now) if simulation.headers else None)
+        reply = _json(data, headers=headers)
         if fault == "cut_json":
             whole = _encode(data)
             reply.body = whole[: len(whole) // 2]

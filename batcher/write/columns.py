@@ -26,6 +26,7 @@ COLUMNS = {
     "reasoning_tokens": "int64",
     "cost_usd": "double",
     "latency_ms": "int64",
+    "ttft_ms": "int64",
     "attempts": "int32",
     "copied": "bool",
     "http_status": "int32",
@@ -37,8 +38,8 @@ COLUMNS = {
     "response": "string",
 }
 """Name to Arrow type of what a result adds to a row, in order; `parsed` has that of its schema."""
-OPTIONAL = ("parsed", "confidences", "tool_calls", "logprobs", "copied", "response")
-"""Those that not every output has; in the journal they are JSON as text, but for `copied`."""
+OPTIONAL = ("parsed", "confidences", "tool_calls", "logprobs", "ttft_ms", "copied", "response")
+"""Those that not every output has; in the journal those that are no JSON by type are JSON as text."""
 
 
 def renames(names: Iterable[str], results: Container[str] = COLUMNS) -> dict[str, str]:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 OUTCOMES = tuple(Outcome)
-EXTRAS = {"tool_calls": 1, "logprobs": 2, "confidences": 4, "copied": 8}
+EXTRAS = {"tool_calls": 1, "logprobs": 2, "confidences": 4, "copied": 8, "ttft_ms": 32}
 """Bits of `extras`: columns that few lines have."""
 _STOPPED = 16  # The bit of a line that is not the last word on its row.
 NUMBER = {outcome: number for number, outcome in enumerate(OUTCOMES)}
@@ -76,6 +76,7 @@ class _Head(msgspec.Struct):
     tool_calls: str | None = None
     logprobs: str | None = None
     confidences: str | None = None
+    ttft_ms: int | None = None
     copied: bool = False
     stopped: bool = False
     extras: int = 0
@@ -268,6 +269,8 @@ def extras_of(line: _Head | Result) -> int:
         bits |= EXTRAS["confidences"]
     if line.copied:
         bits |= EXTRAS["copied"]
+    if line.ttft_ms is not None:
+        bits |= EXTRAS["ttft_ms"]
     if line.stopped:
         bits |= _STOPPED
     return bits

@@ -91,7 +91,7 @@ def test_an_answer_has_the_shape_of_openais():
         ({"model": "sim-small", "messages": ["hello"]}, 400, None),
         (body(max_tokens="9"), 400, None),
         (body(max_completion_tokens=0), 400, None),
-        (body(stream=True), 400, "unsupported_value"),
+        (body(stream_options={"include_usage": True}), 400, None),
         (body(model="gpt-9"), 404, "model_not_found"),
     ],
 )

@@ -1,0 +1,199 @@
+"""Server-sent events put together to the body that would have come without them. Touches: nothing.
+
+The events are those of `stream: true`: each holds a chunk of a chat completion, and comments keep
+the connection open. What comes out is a whole completion, or the error that came in the middle, so
+that `wire` reads the same with and without a stream.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from batcher.errors import NoAnswer
+
+__all__ = ["DONE", "asked", "is_stream", "whole"]
+
+DONE = b"[DONE]"
+_TAIL = b',"stream":true,"stream_options":{"include_usage":true}}'
+_BARE_TAIL = b',"stream":true}'
+_LINES = re.compile(rb"\r\n|\n|\r")
+_TEXTS = ("refusal", "reasoning_content", "reasoning")
+_HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "provider")
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def asked(body: bytes, *, bare: bool) -> bytes:
+    """The request for a stream; `bare` without asking for its usage, which some servers refuse.
+
+    >>> asked(b'{"model":"m"}', bare=True)
+    b'{"model":"m","stream":true}'
+    """
+    return body[:-1] + (_BARE_TAIL if bare else _TAIL)
+
+
+def is_stream(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a reply is one; a server may answer whole all the same, or with an error."""
+    kind = headers.get("Content-Type", "").lower()
+    start = body[:64].lstrip()
+    if start[:1] == b"{":  # Some say that a whole answer is a stream.
+        return False
+    return kind.startswith("text/event-stream") or start[:5] in (b"data:", b"event")
+
+
+def whole(body: bytes) -> tuple[bytes, int | None]:
+    """(the completion or the error as JSON, bytes of the stream up to the end of the first token).
+
+    Raises:
+        NoAnswer: It ended before its end.
+    """
+    pieces = _Pieces()
+    first: int | None = None
+    done = False
+    for data, end in _events(body):
+        if data == DONE:
+            done = True
+            break
+        try:
+            chunk = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise NoAnswer("the stream broke off in the middle of a chunk") from None
+        if not isinstance(chunk, dict):
+            continue
+        if chunk.get("error"):
+            return _encode(chunk), first
+        if pieces.add(chunk) and first is None:
+            first = end
+    if not done and pieces.finish is None:
+        raise NoAnswer(f"the stream was cut after {len(''.join(pieces.content)):,} characters")
+    return _encode(pieces.completion()), first
+
+
+def _events(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """(data, where its event ends) of each event that has some; the last may lack its end."""
+    held: list[bytes] = []
+    at = 0
+    for end in _LINES.finditer(body):
+        line, at = body[at : end.start()], end.end()
+        if line.startswith(b"data:"):
+            held.append(line[5:].strip())
+        elif not line and held:
+            yield b"\n".join(held), at
+            held = []
+    if (line := body[at:]).startswith(b"data:"):
+        held.append(line[5:].strip())
+    if held:
+        yield b"\n".join(held), len(body)
+
+
+class _Pieces:
+    """What the chunks brought so far.
+
+    Attributes:
+        content: Texts of the answer.
+        finish: Why it ended; None until that is told.
+    """
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._function: dict[str, Any] | None = None
+        self._logprobs: dict[str, list[Any]] = {}
+        self._more: dict[str, Any] = {}
+        self._usage: Any = None
+        self._answers = False
+        self.content: list[str] = []
+        self.finish: Any = None
+
+    def add(self, chunk: dict[str, Any]) -> bool:
+        """Takes a chunk; whether it holds a part of the answer."""
+        for name in _HEAD:
+            if chunk.get(name) is not None:
+                self._head.setdefault(name, chunk[name])
+        if isinstance(
+            chunk.get("usage"), dict
+        ):  # Gemini sends one with each chunk: the last counts.
+            self._usage = chunk["usage"]
+        choices = chunk.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or choice.get("index", 0) != 0:
+            return False
+        self._answers = True
+        for name in ("error", "content_filter_results"):
+            if choice.get(name) is not None:
+                self._more[name] = choice[name]
+        if choice.get("finish_reason") is not None:
+            self.finish = choice["finish_reason"]
+        if isinstance(sure := choice.get("logprobs"), dict):
+            for name, of in sure.items():
+                if isinstance(of, list):
+                    self._logprobs.setdefault(name, []).extend(of)
+        delta = choice.get("delta") or choice.get("message")
+        return isinstance(delta, dict) and self._delta(delta)
+
+    def _delta(self, delta: dict[str, Any]) -> bool:
+        said = delta.get("content")
+        if isinstance(said, list):  # Parts, as in a whole answer.
+            parts = [part.get("text") for part in said if isinstance(part, dict)]
+            said = "".join(part for part in parts if isinstance(part, str))
+        if isinstance(said, str):
+            self.content.append(said)
+        told = bool(said)
+        for name in _TEXTS:
+            if isinstance(text := delta.get(name), str):
+                self._texts.setdefault(name, []).append(text)
+                told = told or bool(text)
+        calls = delta.get("tool_calls")
+        for number, call in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(call, dict):
+                at = call.get("index", number)
+                self._call(at if isinstance(at, int) else number, call)
+                told = True
+        if isinstance(call := delta.get("function_call"), dict):
+            self._function = _joined(self._function or {}, call)
+            told = True
+        return told
+
+    def _call(self, at: int, call: dict[str, Any]) -> None:
+        held = self._calls.setdefault(at, {"id": None, "type": "function"})
+        for name, value in call.items():
+            if name == "function" and isinstance(value, dict):
+                held["function"] = _joined(held.get("function") or {}, value)
+            elif name != "index" and value:
+                held[name] = value
+
+    def completion(self) -> dict[str, Any]:
+        """The whole answer."""
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(self.content) if self.content else None,
+            **{name: "".join(texts) for name, texts in self._texts.items()},
+        }
+        if self._calls:
+            message["tool_calls"] = [self._calls[at] for at in sorted(self._calls)]
+        if self._function is not None:
+            message["function_call"] = self._function
+        choice = {"index": 0, "message": message, "finish_reason": self.finish, **self._more}
+        if self._logprobs:
+            choice["logprobs"] = self._logprobs
+        choices = [choice] if self._answers else []
+        data = {**self._head, "object": "chat.completion", "choices": choices}
+        return data if self._usage is None else {**data, "usage": self._usage}
+
+
+def _joined(held: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
+    """A function's name, which comes once, and its arguments, which come in pieces."""
+    joined = {**held}
+    for name, value in piece.items():
+        if name == "arguments" and isinstance(value, str):
+            joined[name] = joined.get(name, "") + value
+        elif value:
+            joined[name] = value
+    joined.setdefault("arguments", "")
+    return joined

@@ -1,0 +1,193 @@
+"""A stream comes out as the answer that would have come whole, or as what went wrong in it."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batcher.endpoint import Endpoint
+from batcher.errors import NoAnswer, RateLimited, RequestError
+from batcher.records import Outcome
+from batcher.send import stream, wire
+from batcher.send.client import Client
+from batcher.simulate.stream import events
+from tests.support.canned import Server
+
+SSE = {"Content-Type": "text/event-stream"}
+USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+
+
+def chunk(delta, finish=None, **more):
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {"id": "c1", "model": "m", "choices": [choice], **more}
+
+
+def body(*chunks, done=True, end="\n\n"):
+    told = "".join(f"data: {json.dumps(of, ensure_ascii=False)}{end}" for of in chunks)
+    return (told + f"data: [DONE]{end}" * done).encode()
+
+
+def read(*chunks, **how):
+    data, _first = stream.whole(body(*chunks, **how))
+    return wire.read(200, {}, data, keep_raw=False)
+
+
+@given(
+    st.none() | st.text(max_size=60), st.none() | st.text(max_size=20),
+    st.sampled_from(["stop", "length"]), st.booleans(),
+)  # fmt: skip
+def test_any_answer_is_the_same_in_pieces(content, refusal, finish, told):
+    """The simulated gateway cuts it, the sender puts it together."""
+    message = {"role": "assistant", "content": content, "refusal": refusal}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    data = {"id": "c", "created": 1, "model": "m", "choices": [choice]}
+    if content is not None:
+        message["refusal"] = None
+    usage = USAGE if told else None
+    streamed = b"".join(events(data, usage, cut=False))
+    got = wire.read(200, {}, stream.whole(streamed)[0], keep_raw=False)
+    want = wire.read(200, {}, json.dumps({**data, "usage": usage}).encode(), keep_raw=False)
+    assert got == want
+
+
+@given(
+    st.binary(max_size=300) | st.text(max_size=100).map(lambda text: f"data: {text}\n\n".encode())
+)
+def test_whatever_comes_is_a_row(noise):
+    """Nothing but a RequestError ever leaves."""
+    for sent in (noise, body(chunk({"content": "a"}), done=False) + noise):
+        with contextlib.suppress(RequestError):
+            wire.read(200, SSE, stream.whole(sent)[0], keep_raw=True)
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
+def test_comments_line_ends_and_usages_of_every_kind_are_taken(end):
+    """Gemini tells a usage with each chunk, OpenAI one in a chunk of its own, some none."""
+    said = read(
+        chunk({"role": "assistant", "content": ""}, usage={"prompt_tokens": 5, "completion_tokens": 1}),
+        chunk({"content": "né"}, usage={**USAGE, "completion_tokens": 3}),
+        chunk({"content": " là"}, "stop"),
+        {"id": "c1", "choices": [], "usage": USAGE},
+        end=end,
+    )  # fmt: skip
+    assert (said.content, said.finish_reason, said.usage.completion_tokens) == ("né là", "stop", 7)
+    data, first = stream.whole(
+        b": keep-alive\n\n: OPENROUTER PROCESSING\n\n" + body(chunk({"content": "x"}, "stop"))
+    )
+    assert json.loads(data)["choices"][0]["message"]["content"] == "x"
+    assert first == len(
+        b": keep-alive\n\n: OPENROUTER PROCESSING\n\n"
+        + body(chunk({"content": "x"}, "stop"), done=False)
+    )
+
+
+def test_calls_of_tools_are_joined_from_their_pieces():
+    """Names come once, arguments in pieces, several calls by their numbers."""
+
+    def call(index, **of):
+        return chunk({"tool_calls": [{"index": index, **of}]})
+
+    said = read(
+        call(0, id="a", type="function", function={"name": "look", "arguments": ""}),
+        call(0, function={"arguments": '{"x":'}),
+        call(1, id="b", type="function", function={"name": "find", "arguments": "{}"}),
+        call(0, function={"arguments": "1}"}),
+        chunk({}, "tool_calls"),
+    )  # fmt: skip
+    assert json.loads(said.tool_calls) == [
+        {"id": "a", "type": "function", "function": {"name": "look", "arguments": '{"x":1}'}},
+        {"id": "b", "type": "function", "function": {"name": "find", "arguments": "{}"}},
+    ]
+    assert said.content is None
+    assert said.outcome is Outcome.OK
+
+
+def test_an_error_in_the_middle_is_the_error():
+    """What came before it is no answer."""
+    with pytest.raises(RateLimited, match="too many requests"):
+        read(chunk({"content": "half"}), {"error": {"message": "too many requests", "code": 429}})
+    with pytest.raises(RequestError, match="broke off"):
+        read(chunk({"content": "half"}), chunk({}, "error"))
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_stream_without_its_end_is_no_answer(done):
+    """With a reason why it ended it is one, though not all say that they are done."""
+    assert read(chunk({"content": "all"}, "stop"), done=done).content == "all"
+    if done:
+        return
+    with pytest.raises(NoAnswer, match="cut after 4 characters"):
+        read(chunk({"content": "half"}), done=False)
+    with pytest.raises(NoAnswer, match="middle of a chunk"):
+        stream.whole(body(chunk({"content": "half"}), done=False) + b'data: {"choi')
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+SAID = body(chunk({"content": "né"}), chunk({"content": " là"}, "stop"))
+
+
+def parts(data, size):
+    return [b"%x\r\n%b\r\n" % (len(data[at : at + size]), data[at : at + size])
+            for at in range(0, len(data), size)]  # fmt: skip
+
+
+def posted(*sends, idle=0.3, requests=1, timeout=5.0, direct=True):
+    async def work():
+        async with (
+            Server(*sends) as server,
+            Client(Endpoint(server.url, server.url), direct=direct) as client,
+        ):
+            replies = [await client.post(b"{}", timeout, idle) for _ in range(requests)]
+            return replies, server.connections
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_pieces_may_be_cut_anywhere(size, direct):
+    """In the middle of a character as well; and the connection is used again."""
+    (first, second), connections = posted(
+        HEAD, *parts(SAID, size), b"0\r\n\r\n", requests=2, direct=direct
+    )
+    assert first.body == second.body == SAID
+    assert connections == 1
+    data, place = stream.whole(first.body)
+    assert json.loads(data)["choices"][0]["message"]["content"] == "né là"
+    assert 0 <= first.seconds_to(place) < 1
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_stream_that_is_done_need_not_end(direct):
+    """Some servers leave it open; the next request gets a new connection."""
+    (first, second), connections = posted(HEAD, *parts(SAID, 50), 60.0, requests=2, direct=direct)
+    assert first.body == second.body == SAID
+    assert connections == 2
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_stream_that_falls_silent_is_given_up(direct):
+    """Before or after its first piece; comments are not silence, but do not last for ever."""
+    for sends in ([HEAD, 60.0], [HEAD, parts(SAID, 40)[0], 60.0]):
+        with pytest.raises(NoAnswer, match=r"no more of the answer within 0\.3 s") as caught:
+            posted(*sends, direct=direct)
+        assert caught.value.outcome is Outcome.TIMEOUT
+    comment = parts(b": keep-alive\n\n", 100)[0]
+    with pytest.raises(NoAnswer, match="no whole answer within 1 s"):
+        posted(HEAD, *[comment, 0.1] * 30, timeout=1.0, direct=direct)
+
+
+def test_the_first_token_is_timed():
+    """Not the first byte."""
+    pieces = [
+        b": keep-alive\n\n",
+        body(chunk({"role": "assistant", "content": ""}), done=False),
+        SAID,
+    ]
+    sends = [sent for piece in pieces for sent in (0.2, *parts(piece, 10_000))]
+    (reply,), _ = posted(HEAD, *sends, b"0\r\n\r\n", idle=2.0)
+    _, place = stream.whole(reply.body)
+    assert 0.55 < reply.seconds_to(place) < 2.0
