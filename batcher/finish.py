@@ -90,7 +90,7 @@ def export(
             if output.suffix == ".jsonl":
                 from batcher.write.jsonl import Renamed, write_jsonl
 
-                how["parsed"] = asked.parsed is not None
+                how |= {"parsed": asked.parsed is not None, "batch": asked.batch}
                 try:
                     written = write_jsonl(output, inputs.dicts(), picks, **how)
                 except Renamed as names:

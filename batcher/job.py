@@ -193,6 +193,12 @@ class Job:
     """When changed settings no longer match answers already paid for: send those rows again, or keep
     their old answers. Default: stop and say so."""
 
+    from_batch: Annotated[
+        tuple[str, ...], Parameter(group=_RUN, negative_iterable="", consume_multiple=False)
+    ] = ()
+    """Output or error file of a provider's finished batch (OpenAI's, vLLM's): its answers are taken for the rows
+    of the same custom_id, and only what is missing is sent. Repeatable."""
+
     overwrite: Annotated[bool, Parameter(group=_RUN, negative="")] = False
     """Forget all earlier results of this output. Without it a second start continues the first."""
 
@@ -201,6 +207,10 @@ class Job:
 
     dry_run: Annotated[bool, Parameter(group=_RUN, negative="")] = False
     """Everything but sending: read and render every row, count, say what is wrong."""
+
+    format: Annotated[Literal["rows", "openai"] | None, Parameter(group=_SHOW)] = None
+    """What a JSONL output holds: rows with their answers, or lines of an OpenAI batch's output. Default: as the
+    input, where all of it are lines of a batch."""
 
     quiet: Annotated[bool, Parameter(group=_SHOW, negative="")] = False
     """No live view and no table at the end; errors only."""
@@ -324,6 +334,15 @@ class Job:
                         f"{flag} {text}: there is no -m {name}; the models are "
                         f"{', '.join(self.models)}."
                     )
+        if self.format == "openai" and self.output.endswith(".parquet"):
+            raise JobError(
+                "--format openai: lines of a batch are JSONL; name an --output in .jsonl."
+            )
+        if self.from_batch and (self.overwrite or self.output == "-"):
+            other = "--overwrite" if self.overwrite else "--output -"
+            raise JobError(
+                f"--from-batch and {other}: what is taken would be lost; leave one out."
+            )
         if self.simulate and (self.base_url or self.api_key_env):
             raise JobError(
                 "--simulate brings a gateway of its own; leave --base-url and --api-key-env out."

@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 
+from batcher import batch as batches
 from batcher import money
 from batcher.embedded import simulated_gateway
 from batcher.endpoint import Endpoint
@@ -53,6 +55,7 @@ __all__ = ["Report", "Runner"]
 
 _BEAT_SECONDS = 5.0
 _HEALINGS = 2
+_LOOK_ROWS = 100
 _OTHER_FILES = 64  # Besides connections: journal, input, output, what libraries open.
 
 
@@ -181,6 +184,8 @@ class Runner:
         job = self._job
         endpoint = job.endpoint() if not job.simulate else Endpoint("", "simulated:")
         inputs = await self._inputs(folder)
+        if job.from_batch and not job.dry_run:
+            await asyncio.to_thread(self._take_batch, folder, inputs, endpoint)
         (plan, manifest), self._prices = await asyncio.gather(
             asyncio.to_thread(self._prepare, folder, inputs, endpoint, say=self._say),
             self._known(endpoint),
@@ -282,6 +287,8 @@ class Runner:
         """What is still to send, and what is to be kept in `run.json`; reads, and writes nothing."""
         job, settings = self._job, settings_of(self._job, endpoint.name)
         found = resume(job, settings, folder, inputs, say, self._go_on)
+        batched = self._writes_batch(inputs)
+        found.manifest.asked = msgspec.structs.replace(found.manifest.asked, batch=batched)
         epoch = found.manifest.epochs[-1]
         plan = Plan(job, settings, inputs, found.winners, found.earlier, epoch.accepts)
         if found.damaged and not job.dry_run:
@@ -301,6 +308,23 @@ class Runner:
             pins = [file.with_digest(self._go_on).pin for file in inputs.files]
             epoch.inputs = msgspec.to_builtins(pins)
         return plan, found.manifest
+
+    def _writes_batch(self, inputs: Inputs) -> bool:
+        """Whether the output holds lines of a batch: as asked, else as the first rows of the input do."""
+        if self._job.format is not None or not self._job.output.endswith(".jsonl"):
+            return self._job.format == "openai"
+        rows = [row.columns for row in islice(inputs.rows(batches.NAMES), _LOOK_ROWS)]
+        known = [columns for columns in rows if columns is not None]
+        return bool(known) and all(map(batches.is_request, known))
+
+    def _take_batch(self, folder: Path, inputs: Inputs, endpoint: Endpoint) -> None:
+        job = self._job
+        plan = Plan(job, settings_of(job, endpoint.name), inputs)
+        paths = job.from_batch
+        taken = batches.take(paths, plan, inputs, folder, job.models, keep_raw=job.keep_raw)
+        if taken:
+            answers = "1 answer is" if taken == 1 else f"{taken:,} answers are"
+            self._say(f"{answers} taken from {', '.join(paths)}.")
 
     def _keep_output(self, folder: Path) -> None:
         """Keeps the output as it is, when it may be the only place of answers the journal lost."""
@@ -497,7 +521,7 @@ class Runner:
             go_on=self._go_on_writing,
         )
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
-        if not inputs.whole and job.route == "each" and job.models:
+        if not (inputs.whole or manifest.asked.batch) and job.route == "each" and job.models:
             project = partial(money.project, self.summary, output, inputs, job)
             await asyncio.to_thread(project)
         text = f"{written.rows:,} rows in {job.output}"

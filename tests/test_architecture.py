@@ -20,7 +20,7 @@ FLOORS = (
     ("lanes",),
     ("split",),
     ("engine",),
-    ("watch", "finish", "history", "money", "output", "embedded"),
+    ("watch", "finish", "history", "money", "batch", "output", "embedded"),
     ("runner",),
     ("api",),
     ("cli",),

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from batcher.cli.clean import clean
 from batcher.cli.compare import compare
+from batcher.cli.convert import convert
 from batcher.cli.explain import explain
 from batcher.cli.export import export
 from batcher.cli.models import models
@@ -50,6 +51,7 @@ for command in (
     compare,
     explain,
     models,
+    convert,
     clean,
     simulate,
 ):

@@ -7,6 +7,7 @@ from typing import IO
 import msgspec
 
 from batcher.records import Prompt, Result
+from batcher.write.batch import batch_line
 from batcher.write.jsonl import json_row
 
 __all__ = ["RowWriter"]
@@ -17,12 +18,18 @@ _encode = msgspec.json.Encoder().encode
 class RowWriter:
     """Writes each result at once as a JSON line."""
 
-    def __init__(self, file: IO[bytes], *, keep_raw: bool, parsed: bool) -> None:
+    def __init__(
+        self, file: IO[bytes], *, keep_raw: bool, parsed: bool, batch: bool = False
+    ) -> None:
         self._file = file
+        self._batch = batch
         self._shown = {"keep_raw": keep_raw, "parsed": parsed}
 
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
         columns, line = prompt.columns or {}, _encode(result)
-        self._file.write(json_row(columns, line, prompt.row, prompt.sample, **self._shown))
+        if self._batch:
+            self._file.write(batch_line(line, prompt.custom_id)[0])
+        else:
+            self._file.write(json_row(columns, line, prompt.row, prompt.sample, **self._shown))
         self._file.flush()

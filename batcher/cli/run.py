@@ -140,7 +140,10 @@ async def _conduct(job: Job, stops: _Stops) -> int:
         from batcher.cli.rows import RowWriter
 
         rows = RowWriter(
-            sys.stdout.buffer, keep_raw=job.keep_raw, parsed=bool(job.schema or job.labels)
+            sys.stdout.buffer,
+            keep_raw=job.keep_raw,
+            parsed=bool(job.schema or job.labels),
+            batch=job.format == "openai",
         )
     runner = Runner(job, say=say, emit=rows.write if rows else None, console=stderr)
     task = asyncio.current_task()

@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
+from batcher.write.batch import batch_line
 from batcher.write.columns import COLUMNS, OPTIONAL, renames
 from batcher.write.results import Confirm, Picks, Written, whole
 
-__all__ = ["Renamed", "json_row", "write_jsonl"]
+__all__ = ["Renamed", "json_row", "name_of", "write_jsonl"]
 
 _EPOCH = datetime(1970, 1, 1)
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
@@ -34,6 +35,7 @@ def write_jsonl(
     *,
     keep_raw: bool,
     parsed: bool = False,
+    batch: bool = False,
     renamed: Mapping[str, str] | None = None,
     confirm: Confirm = lambda _written: None,
 ) -> Written:
@@ -45,6 +47,7 @@ def write_jsonl(
         picks: Finds the lines.
         keep_raw: Whether rows have their `response`.
         parsed: Whether they have `parsed`.
+        batch: Whether to write lines of a batch's output instead.
         renamed: Other names for columns that have the name of a result; None to find them.
         confirm: Told what is written, before it takes the place of the old file; what it raises
             leaves that as it is.
@@ -60,7 +63,7 @@ def write_jsonl(
     with whole(path) as file:
         for positions, rows in blocks:
             for row in rows:
-                if renamed is None and row.keys() & COLUMNS.keys():
+                if renamed is None and not batch and row.keys() & COLUMNS.keys():
                     for old, new in _renames(row).items():
                         uneven |= written.renamed.setdefault(old, new) != new
                 if not row.keys() <= names.keys():
@@ -68,6 +71,12 @@ def write_jsonl(
             for place, sample, line in picks.lines(positions):
                 if line is None:
                     written.missing += 1
+                    continue
+                if batch:
+                    text, status = batch_line(line, name_of(rows[place], positions[place]))
+                    file.write(text)
+                    written.rows += 1
+                    written.statuses[status] += 1
                     continue
                 text, status = _json_row(
                     rows[place],
@@ -93,6 +102,16 @@ def write_jsonl(
     if renamed is not None:
         written.renamed = dict(renamed)
     return written
+
+
+def name_of(columns: Mapping[str, Any], position: int) -> str:
+    """The row's own name, else its position."""
+    name = _plain(columns.get("custom_id"))
+    return str(position if name is None else name)
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value
 
 
 class Renamed(Exception):
@@ -142,9 +161,7 @@ def _json_row(
 ) -> tuple[bytes, str]:
     row = _decode(line)
     name = columns.get("custom_id")
-    if isinstance(name, msgspec.Raw):
-        name = msgspec.json.decode(name)
-    row.row, row.sample, row.custom_id = position, sample, str(position if name is None else name)
+    row.row, row.sample, row.custom_id = position, sample, name_of(columns, position)
     row.model, row.attempts = row.model or None, row.attempts or 0
     if row.created_at is not None:
         time = _EPOCH + timedelta(milliseconds=row.created_at)
@@ -160,7 +177,7 @@ def _json_row(
             setattr(row, native, msgspec.Raw(text.encode()))
     if columns.keys() & COLUMNS.keys():
         new = _renames(columns) if renamed is None else renamed
-        text_id = isinstance(name, str)
+        text_id = isinstance(_plain(name), str)
         columns = {
             new.get(name, name): value
             for name, value in columns.items()
@@ -174,7 +191,5 @@ def _json_row(
 
 def _renames(columns: Mapping[str, Any]) -> dict[str, str]:
     """Other names for a row's columns; a `custom_id` that is a text is not repeated."""
-    name = columns.get("custom_id")
-    if isinstance(name, msgspec.Raw):
-        name = msgspec.json.decode(name)
-    return renames(of for of in columns if of != "custom_id" or not isinstance(name, str))
+    text_id = isinstance(_plain(columns.get("custom_id")), str)
+    return renames(of for of in columns if of != "custom_id" or not text_id)

@@ -26,6 +26,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         limit: Only so many rows.
         drawn: Only so many rows drawn by chance, and the seed of that.
         parsed: JSON Schema of what answers were checked for; None when they were not.
+        batch: Whether a JSONL output holds lines of a batch.
     """
 
     models: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 1
     keep_raw: bool = False
     parsed: dict[str, Any] | None = None
+    batch: bool = False
 
 
 class Pictures(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from batcher.write.columns import COLUMNS, renames, result_names
 from batcher.write.parsed import Shape
 from batcher.write.results import Confirm, Picks, Written, whole
 
-__all__ = ["NotOfType", "write_parquet"]
+__all__ = ["NotOfType", "result_schema", "write_parquet"]
 
 _GROUP_BYTES = 8 << 20
 _GROUP_ROWS = 32 << 10
@@ -31,6 +31,12 @@ _JOURNAL = pa.schema(
     pa.field(field.name, pa.int64()) if field.name == "created_at" else field for field in _RESULT
 )
 """The same as they stand in the journal, where time is a number."""
+
+
+def result_schema() -> pa.Schema:
+    """Columns of results alone: those that every output has, and what answers may have besides."""
+    names = result_names(keep_raw=False, shown=("tool_calls", "logprobs"))
+    return pa.schema([_RESULT.field(name) for name in names])
 
 
 class NotOfType(ValueError):

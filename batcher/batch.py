@@ -1,0 +1,203 @@
+"""Batches of a provider: their output taken as answers, and turned into rows. Touches: files.
+
+The lines are those of OpenAI's Batch API and of vLLM's `run-batch`; an output and an error file are read alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batcher.errors import JobError, NoAnswer, RequestError
+from batcher.plan.requests import Plan
+from batcher.read.inputs import Inputs
+from batcher.read.prompts import Prompter
+from batcher.records import Completion, Request, Result
+from batcher.send import record, wire
+from batcher.send.talk import Talk, Terms
+from batcher.write.journal import Journal
+from batcher.write.jsonl import json_row
+from batcher.write.segment import loaded
+
+__all__ = ["NAMES", "answers_in", "is_answer", "is_request", "requests_of", "row_of", "take"]
+
+
+class _Response(msgspec.Struct):
+    status_code: int = 200
+    request_id: str | None = None
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    response: _Response | None
+    error: Any = None
+
+
+NAMES = frozenset({"custom_id", "method", "url", "body"})
+"""Fields of a whole line of a batch's input."""
+
+_decode = msgspec.json.Decoder(_Line).decode
+_encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
+Answer = Completion | RequestError
+
+
+def is_request(columns: Mapping[str, Any]) -> bool:
+    """Whether a row is a whole line of a batch's input."""
+    return columns.keys() >= NAMES
+
+
+def is_answer(columns: Mapping[str, Any]) -> bool:
+    """Whether a row is a line of a batch's output or error file."""
+    return {"custom_id", "response", "error"} <= columns.keys() and "status" not in columns
+
+
+def answers_in(paths: Sequence[str], *, keep_raw: bool = False) -> Iterator[tuple[str, Answer]]:
+    """(custom_id, the answer or how it failed) of each line.
+
+    Raises:
+        JobError: A file cannot be read, or a line is none of a batch's output.
+    """
+    for path in paths:
+        try:
+            with Path(path).open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _answer(line, f"{path}:{number}", keep_raw=keep_raw)
+        except OSError as error:
+            raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
+
+
+def _answer(line: bytes, where: str, *, keep_raw: bool) -> tuple[str, Answer]:
+    try:
+        found = _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{where}: it is no line of a batch's output ({error}).") from None
+    return found.custom_id, answer_of(found.response, found.error, keep_raw=keep_raw)
+
+
+def answer_of(response: _Response | None, error: Any, *, keep_raw: bool) -> Answer:
+    """What a line holds."""
+    if response is None or bytes(response.body) == b"null":
+        said = error.get("message") if isinstance(error, dict) else error
+        failed = NoAnswer(str(said or "no answer in the batch"))
+        failed.status = None if response is None else response.status_code
+        return failed
+    headers = {"x-request-id": response.request_id} if response.request_id else {}
+    try:
+        return wire.read(response.status_code, headers, bytes(response.body), keep_raw=keep_raw)
+    except RequestError as failure:
+        return failure
+
+
+def result_of(request: Request, answer: Answer) -> Result:
+    """The answer as the result of a request that was sent once."""
+    tried = [record.attempt(time.time(), 0.0, 0.0, "", answer, None)]
+    if isinstance(answer, RequestError):
+        return record.ended(request, answer, tried, Talk())
+    return record.answered(request, answer, tried)
+
+
+def take(
+    paths: Sequence[str],
+    plan: Plan,
+    inputs: Inputs,
+    folder: Path,
+    models: Sequence[str],
+    *,
+    keep_raw: bool,
+) -> int:
+    """Writes the answers of a finished batch into the journal, to the rows that their `custom_id` names.
+
+    What failed in it is left to be sent, and what the journal has already as it is. Its cost is not
+    known: providers take another price for batches.
+
+    Returns:
+        How many were taken.
+
+    Raises:
+        JobError: A file is no output of a batch, or names none of the rows.
+        OutputError: The journal cannot be written.
+    """
+    if len(models) > 1:
+        raise JobError("--from-batch: its answers are of one model; give one -m, or none.")
+    known = {
+        entry.tobytes()
+        for segment in loaded(folder)
+        for entry in segment.entries[["key_high", "key_low"]]
+    }
+    told = answers_in(paths, keep_raw=keep_raw)
+    lines = {name: answer for name, answer in told if isinstance(answer, Completion)}
+    terms = Terms(plan.expected)
+    named = taken = 0
+    journal: Journal | None = None
+    try:
+        for row in inputs.rows(plan.columns):
+            prompt = plan.prompt(row)
+            found = lines.get(prompt.custom_id)
+            if found is None or prompt.error is not None:
+                continue
+            named += 1
+            model = models[0] if models else prompt.model or ""
+            request = plan.request(prompt, model)
+            if bytes.fromhex(request.key) in known:
+                continue
+            taken += 1
+            if journal is None:
+                journal = Journal(folder)
+            journal.put(result_of(request, terms.judged(found)))
+            while journal.full:
+                time.sleep(0.01)
+    finally:
+        if journal is not None:
+            journal.close()
+    if lines and not named:
+        raise JobError(
+            f"--from-batch {paths[0]}: no row of the input has one of its custom_ids; is it the output "
+            "of another batch?"
+        )
+    return taken
+
+
+def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
+    """A line of a batch's output as the row that it would be.
+
+    Raises:
+        JobError: It is none.
+    """
+    line = _encode({name: columns.get(name) for name in ("custom_id", "response", "error")})
+    name, answer = _answer(line, f"line {position + 1}", keep_raw=False)
+    model = (answer.response_model if isinstance(answer, Completion) else None) or ""
+    request = Request(position, name, model, 0, "0" * 32, b"", None)
+    made: dict[str, Any] = msgspec.json.decode(
+        json_row({}, _encode(result_of(request, answer)), position, 0)
+    )
+    return {**made, "custom_id": name, "latency_ms": None, "created_at": None}
+
+
+def requests_of(
+    inputs: Inputs, prompter: Prompter, models: Sequence[str]
+) -> Iterator[tuple[bytes | None, str | None]]:
+    """(line of a batch's input, None) for each row and model, or (None, why there is none).
+
+    With several models a line's name is that of its row and model, as a batch wants each once.
+    """
+    for row in inputs.rows(prompter.columns):
+        prompt = prompter.prompt(row)
+        if prompt.error is not None:
+            yield None, prompt.error
+            continue
+        for model in models or (prompt.model or "",):
+            head = b'{"model":' + _encode(model) + b","
+            name = prompt.custom_id if len(models) < 2 else f"{prompt.custom_id} {model}"
+            line = {
+                "custom_id": name,
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": msgspec.Raw(head + prompt.fields),
+            }
+            yield _encode(line) + b"\n", None
