@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from batcher.cli.clean import clean
 from batcher.cli.compare import compare
+from batcher.cli.config import with_settings
 from batcher.cli.convert import convert
 from batcher.cli.explain import explain
 from batcher.cli.export import export
@@ -61,7 +62,8 @@ for command in (
 def main() -> int:
     """Runs the command that the arguments name; returns the exit status."""
     try:
-        ended = app(exit_on_error=False, print_error=False, result_action="return_value")
+        words = with_settings(sys.argv[1:])
+        ended = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         print(f"batcher: {_sentence(error)}", file=sys.stderr)
         return 2

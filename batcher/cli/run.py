@@ -23,7 +23,9 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Input = Annotated[str, Parameter(allow_leading_hyphen=True)]  # For "-", stdin.
 
 
-def run(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
+def run(
+    *inputs: Input, job: Annotated[Job, Parameter(name="*")], config: str | None = None
+) -> int:
     """Send every row to every model and write the answers.
 
     A second start with the same output goes on where the first stopped. Ctrl-C once stops sending
@@ -35,7 +37,10 @@ def run(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
         inputs: Files, globs or folders of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .csv; - is
             JSONL on stdin.
         job: The options.
+        config: TOML file of options by their names, such as max_cost = 5, and inputs; what stands on the
+            command line goes before it, and it before environment variables such as BATCHER_MAX_COST.
     """
+    del config  # `cli.config` made words of it.
     job = _with(job, inputs)
     try:
         return _run(job)
@@ -54,13 +59,17 @@ def run(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
         return _run(replace(job, changed=changed))
 
 
-def check(*inputs: Input, job: Annotated[Job, Parameter(name="*")]) -> int:
+def check(
+    *inputs: Input, job: Annotated[Job, Parameter(name="*")], config: str | None = None
+) -> int:
     """Everything but sending: read and render every row, count, say what is wrong.
 
     Args:
         inputs: As for run.
         job: The options, as for run.
+        config: As for run.
     """
+    del config
     return _run(replace(_with(job, inputs), dry_run=True))
 
 

@@ -17,7 +17,11 @@ SECRET = "sk-never-shown-0123456789"
 def environment(**more: str) -> dict[str, str]:
     """The environment without keys and proxies, plus `more`."""
     hidden = ("API_KEY", "BASE_URL", "_proxy", "_PROXY")
-    clean = {name: value for name, value in os.environ.items() if not name.endswith(hidden)}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith(hidden) and not name.startswith("BATCHER_")
+    }
     return {**clean, "PYTHONWARNINGS": "ignore", **more}
 
 

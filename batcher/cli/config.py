@@ -1,0 +1,184 @@
+"""Options from `--config FILE` and from the environment, as words of the command line. Touches: files, the environment.
+
+What stands on the command line goes before the file, and the file before the environment (`BATCHER_MAX_COST`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
+from cyclopts import Parameter
+
+from batcher.errors import JobError
+from batcher.job import Job
+
+__all__ = ["with_settings"]
+
+_PREFIX = "BATCHER_"
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def with_settings(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The words of a command with those options that a file or the environment adds.
+
+    Args:
+        words: After `batcher`, such as `run in.jsonl -o out.jsonl`.
+        environment: Where `BATCHER_…` may stand.
+
+    Raises:
+        JobError: The file cannot be read, or tells an option that there is not.
+    """
+    if not words or words[0] not in ("run", "check"):
+        return list(words)
+    command, *given = words
+    if "--help" in given or "-h" in given:
+        return list(words)
+    given, path = _without_config(given)
+    options = _options()
+    path = path or environment.get(f"{_PREFIX}CONFIG")
+    told = {} if path is None else _of_file(path, options)
+    inputs = told.pop("inputs", None)
+    for name, value in _of_environment(environment, options):
+        told.setdefault(name, value)
+    added: list[str] = []
+    for name, value in told.items():
+        flags, kind = options[name]
+        # Parameters of the request are merged by their names: the last one counts.
+        if name == "param" or not any(word.partition("=")[0] in flags for word in given):
+            added += _words(name, flags[0], value, kind)
+    if inputs is not None and not _names_inputs(given, options):
+        given = [*inputs, *given]
+    return [command, *added, *given]
+
+
+def _options() -> dict[str, tuple[list[str], Any]]:
+    """Name of each option (`max_cost`) to its flags, the long one first, and its type."""
+    hints = get_type_hints(Job, include_extras=True)
+    found = {}
+    for field in fields(Job):
+        kind, *more = get_args(hints[field.name]) or (hints[field.name],)
+        parameter = next((of for of in more if isinstance(of, Parameter)), None)
+        if parameter is not None and parameter.parse is False:
+            continue
+        names = list(parameter.name or ()) if parameter is not None else []
+        long = next((n for n in names if n.startswith("--")), f"--{field.name.replace('_', '-')}")
+        plain = long[2:].replace("-", "_")
+        # Where "not asked" means something else, there is a flag for "no".
+        no = [f"--no-{long[2:]}"] if _is_switch(kind) and kind is not bool else []
+        found[plain] = ([long, *(n for n in names if n != long), *no], kind)
+    return found
+
+
+def _without_config(given: list[str]) -> tuple[list[str], str | None]:
+    left, path = [], None
+    words = iter(given)
+    for word in words:
+        flag, joined, value = word.partition("=")
+        if flag != "--config":
+            left.append(word)
+            continue
+        path = value if joined else next(words, None)
+        if not path:
+            raise JobError("--config: name a TOML file.")
+    return left, path
+
+
+def _of_file(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            told = tomllib.load(file)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise JobError(f"--config {path}: it cannot be read: {why}.") from None
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        plain = _ALSO.get(name, name.replace("-", "_"))
+        if plain == "inputs":
+            value = [value] if isinstance(value, str) else value
+            if not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+                raise JobError(f"--config {path}: inputs: it must be a text, or a list of texts.")
+        elif plain not in options:
+            raise JobError(
+                f"--config {path}: there is no option {name!r}; there are inputs, {', '.join(options)}."
+            )
+        found[plain] = value
+    return found
+
+
+_ALSO = {"models": "model", "params": "param", "input": "inputs"}
+
+
+def _of_environment(
+    environment: Mapping[str, str], options: Mapping[str, tuple[list[str], Any]]
+) -> Iterator[tuple[str, Any]]:
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(_PREFIX) or variable == f"{_PREFIX}CONFIG":
+            continue
+        name = variable.removeprefix(_PREFIX).lower()
+        if name not in options:
+            print(
+                f"batcher: {variable} is set, and is no option; see batcher run --help.",
+                file=sys.stderr,
+            )
+        elif _is_switch(options[name][1]):
+            if text.lower() not in (*_TRUE, *_FALSE):
+                raise JobError(f"{variable}={text}: it must be 1 or 0.")
+            yield name, text.lower() in _TRUE
+        elif _is_many(options[name][1]) and text.startswith("["):
+            try:
+                yield name, json.loads(text)
+            except ValueError as error:
+                raise JobError(f"{variable}: it is no JSON list ({error}).") from None
+        else:
+            yield name, text
+
+
+def _words(name: str, flag: str, value: Any, kind: Any) -> list[str]:
+    if _is_switch(kind):
+        if not isinstance(value, bool):
+            raise JobError(f"{name} = {value!r}: it must be true or false.")
+        return [flag] if value else [f"--no-{flag[2:]}"] if kind is not bool else []
+    if isinstance(value, bool):
+        raise JobError(f"{name} = {str(value).lower()}: it must be something else.")
+    if isinstance(value, Mapping):
+        if name == "schema":
+            return [f"{flag}={json.dumps(value, ensure_ascii=False)}"]
+        if not _is_many(kind):
+            raise JobError(f"{name}: it must be one value, not a table.")
+        as_json = name == "param"
+        value = [f"{key}={json.dumps(of) if as_json else of}" for key, of in value.items()]
+    elif isinstance(value, list) and name == "labels":
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        if not _is_many(kind):
+            raise JobError(f"{name}: it must be one value, not a list.")
+        return [f"{flag}={one}" for one in value]
+    return [f"{flag}={value}"]
+
+
+def _is_switch(kind: Any) -> bool:
+    return kind is bool or bool in get_args(kind)
+
+
+def _is_many(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is tuple
+
+
+def _names_inputs(given: Iterable[str], options: Mapping[str, tuple[list[str], Any]]) -> bool:
+    """Whether a word is an input: not a flag, and not the value of one."""
+    switches = {flag for flags, kind in options.values() if _is_switch(kind) for flag in flags}
+    valued = False
+    for word in given:
+        if word.startswith("-") and word != "-":
+            valued = "=" not in word and word not in switches
+        elif valued:
+            valued = False
+        else:
+            return True
+    return False

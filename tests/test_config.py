@@ -1,0 +1,113 @@
+"""Options from a file and from the environment: the same as on the command line, and after it."""
+
+import json
+
+import pytest
+
+from batcher.cli.config import with_settings
+from batcher.errors import JobError
+from tests.support import program
+from tests.support.program import read_jsonl, write_jsonl
+
+TOML = """
+inputs = "in.jsonl"
+output = "from-file.jsonl"
+model = ["sim-small", "sim-large"]
+prompt = "Say {{ text }}"
+max_retries = 2
+dedupe = false
+quiet = true
+
+[param]
+temperature = 0
+stop = ["x"]
+
+[rpm]
+sim-small = 6000
+"""
+
+
+def words(tmp_path, text, *given, **environment):
+    path = tmp_path / "job.toml"
+    path.write_text(text)
+    return with_settings(["run", "--config", str(path), *given], environment)
+
+
+def test_a_file_tells_what_flags_would(tmp_path, gateway):
+    """As the program takes it, through a whole run."""
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "a"}])
+    (tmp_path / "job.toml").write_text(TOML)
+    ended = program.batcher("run", "--config", "job.toml", cwd=tmp_path, url=gateway.url)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    rows = read_jsonl(tmp_path / "from-file.jsonl")
+    assert [row["model"] for row in rows] == ["sim-small", "sim-large"] * 2
+    assert sum(of.billed for of in gateway.ledger.models.values()) == 4  # Not deduped.
+    ended = program.batcher(
+        "check", cwd=tmp_path, url=gateway.url, BATCHER_CONFIG="job.toml", BATCHER_QUIET="0"
+    )
+    assert ended.returncode == 0
+    asked = json.loads((tmp_path / "from-file.jsonl.run" / "run.json").read_text())
+    assert asked["epochs"][0]["settings"]["--param"] == {"temperature": 0, "stop": ["x"]}
+
+
+def test_the_command_line_goes_before_the_file_and_that_before_the_environment(tmp_path):
+    got = words(
+        tmp_path, 'model = "a"\nmax_retries = 2\ninputs = ["x", "y"]\n[param]\ntemperature = 0\n', "z",
+        "-m", "b", "--param", "temperature=1",
+        BATCHER_MAX_RETRIES="7", BATCHER_MAX_COST="5", BATCHER_RPM='["a=1", "b=2"]', BATCHER_DEDUPE="no",
+        BATCHER_STREAM="yes", BATCHER_QUIET="0", HOME="/",
+    )  # fmt: skip
+    assert got == [
+        "run", "--max-retries=2", "--param=temperature=0", "--no-dedupe", "--max-cost=5", "--rpm=a=1", "--rpm=b=2",
+        "--stream", "z", "-m", "b", "--param", "temperature=1",
+    ]  # fmt: skip
+    assert words(tmp_path, 'inputs = "x"', "-m", "b", "--dedupe")[-4:] == [
+        "x",
+        "-m",
+        "b",
+        "--dedupe",
+    ]
+    assert words(tmp_path, 'inputs = "x"', "--simulate", "y")[-2:] == ["--simulate", "y"]
+    assert words(tmp_path, "dedupe = false", "--dedupe") == ["run", "--dedupe"]
+
+
+def test_other_commands_are_left_alone(tmp_path):
+    """What a job's settings are means nothing to them."""
+    assert with_settings(["show", "o.jsonl"], {"BATCHER_SAMPLE": "3"}) == ["show", "o.jsonl"]
+    assert with_settings([], {"BATCHER_SAMPLE": "3"}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("max_cots = 1", "there is no option 'max_cots'; there are inputs, output, model"),
+        ("a = ", "it cannot be read"),
+        ("max_retries = true", "max_retries = true: it must be something else"),
+        ("quiet = 1", "quiet = 1: it must be true or false"),
+        ("max_cost = [1]", "max_cost: it must be one value, not a list"),
+        ("inputs = 5", "inputs: it must be a text"),
+    ],
+)
+def test_what_a_file_cannot_mean_is_said(tmp_path, text, why):
+    with pytest.raises(JobError, match=why):
+        words(tmp_path, text)
+
+
+def test_a_variable_that_is_no_option_is_named(tmp_path, gateway):
+    """A budget that is spelled wrong is no budget."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    how = {"cwd": tmp_path, "url": gateway.url}
+    ended = program.batcher(
+        "run", "in.jsonl", "-o", "o.jsonl", "-m", "sim-small", **how, BATCHER_MAXCOST="1"
+    )
+    assert b"BATCHER_MAXCOST is set, and is no option" in ended.stderr
+    ended = program.batcher("run", "in.jsonl", "-o", "o.jsonl", **how, BATCHER_STREAM="perhaps")
+    assert (ended.returncode, b"BATCHER_STREAM=perhaps: it must be 1 or 0" in ended.stderr) == (
+        2,
+        True,
+    )
+    ended = program.batcher("run", "--config", "none.toml", **how)
+    assert (ended.returncode, b"none.toml: it cannot be read: No such file" in ended.stderr) == (
+        2,
+        True,
+    )
