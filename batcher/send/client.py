@@ -237,6 +237,8 @@ class Client:
                     answer = payload.read_nowait()
                 else:
                     answer = await _bounded(payload, message.headers)
+                if time.monotonic() - began >= timeout:  # An end that the deadline made is none.
+                    raise TimeoutError
             finally:
                 deadline.cancel()
         except Exception as error:
