@@ -1,6 +1,7 @@
 """Options from a file and from the environment: the same as on the command line, and after it."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -111,3 +112,25 @@ def test_a_variable_that_is_no_option_is_named(tmp_path, gateway):
         2,
         True,
     )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(tmp_path, shell):
+    """By the shell itself where it is here."""
+    ended = program.batcher("completion", shell, cwd=tmp_path)
+    assert ended.returncode == 0
+    for word in (b"compare", b"max-cost", b"from-batch"):
+        assert word in ended.stdout
+    if shell != "bash":
+        return
+    (tmp_path / "script").write_bytes(ended.stdout)
+    asks = """
+        source script
+        COMP_WORDS=(batcher run --max-c); COMP_CWORD=2
+        complete -p batcher > /dev/null && _batcher
+        echo "${COMPREPLY[@]}"
+    """
+    told = subprocess.run(
+        ["bash", "-c", asks], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["--max-cost"]

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from batcher.cli.clean import clean
 from batcher.cli.compare import compare
+from batcher.cli.completion import completion
 from batcher.cli.config import with_settings
 from batcher.cli.convert import convert
 from batcher.cli.explain import explain
@@ -55,6 +56,7 @@ for command in (
     convert,
     clean,
     simulate,
+    completion,
 ):
     app.command(command, help_format="markdown")
 

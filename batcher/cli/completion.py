@@ -1,0 +1,21 @@
+"""`batcher completion`: what a shell needs to complete commands and options. Touches: stdout."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["completion"]
+
+
+def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
+    """Print the script by which a shell completes batcher's commands and options.
+
+    For bash put this into ~/.bashrc: eval "$(batcher completion bash)"
+
+    Args:
+        shell: bash (default), zsh or fish.
+    """
+    from batcher.cli.app import app  # Which knows this command itself.
+
+    print(app.generate_completion(prog_name="batcher", shell=shell))
+    return 0
