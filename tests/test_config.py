@@ -125,7 +125,7 @@ def test_a_shell_completes_commands_and_options(tmp_path, shell):
         return
     (tmp_path / "script").write_bytes(ended.stdout)
     asks = """
-        source script
+        source ./script
         COMP_WORDS=(batcher run --max-c); COMP_CWORD=2
         complete -p batcher > /dev/null && _batcher
         echo "${COMPREPLY[@]}"
