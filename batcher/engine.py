@@ -34,7 +34,7 @@ from batcher.plan.requests import Plan, Todo
 from batcher.plan.twins import Twins
 from batcher.prices import Prices
 from batcher.read.inputs import Inputs
-from batcher.records import Outcome, Prompt, Result
+from batcher.records import Outcome, Prompt, Request, Result
 from batcher.report.summary import Summary
 from batcher.send import record
 from batcher.send.budget import Budget
@@ -43,7 +43,7 @@ from batcher.send.estimate import Patience
 from batcher.send.gate import Closed, Gate, KeyGate
 from batcher.send.retry import FATAL
 from batcher.send.sender import Again, Sender
-from batcher.send.talk import Terms
+from batcher.send.talk import Talk, Terms
 from batcher.split import Split
 from batcher.write.journal import Journal
 
@@ -111,6 +111,7 @@ class Engine:
         self.all_ok = True
         self._feeds = 0
         self._read_all = False  # By the feed that reads for all lanes.
+        self._terms = Terms(plan.expected, job.reask, job.grow_max_tokens, streams=job.stream)
         self._sender = Sender(
             self._client,
             max_retries=job.max_retries,
@@ -118,7 +119,7 @@ class Engine:
             keep_raw=job.keep_raw,
             sleep=self._sleep,
             rng=random.Random(),
-            terms=Terms(plan.expected, job.reask, job.grow_max_tokens, streams=job.stream),
+            terms=self._terms,
             budget=budget,
             idle=job.idle_timeout if job.stream else None,
         )
@@ -271,7 +272,8 @@ class Engine:
     async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
         before = None if self._split is None else self._split.before(prompt)
-        ended = await self._sender.first(request, lane.way, before)
+        talk = None if before is not None else self._talk_of(request)
+        ended = await self._sender.first(request, lane.way, before, talk)
         if isinstance(ended, Result):
             await self._done(lane, prompt, ended)
             return
@@ -286,6 +288,14 @@ class Engine:
         task.add_done_callback(partial(self._retried, lane))
         if len(lane.retrying) > 2 * lane.gate.concurrency.limit:
             await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
+
+    def _talk_of(self, request: Request) -> Talk | None:
+        """What was said about a request before a run was stopped; None for nothing, most often."""
+        if not self._plan.stopped:
+            return None
+        at = self._plan.stopped.pop((request.row, request.model, request.sample), None)
+        found = None if at is None else self._journal.at(*at)
+        return None if found is None else self._terms.talk_of(found, request)
 
     async def _again(self, lane: EngineLane, prompt: Prompt, failed: Again) -> None:
         try:

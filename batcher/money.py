@@ -17,7 +17,7 @@ from batcher.errors import JobError, RunStopped
 from batcher.job import Job
 from batcher.prices import Price, Prices, of_catalogue, of_package
 from batcher.read.inputs import Inputs
-from batcher.records import Outcome
+from batcher.records import BOUNDS, Outcome
 from batcher.report.progress import Snapshot
 from batcher.report.statistics import total_of_sample
 from batcher.report.summary import Projected, Summary
@@ -29,7 +29,7 @@ from batcher.write.spending import Spent
 
 __all__ = ["Account", "known_prices", "opened", "project"]
 
-_ROOM = Decimal("1.1")
+_ROOM = Decimal("1.2")
 
 
 async def known_prices(
@@ -73,9 +73,30 @@ async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Accoun
         raise JobError(
             f"--max-cost: the price of {', '.join(unknown)} is not known; tell it with --prices."
         )
-    begin = partial(spending.begin, folder, cut_off, bounded=bounded)
+    begin = partial(
+        spending.begin,
+        folder,
+        cut_off,
+        bounded=bounded,
+        whole=_whole(job, prices) if bounded else None,
+    )
     spent = await asyncio.to_thread(begin)
     return Account(job, folder, spent) if bounded else None
+
+
+def _whole(job: Job, prices: Prices) -> Callable[[int], tuple[Decimal, int]] | None:
+    """What a request of this job takes at most, by the tokens of its prompt; None without a bound."""
+    told = [of for name in BOUNDS if type(of := job.body_params.get(name)) is int and of > 0]
+    known = [price for model in job.models if (price := prices.of(model)) is not None]
+    if not told:
+        return None
+
+    def whole(prompt: int) -> tuple[Decimal, int]:
+        bound = max(told)
+        at = [(prompt * of.input + bound * of.output) / 1_000_000 for of in known]
+        return max(at, default=Decimal(0)), prompt + bound
+
+    return whole
 
 
 class Account:
@@ -106,31 +127,46 @@ class Account:
         """Records what was spent."""
         self._save(self.budget.committed)
 
-    def larger(self, stopped: RunStopped, summary: Summary, now: Snapshot) -> RunStopped:
+    def larger(
+        self, stopped: RunStopped, summary: Summary, now: Snapshot, rows: int | None
+    ) -> RunStopped:
         """The stop, with what the rest may take and the budget that has room for it.
 
-        By what the rows of this run took; twice the budget where these tell nothing.
+        Args:
+            stopped: Why it stopped.
+            summary: Of this run.
+            now: How its models stand.
+            rows: How many answers there are to be in all, by all models; None when not known.
         """
         job, spent, next_one = self._job, self.budget.committed, self.budget.refused
-        left = _left(summary, now) if job.route == "each" else None
+        left = _left(summary, now) or self._left(summary, rows)
         said, instead = [], {}
         if job.max_cost is not None:
             most = Decimal(str(job.max_cost))
             rest = None if left is None else left[0]
             if rest is not None:
                 said.append(money(rest))
-            need = 2 * most if rest is None else spent.dollars + rest * _ROOM + next_one.dollars
+            need = spent.dollars + next_one.dollars + (most if rest is None else rest * _ROOM)
             instead["--max-cost"] = f"{_up(max(need, most)):f}"
         if job.max_total_tokens is not None:
             rest = None if left is None else left[1]
             if rest is not None:
                 said.append(f"{human(float(rest))} tokens")
-            many = 2 * job.max_total_tokens
-            if rest is not None:
-                many = spent.tokens + math.ceil(rest * _ROOM) + next_one.tokens
-            instead["--max-total-tokens"] = f"{_up(Decimal(max(many, job.max_total_tokens))):f}"
-        told = f" The rest may take {' and '.join(said)}, by what these rows took." if said else ""
+            many = job.max_total_tokens if rest is None else math.ceil(rest * _ROOM)
+            need = Decimal(max(spent.tokens + next_one.tokens + many, job.max_total_tokens))
+            instead["--max-total-tokens"] = f"{_up(need):f}"
+        told = f" The rest may take {' and '.join(said)}, by what others took." if said else ""
         return RunStopped(f"{stopped}{told}", instead=instead)
+
+    def _left(self, summary: Summary, rows: int | None) -> tuple[Decimal | None, Decimal] | None:
+        """(dollars, tokens) that the rest may take, by all that earlier runs and this one spent."""
+        totals = summary.models.values()
+        ok = sum(of.outcomes[Outcome.OK] + of.earlier[Outcome.OK] for of in totals)
+        known = self.budget.committed.minus(self.budget.perhaps)
+        if rows is None or not ok or rows <= ok:
+            return None
+        share = Decimal(rows - ok) / ok
+        return known.dollars * share, known.tokens * share
 
     def _save(self, committed: Amount) -> None:
         spending.save(self._folder, *committed, self._earlier)

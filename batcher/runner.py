@@ -53,7 +53,7 @@ from batcher.write.segment import segments
 
 __all__ = ["Report", "Runner"]
 
-_BEAT_SECONDS = 5.0
+_BEAT_SECONDS, _LOOK_SECONDS, _MUCH_MORE = 5.0, 0.02, 1.1
 _HEALINGS = 2
 _LOOK_ROWS = 100
 _OTHER_FILES = 64  # Besides connections: journal, input, output, what libraries open.
@@ -108,7 +108,8 @@ class Runner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
         self._interrupted = self._abandoned = False
-        self._cut_off = 0  # Requests in flight when the run before was killed.
+        # Requests in flight when the run before was killed, and when this one was given up.
+        self._cut_off = self._given_up = 0
         self.summary = Summary(clock, job.models)
         self._seconds_left = job.seconds_left(datetime.now())
         self._surveyed: int | None = None
@@ -134,8 +135,13 @@ class Runner:
             self._loop.call_soon_threadsafe(self._engine.stop)
 
     def abandon(self) -> None:
-        """The second: give up the output that is being written; the old one stays."""
+        """The second: give up what is in flight, and the output that is being written; the old one stays."""
         self._abandoned = True
+        self._given_up = self._in_flight()
+
+    def _in_flight(self) -> int:
+        lanes = self._engine.lanes if self._engine is not None else []
+        return sum(lane.gate.in_flight for lane in lanes)
 
     def _go_on(self) -> None:
         """Ends work in another thread when the run was interrupted."""
@@ -176,6 +182,8 @@ class Runner:
                 f"{where}: {error.strerror or error}; {mend}, and run the same command again."
             ) from error
         finally:
+            if self.summary.status == "running":  # It ended before anything was sent.
+                self.summary.finish("interrupted" if self._interrupted else "failed")
             if new and not (folder / "run.json").exists():
                 shutil.rmtree(folder)  # Nothing was begun: leave nothing behind.
             lock.release()
@@ -220,7 +228,8 @@ class Runner:
         finally:
             if self.summary.status == "running":
                 self.summary.finish(ended)
-            status.save(folder, {**self._heartbeat(), "state": ended})
+            given_up = {"given_up": self._given_up} if ended == "interrupted" else {}
+            status.save(folder, {**self._heartbeat(), **given_up, "state": ended})
             if replaced and _any_answer(self.summary):
                 aside.forget(folder)
             elif replaced:
@@ -290,7 +299,9 @@ class Runner:
         batched = self._writes_batch(inputs)
         found.manifest.asked = msgspec.structs.replace(found.manifest.asked, batch=batched)
         epoch = found.manifest.epochs[-1]
-        plan = Plan(job, settings, inputs, found.winners, found.earlier, epoch.accepts)
+        plan = Plan(
+            job, settings, inputs, found.winners, found.earlier, epoch.accepts, found.stopped
+        )
         if found.damaged and not job.dry_run:
             self._keep_output(folder)
         self._surveyed = epoch.rows
@@ -341,6 +352,8 @@ class Runner:
 
     def _say_if_killed(self, folder: Path) -> None:
         told = status.load(folder)
+        if told is not None:
+            self._cut_off = told.get("given_up") or 0
         if told is not None and told.get("state") in ("running", "stopping"):
             models = told.get("models", {}).values()
             self._cut_off = flying = sum(of.get("in_flight", 0) for of in models)
@@ -455,10 +468,18 @@ class Runner:
                 and account.budget.spent
                 and isinstance(engine.stopped, RunStopped)
             ):
-                raise account.larger(engine.stopped, self.summary, self._snapshot())
+                raise account.larger(
+                    engine.stopped, self.summary, self._snapshot(), self._answers_in_all()
+                )
             raise engine.stopped
         if engine.closed:
             self._say(engine.closed)
+
+    def _answers_in_all(self) -> int | None:
+        """How many answers there are to be, by all models together."""
+        job = self._job
+        each = len(job.models or ("",)) if job.route == "each" else 1
+        return None if self._surveyed is None else self._surveyed * job.samples * each
 
     async def _known(self, endpoint: Endpoint) -> Prices:
         return await money.known_prices(self._job, self._told_prices, endpoint, self._say)
@@ -477,12 +498,16 @@ class Runner:
         return replace(job, total_concurrency=room)
 
     async def _beat(self, folder: Path) -> None:
-        """Keeps `status.json` fresh until cancelled."""
-        pause = _BEAT_SECONDS / 16  # Who kills a run at once is told what was in flight, too.
+        """Keeps `status.json` fresh until cancelled: at once where much more is in flight than it tells.
+
+        After a kill that is all there is to know what may have been billed.
+        """
         while True:
+            told = self._in_flight()
             await asyncio.to_thread(status.save, folder, self._heartbeat())
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _BEAT_SECONDS)
+            until = time.monotonic() + _BEAT_SECONDS
+            while time.monotonic() < until and self._in_flight() <= told * _MUCH_MORE:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_SECONDS)
 
     def _heartbeat(self) -> dict[str, object]:
         return heartbeat(self._snapshot())

@@ -40,7 +40,7 @@ def snapshot(
         asked = fresh - of.copied
         left = in_all = ahead = None
         if rows is not None and asked:
-            ahead = max(0, rows - done - max(0, equals))
+            ahead = max(0, rows - done + of.stopped - max(0, equals))
             left = ahead * seconds / asked
             if of.cost is not None and not of.cost_missing:
                 in_all = of.cost * (asked + ahead) / asked

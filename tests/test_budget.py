@@ -1,9 +1,12 @@
 """Budgets: held whatever gateways bill, over kills and stops, and told as they are."""
 
+import asyncio
 import json
+import shlex
 import signal
 import threading
 import time
+from collections import Counter
 from decimal import Decimal
 
 import pytest
@@ -250,9 +253,9 @@ def test_the_command_that_goes_on_does(sell, tmp_path):
     assert "The rest may take $0." in said
     words = said.partition("Go on with: batcher run ")[2].split()
     assert "--overwrite" not in words
-    assert words[-2] == "--max-cost"
-    assert Decimal("0.1") < Decimal(words[-1]) < Decimal("0.4")
-    _, ended, told, said = sell(lambda _n: (200, 8, {}), *words[-2:])
+    assert words[0] == "--max-cost"
+    assert Decimal("0.1") < Decimal(words[1]) < Decimal("0.4")
+    _, ended, told, said = sell(lambda _n: (200, 8, {}), *words[:2])
     assert ended == 0, said
     assert len(read_jsonl(tmp_path / "o.jsonl")) == 200
 
@@ -331,3 +334,91 @@ def test_what_is_not_known_is_kept_over_runs_without_a_budget(tmp_path):
     assert (spent.perhaps_dollars, spent.perhaps_tokens, spent.cut_off) == (Decimal("0.5"), 100, 3)
     assert spending.begin(folder, 0, bounded=False) == spent
     assert spending.begin(folder, 0, bounded=True) == spent
+
+
+@pytest.mark.parametrize("budget", [("--max-cost", "0.02"), ("--max-total-tokens", "500")])
+def test_the_printed_commands_end_a_job_whose_answers_are_sent_back(tmp_path, budget):
+    """Each buys what is missing and nothing twice: the first answer of every row, and its re-ask."""
+    (tmp_path / "prices.toml").write_text(PRICES)
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"What is {n} + 1?"} for n in range(60)])
+    asked = []
+
+    async def answer(request):
+        body = await request.json()
+        asked.append(json.dumps(body["messages"]))
+        said = "a" if len(body["messages"]) > 1 else "spam"
+        usage = {"prompt_tokens": 12 * len(body["messages"]), "completion_tokens": 3}
+        choice = {"message": {"content": said}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice], "usage": usage})
+
+    words = ["-o", "o.jsonl", "-m", "m", "--prices", "prices.toml", "--param", "max_tokens=10",
+             "--labels", "a,b", "--concurrency", "4", *budget, "--", "in.jsonl"]  # fmt: skip
+    with echo.running(answer) as up:
+        for _start in range(3):
+            ended = program.batcher("run", *words, cwd=tmp_path, url=up.url)
+            if ended.returncode != 4:
+                break
+            words = shlex.split(ended.stderr.decode().rpartition("Go on with: batcher run ")[2])
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert [row["parsed"] for row in read_jsonl(tmp_path / "o.jsonl")] == ["a"] * 60
+    assert len(asked) == len(set(asked)) == 120
+
+
+def test_a_budget_far_too_small_names_one_that_is_not(sell):
+    """From the size of a request alone, where nothing was answered."""
+    seller, ended, _, said = sell(lambda _n: (200, 8, {}), "--max-cost", "1e-9")
+    assert (ended, seller.requests) == (4, 0)
+    told = Decimal(said.partition("--max-cost ")[2].partition(" ")[0]) if "Go on" in said else 0
+    words = said.partition("Go on with: batcher run ")[2].split()
+    assert Decimal("0.0005") < Decimal(words[1]) < Decimal("0.01"), told
+
+
+def test_a_total_is_a_count_of_tokens(sell):
+    """Some gateways tell no more than that."""
+
+    def total(usage):
+        return {"total_tokens": usage["total_tokens"]}
+
+    seller, ended, told, _ = sell(
+        lambda _n: (200, 8, {"usage": total}), "--max-total-tokens", "3000"
+    )
+    assert ended == 4
+    assert 2500 < seller.tokens <= 3000
+    assert "perhaps" not in told["budget"]
+
+
+@pytest.mark.parametrize("after", [0.5, 2.5])
+def test_what_two_signals_left_in_flight_counts_as_perhaps_billed(tmp_path, after):
+    """And a kill within the first second, without a budget: whole, as many as there were."""
+    (tmp_path / "prices.toml").write_text(PRICES)
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"What is {n} + 1?"} for n in range(300)])
+    billed = Counter()
+
+    async def answer(request):
+        billed["dollars"] += len(await request.read()) // 4 * INPUT + 10 * OUTPUT
+        billed["came"] += 1
+        await asyncio.sleep(0.2 if billed["came"] == 1 else after)
+        usage = {"prompt_tokens": 30, "completion_tokens": 10}
+        return web.json_response(
+            {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": usage}
+        )
+
+    words = ("run", "in.jsonl", "-o", "o.jsonl", "-m", "m", "--prices", "prices.toml", "--param", "max_tokens=10",
+             "--concurrency", "16")  # fmt: skip
+    with echo.running(answer) as up:
+        for end in (signal.SIGKILL, signal.SIGINT):
+            wanted = billed["came"] + 17
+            process = started(*words, cwd=tmp_path, url=up.url)
+            while billed["came"] < wanted and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(0.1)  # It looks fifty times a second.
+            process.send_signal(end)
+            if end == signal.SIGINT:
+                time.sleep(0.1)
+                process.send_signal(end)
+            process.communicate()
+        folder = tmp_path / "o.jsonl.run"
+        ended = program.batcher(*words, "--max-cost", "0.05", cwd=tmp_path, url=up.url)
+    assert ended.returncode == 4
+    assert billed["dollars"] <= Decimal("0.05")
+    assert spending.begin(folder, 0, bounded=True).perhaps_dollars >= 16 * Decimal("0.0013")

@@ -210,17 +210,17 @@ def _same_command(instead: Mapping[str, str | None] | None = None) -> str:
         instead: Flags that need another value, or (None) are left out.
     """
     instead = instead or {}
-    words, given = ["batcher"], iter(sys.argv[1:])
+    words: list[str] = []
+    given = iter(sys.argv[2:])
     for word in given:
         flag, joined, _value = word.partition("=")
         if flag in instead:
             if not joined:
                 next(given, None)
-        elif word != "--overwrite":
+        elif flag != "--overwrite":
             words.append(word)
-    for flag, value in instead.items():
-        words += [] if value is None else [flag, value]
-    return shlex.join(words)
+    told = [word for flag, value in instead.items() if value for word in (flag, value)]
+    return shlex.join(["batcher", *sys.argv[1:2], *told, *words])
 
 
 def _ask(error: BatcherError) -> Literal["resend", "keep"]:

@@ -127,6 +127,7 @@ class Plan:
         winners: What is answered at which position, by slot; None for nothing.
         earlier: Answers of earlier input or settings, found by key; None for none.
         accepts: Other settings, answers to whose requests are as good.
+        stopped: Where answers stand that are still to be sent back, by row, model and sample.
 
     A slot is a model and a sample of it; those of a model stand together.
 
@@ -136,6 +137,7 @@ class Plan:
         prompter: Makes prompts of rows.
         expected: What answers must be; None when that is free.
         columns: Those of the input that are needed; None for all.
+        stopped: As given.
     """
 
     def __init__(
@@ -146,9 +148,11 @@ class Plan:
         winners: Winners | None = None,
         earlier: Earlier | None = None,
         accepts: Sequence[Settings] = (),
+        stopped: Mapping[tuple[int, str, int], tuple[int, int, int]] | None = None,
     ) -> None:
         self.samples = job.samples
         self.slots = tuple(model for model in job.models or ("",) for _ in range(job.samples))
+        self.stopped = dict(stopped or {})
         self._route = job.route
         self._inputs = inputs
         self._earlier = earlier

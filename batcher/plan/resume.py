@@ -38,12 +38,15 @@ class Resumed:
         winners: What holds by position.
         earlier: What may be found by key; None when there is nothing.
         damaged: Whether answers that there were are gone from the journal.
+        stopped: Where the last answer stands (segment, offset, length) that was to be sent back when
+            a run was stopped, by row, model and sample.
     """
 
     manifest: Manifest
     winners: Winners
     earlier: Earlier | None
     damaged: bool
+    stopped: dict[tuple[int, str, int], tuple[int, int, int]]
 
 
 def resume(
@@ -119,8 +122,13 @@ def resume(
     gone: dict[str, list[Any]] = {
         model: [] for model in manifest.asked.models if model not in job.models
     }
+    stopped: dict[tuple[int, str, int], tuple[int, int, int]] = {}
     for segment in read.all():  # One at a time: there may be gigabytes of them.
         if segment.number >= first:
+            for entry in index.stopped(segment.entries):
+                model = segment.models[int(entry["model"])]
+                of = int(entry["row"]), model, int(entry["sample"])
+                stopped[of] = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
             winners.add(index.last_words(segment.entries), places_of(segment.models, job.models))
         for place, model in enumerate(segment.models):
             if model in gone:
@@ -144,7 +152,7 @@ def resume(
     if any(number < first for number in read.numbers):
         earlier = Earlier(list(read.all(end=first)), list(read.all(first)))
     earlier = earlier if earlier is None or len(earlier) else None
-    return Resumed(manifest, winners, earlier, damaged)
+    return Resumed(manifest, winners, earlier, damaged, stopped)
 
 
 class _Reader:

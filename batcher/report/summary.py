@@ -127,6 +127,7 @@ class ModelSummary:
         bill: What its answers cost, by whose word.
         loose: Answers of which only a part was what was asked for.
         copied: Rows that were given the answer to an equal request.
+        stopped: Rows that are still to be asked again, as the run was stopped.
     """
 
     __slots__ = (
@@ -146,6 +147,7 @@ class ModelSummary:
         "projected",
         "requests",
         "retries",
+        "stopped",
         "thrown_away",
         "thrown_cost",
         "thrown_tokens",
@@ -169,7 +171,7 @@ class ModelSummary:
         self.retries = 0
         self.limit_used: float | None = None
         self.waited: dict[str, float] = {}
-        self.thrown_away = self.thrown_tokens = self.loose = self.copied = 0
+        self.thrown_away = self.thrown_tokens = self.loose = self.copied = self.stopped = 0
         self.thrown_cost = self.unusable_cost = Decimal(0)
         self.bill = Bill(None)
         self._heard_429 = 0
@@ -222,6 +224,7 @@ class ModelSummary:
             self.retries += attempts - 1
 
         self.loose += result.loose
+        self.stopped += result.stopped
         tokens = self.tokens
         others = [t for t in result.tries or () if t.model is not None and t.paid]
         for at, field in enumerate(_FIELDS):

@@ -19,7 +19,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from typing import NamedTuple
 
 from batcher.errors import RunStopped
@@ -27,6 +27,7 @@ from batcher.send.gate import Closed
 
 __all__ = ["Amount", "Budget", "Hold"]
 
+_DIGITS = Decimal("1e-12")
 _STEPS = 100  # Of a budget, that are claimed at once at most.
 _CLAIM_SECONDS = 0.25
 
@@ -51,7 +52,8 @@ class Amount(NamedTuple):
 
     def times(self, factor: Decimal) -> Amount:
         """So many times as much; tokens rounded up."""
-        return Amount(self.dollars * factor, math.ceil(self.tokens * factor))
+        dollars = (self.dollars * factor).quantize(_DIGITS, ROUND_UP)
+        return Amount(dollars, math.ceil(self.tokens * factor))
 
     def over(self, other: Amount) -> Decimal:
         """How many times the other it is, by whichever part is more."""
@@ -106,7 +108,7 @@ class Budget:
         self._factors: dict[str, Decimal] = {}
         self._committed = spent
         self._claimed = spent
-        self._flying = 0
+        self._flying = self._owed = 0
         self._closed = False
         self._changed = asyncio.Event()
         self._claiming = asyncio.Lock()
@@ -119,28 +121,25 @@ class Budget:
         """What is spent, and what those in flight may still cost."""
         return self._committed
 
-    async def enter(self, most: Amount, model: str = "") -> Hold:
+    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Hold:
         """Sets an amount aside, waiting for others to be settled where it does not fit.
 
         Args:
             most: What a request may take by what is told of it.
             model: Where it goes; more is set aside where others took more.
+            again: Whether its row has an answer already that is not what was asked for: such go
+                before others, or a row would be begun that can be ended as little.
 
         Raises:
             Closed: It does not fit, or the run is stopping.
         """
-        while not self._committed.plus(amount := self._aside(most, model)).within(self._most):
-            if not self._flying and not self._closed:
-                self.stop(
-                    RunStopped(
-                        f"{self.told}; the next request may take {_shown(amount, self._most)}."
-                    )
-                )
-                self.refused, self.spent = amount, True
-            if self._closed:
-                raise Closed
-            self._changed.clear()
-            await self._changed.wait()
+        self._owed += again
+        try:
+            amount = await self._fits(most, model, again=again)
+        finally:
+            self._owed -= again
+            if again and not self._owed:
+                self._changed.set()
         if self._closed:
             raise Closed
         self._committed = self._committed.plus(amount)
@@ -157,6 +156,26 @@ class Budget:
             hold.settle()
             raise
         return hold
+
+    async def _fits(self, most: Amount, model: str, *, again: bool) -> Amount:
+        """What to set aside, once there is room for it."""
+        while (self._owed and not again) or not self._committed.plus(
+            amount := self._aside(most, model)
+        ).within(self._most):
+            # Those that wait with an answer end the run, if it comes to that.
+            ends = not self._flying and (again or not self._owed)
+            if ends and not self._closed:
+                self.stop(
+                    RunStopped(
+                        f"{self.told}; the next request may take {_shown(amount, self._most)}."
+                    )
+                )
+                self.refused, self.spent = amount, True
+            if self._closed:
+                raise Closed
+            self._changed.clear()
+            await self._changed.wait()
+        return self._aside(most, model)
 
     def settled(self, reserved: Amount, used: Amount, perhaps: Amount) -> None:
         """What a request used in place of what was set aside for it, and what of that is not known."""

@@ -122,7 +122,11 @@ class Sender:
         self._idle = idle
 
     async def first(
-        self, request: Request, lane: Lane, before: Again | None = None
+        self,
+        request: Request,
+        lane: Lane,
+        before: Again | None = None,
+        said: Talk | None = None,
     ) -> Result | Again:
         """One attempt: the Result, or what it takes to go on.
 
@@ -130,10 +134,11 @@ class Sender:
             request: What to send.
             lane: Where to.
             before: How it failed so far, perhaps with another model.
+            said: What was said about it in an earlier run.
         """
         tries: list[Attempt] = []
         until: float | None = None
-        talk = Talk()
+        talk = said or Talk()
         if before is not None:
             until = before.until
             other = None if before.request.model == request.model else before.request.model
@@ -224,7 +229,7 @@ class Sender:
         if self._budget is None:
             return await self._exchange(request, lane, tries, until, talk, how, body, None)
         most = _most(self._budget, request, lane, talk, len(body) - request.excess)
-        entering = self._budget.enter(most, request.model)
+        entering = self._budget.enter(most, request.model, again=talk.answer is not None)
         hold = await (entering if until is None else _in_time(entering, until))
         try:
             return await self._exchange(request, lane, tries, until, talk, how, body, hold)
@@ -361,6 +366,7 @@ def _settle(hold: Hold, ended: Completion | RequestError, most: Callable[[], Amo
     usage = ended.usage
     cost = None if usage.cost_usd is None else Decimal(str(usage.cost_usd))
     used = _sum(usage.prompt_tokens, usage.completion_tokens)
+    used = usage.total_tokens if used is None else used
     if isinstance(ended, Completion) or cost is not None or used is not None:
         hold.used(cost, None if used is None else int(used), most)
     elif not _may_be_billed(ended):

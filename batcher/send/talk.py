@@ -11,11 +11,11 @@ from typing import NamedTuple
 import msgspec
 
 from batcher.errors import RequestError
-from batcher.records import BOUNDS, Completion, Outcome, Request
+from batcher.records import BOUNDS, Completion, Outcome, Request, Result, Usage
 from batcher.send import stream
 from batcher.send.answers import Expected, Form, Unfit
 
-__all__ = ["Forms", "Manner", "Talk", "Terms"]
+__all__ = ["STOPPED", "Forms", "Manner", "Talk", "Terms"]
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
 _NEXT: dict[Form, Form] = {"json_schema": "json_object", "json_object": "prompt"}
@@ -28,6 +28,9 @@ _ABOUT = (
     "requested parameters",
 )
 
+
+STOPPED = "; asked again: the run was stopped"
+"""What is said behind the fault of an answer that was not sent back yet."""
 
 _NAMES = tuple(name.encode() for name in BOUNDS)
 # What is said of a name, and not of a number ("max_tokens is too large").
@@ -178,6 +181,34 @@ class Terms:
             talk.answer, talk.max_tokens = completion, min(self._most_tokens, 2 * bound)
             return True
         return False
+
+    def talk_of(self, stopped: Result, request: Request) -> Talk | None:
+        """What was said about a request when the run was stopped before it was asked again.
+
+        Its tokens and cost stand in the journal, and are not counted once more.
+        """
+        if stopped.status not in (Outcome.INVALID, Outcome.TRUNCATED):
+            return None
+        talk = Talk()
+        outcomes = [t.status for t in stopped.tries or ()] or [stopped.status]
+        talk.reasked = outcomes.count(Outcome.INVALID)
+        if (truncated := outcomes.count(Outcome.TRUNCATED)) and request.max_tokens is not None:
+            most = self._most_tokens or request.max_tokens
+            talk.max_tokens = min(most, request.max_tokens << truncated)
+        talk.answer = Completion(
+            outcome=stopped.status,
+            content=stopped.content,
+            finish_reason=stopped.finish_reason,
+            refusal=stopped.refusal,
+            tool_calls=stopped.tool_calls,
+            logprobs=stopped.logprobs,
+            usage=Usage(),
+            response_model=stopped.response_model,
+            request_id=stopped.request_id,
+            response=stopped.response,
+            unfit=(stopped.error or "").removesuffix(STOPPED) or None,
+        )
+        return talk
 
     def put_otherwise(
         self, error: RequestError, request: Request, sent: Manner, forms: Forms

@@ -32,6 +32,7 @@ __all__ = [
     "line_of",
     "load",
     "save",
+    "stopped",
     "where",
 ]
 
@@ -107,6 +108,12 @@ def last_words(entries: Entries) -> Entries:
     """Those after which nothing is to be sent for the row: the run was not stopped in between."""
     stopped = entries["extras"] & _STOPPED != 0
     return entries[~stopped] if stopped.any() else entries
+
+
+def stopped(entries: Entries) -> Entries:
+    """The others, which were to be asked again when the run was stopped."""
+    found: Entries = entries[entries["extras"] & _STOPPED != 0]
+    return found
 
 
 def line_of(encoded: bytes) -> bytes:

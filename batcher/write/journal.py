@@ -28,13 +28,17 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from batcher.errors import OutputError
 from batcher.records import Result
+from batcher.write.index import checked
 from batcher.write.lock import FULL
 from batcher.write.segment import Kept, OpenSegment, segments
 
 __all__ = ["Journal"]
 
+_decode = msgspec.json.Decoder(Result).decode
 _SEAL_BYTES = 32 << 20
 _SYNC_SECONDS = 0.2
 _GATHER_SECONDS = 0.002  # A wake-up a row would cost as much as all else that is done for a row.
@@ -111,6 +115,16 @@ class Journal:
         self._bytes_put += _size(result)
         if not self._wake.is_set():  # To set it costs more than the rest of this.
             self._wake.set()
+
+    def at(self, segment: int, offset: int, length: int) -> Result | None:
+        """A line of an earlier segment; None where it is not there any more."""
+        try:
+            with (self._folder / f"journal-{segment:06}.jsonl").open("rb") as file:
+                file.seek(offset)
+                line = file.read(length)
+        except OSError:
+            return None
+        return _decode(line) if checked(line) else None
 
     def close(self) -> None:
         """Writes, syncs and seals what is left.

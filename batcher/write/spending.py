@@ -8,6 +8,7 @@ without one how many requests a kill left in flight.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from batcher.write.segment import segments, sync_folder
 __all__ = ["NAME", "Spent", "begin", "save"]
 
 NAME = "budget.json"
+_A_PROMPT = 1000  # Tokens, where no answer tells of any.
 _DUST = Decimal("1e-9")  # Costs are kept as binary fractions, whose sums differ by less.
 
 
@@ -67,6 +69,7 @@ class _Try(msgspec.Struct):
 
 
 class _Line(_Try):
+    total_tokens: int | None = None
     at: tuple[int, int, int] | None = None
     tries: list[_Try] | None = None
 
@@ -74,7 +77,13 @@ class _Line(_Try):
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-def begin(folder: Path, cut_off: int, *, bounded: bool) -> Spent:
+def begin(
+    folder: Path,
+    cut_off: int,
+    *,
+    bounded: bool,
+    whole: Callable[[int], tuple[Decimal, int]] | None = None,
+) -> Spent:
     """Takes stock before a run; what a kill left in flight is added to what may have been billed.
 
     Args:
@@ -82,6 +91,8 @@ def begin(folder: Path, cut_off: int, *, bounded: bool) -> Spent:
         cut_off: Requests that were in flight when the run before was killed, as far as it told.
         bounded: Whether this run has a budget. Without one the journal is read only where a run
             with a budget was the last, and nothing is returned that means anything.
+        whole: (dollars, tokens) that a request with a prompt of so many tokens takes at most; None
+            where that is not known: then each counts as the dearest one that was answered.
     """
     try:
         record = msgspec.json.decode((folder / NAME).read_bytes(), type=_Record)
@@ -92,13 +103,16 @@ def begin(folder: Path, cut_off: int, *, bounded: bool) -> Spent:
         record.cut_off += cut_off
     dollars, tokens = Decimal(0), 0
     if bounded or record.committed_usd is not None:
-        dollars, tokens, dearest, longest = _journal(folder)
+        dollars, tokens, dearest, longest, prompt = _journal(folder)
         if record.committed_usd is not None:
             besides = record.committed_usd - dollars
             if besides > _DUST:
                 record.perhaps_usd = max(record.perhaps_usd, besides)
             over = (record.committed_tokens or 0) - tokens
             record.perhaps_tokens = max(record.perhaps_tokens, over)
+        if whole is not None:
+            most = whole(prompt or _A_PROMPT)
+            dearest, longest = max(dearest, most[0]), max(longest, most[1])
         if longest:  # Else there was no answer yet to tell what one costs.
             record.perhaps_usd += record.cut_off * dearest
             record.perhaps_tokens += record.cut_off * longest
@@ -133,9 +147,9 @@ def _write(folder: Path, record: _Record) -> None:
     sync_folder(folder)
 
 
-def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int]:
-    """(dollars, tokens) of all answers, and those of the dearest and of the longest result."""
-    dollars, tokens, dearest, longest = Decimal(0), 0, Decimal(0), 0
+def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int, int]:
+    """(dollars, tokens) of all answers, of the dearest and of the longest; tokens of the longest prompt."""
+    dollars, tokens, dearest, longest, prompt = Decimal(0), 0, Decimal(0), 0, 0
     for _number, path in segments(folder):
         with path.open("rb", buffering=1 << 20) as file:
             for line in file:
@@ -149,14 +163,17 @@ def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int]:
                     cost, used = _of(found)
                     dollars, tokens = dollars + cost, tokens + used
                     dearest, longest = max(dearest, cost), max(longest, used)
-    return dollars, tokens, dearest, longest
+                    prompt = max(prompt, found.prompt_tokens or 0)
+    return dollars, tokens, dearest, longest, prompt
 
 
 def _of(line: _Line) -> tuple[Decimal, int]:
     """What a result cost: in all, or the attempts of which it is known."""
     told = line.prompt_tokens is not None and line.completion_tokens is not None
     tokens = (line.prompt_tokens or 0) + (line.completion_tokens or 0)
-    if not told:
+    if not told and line.total_tokens is not None:
+        tokens = line.total_tokens
+    elif not told:
         tokens = sum((t.prompt_tokens or 0) + (t.completion_tokens or 0) for t in line.tries or ())
     if line.cost_usd is not None:
         return Decimal(str(line.cost_usd)), tokens
