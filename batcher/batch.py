@@ -16,12 +16,13 @@ from batcher.errors import JobError, NoAnswer, RequestError
 from batcher.plan.requests import Plan
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
-from batcher.records import Completion, Request, Result
+from batcher.records import Completion, Outcome, Request, Result
 from batcher.send import record, wire
 from batcher.send.talk import Talk, Terms
+from batcher.write.index import checked
 from batcher.write.journal import Journal
 from batcher.write.jsonl import json_row
-from batcher.write.segment import loaded
+from batcher.write.segment import segments
 
 __all__ = ["NAMES", "answers_in", "is_answer", "is_request", "requests_of", "row_of", "take"]
 
@@ -44,6 +45,7 @@ NAMES = frozenset({"custom_id", "method", "url", "body"})
 _decode = msgspec.json.Decoder(_Line).decode
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 Answer = Completion | RequestError
+_FAILURES = {str(outcome) for outcome in Outcome if not outcome.answered}
 
 
 def is_request(columns: Mapping[str, Any]) -> bool:
@@ -85,6 +87,9 @@ def answer_of(response: _Response | None, error: Any, *, keep_raw: bool) -> Answ
     if response is None or bytes(response.body) == b"null":
         said = error.get("message") if isinstance(error, dict) else error
         failed = NoAnswer(str(said or "no answer in the batch"))
+        code = error.get("code") if isinstance(error, dict) else None
+        if code in _FAILURES:  # One of our own.
+            failed.outcome = Outcome(code)
         failed.status = None if response is None else response.status_code
         return failed
     headers = {"x-request-id": response.request_id} if response.request_id else {}
@@ -110,48 +115,47 @@ def take(
     models: Sequence[str],
     *,
     keep_raw: bool,
-) -> int:
+) -> tuple[int, int]:
     """Writes the answers of a finished batch into the journal, to the rows that their `custom_id` names.
 
-    What failed in it is left to be sent, and what the journal has already as it is. Its cost is not
-    known: providers take another price for batches.
+    What failed in it is left to be sent. A row that was ever answered here keeps that: what it asked
+    when the batch was made is not known. Nor is the cost: providers take another price for batches.
 
     Returns:
-        How many were taken.
+        How many were taken, and how many of them name another model than was asked for.
 
     Raises:
         JobError: A file is no output of a batch, or names none of the rows.
         OutputError: The journal cannot be written.
     """
-    if len(models) > 1:
-        raise JobError("--from-batch: its answers are of one model; give one -m, or none.")
-    known = {
-        entry.tobytes()
-        for segment in loaded(folder)
-        for entry in segment.entries[["key_high", "key_low"]]
-    }
+    known = _answered(folder)
     told = answers_in(paths, keep_raw=keep_raw)
     lines = {name: answer for name, answer in told if isinstance(answer, Completion)}
     terms = Terms(plan.expected)
-    named = taken = 0
+    named = taken = others = 0
     journal: Journal | None = None
     try:
         for row in inputs.rows(plan.columns):
             prompt = plan.prompt(row)
-            found = lines.get(prompt.custom_id)
-            if found is None or prompt.error is not None:
+            if prompt.error is not None:
                 continue
-            named += 1
-            model = models[0] if models else prompt.model or ""
-            request = plan.request(prompt, model)
-            if bytes.fromhex(request.key) in known:
-                continue
-            taken += 1
-            if journal is None:
-                journal = Journal(folder)
-            journal.put(result_of(request, terms.judged(found)))
-            while journal.full:
-                time.sleep(0.01)
+            for model in models or (prompt.model or "",):
+                found = lines.get(f"{prompt.custom_id} {model}")
+                if found is None and len(models) < 2:
+                    found = lines.get(prompt.custom_id)
+                if found is None:
+                    continue
+                named += 1
+                if (prompt.custom_id, model) in known:
+                    continue
+                others += not (found.response_model or model).startswith(model)
+                taken += 1
+                if journal is None:
+                    journal = Journal(folder)
+                request = plan.request(prompt, model)
+                journal.put(result_of(request, terms.judged(found)))
+                while journal.full:
+                    time.sleep(0.01)
     finally:
         if journal is not None:
             journal.close()
@@ -160,7 +164,29 @@ def take(
             f"--from-batch {paths[0]}: no row of the input has one of its custom_ids; is it the output "
             "of another batch?"
         )
-    return taken
+    return taken, others
+
+
+def _answered(folder: Path) -> set[tuple[str, str]]:
+    """(custom_id, model) of all that was ever answered here, whatever its row said then."""
+    found = set()
+    for _number, path in segments(folder):
+        with path.open("rb", buffering=1 << 20) as file:
+            for line in file:
+                if checked(text := line.rstrip(b"\n")):
+                    of = _decode_name(text)
+                    if of.status.answered:
+                        found.add((of.custom_id, of.model))
+    return found
+
+
+class _Name(msgspec.Struct):
+    custom_id: str
+    model: str
+    status: Outcome
+
+
+_decode_name = msgspec.json.Decoder(_Name).decode
 
 
 def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:

@@ -139,7 +139,9 @@ class Account:
             rows: How many answers there are to be in all, by all models; None when not known.
         """
         job, spent, next_one = self._job, self.budget.committed, self.budget.refused
-        left = _left(summary, now) or self._left(summary, rows)
+        earlier = Amount(self._earlier.perhaps_dollars, self._earlier.perhaps_tokens)
+        lost = self.budget.perhaps.minus(earlier)
+        left = _left(summary, now, lost) or self._left(summary, rows)
         said, instead = [], {}
         if job.max_cost is not None:
             most = Decimal(str(job.max_cost))
@@ -224,20 +226,28 @@ class _Cost(msgspec.Struct):
     cost_usd: float | None
 
 
-def _left(summary: Summary, now: Snapshot) -> tuple[Decimal | None, Decimal] | None:
-    """(dollars, tokens) that what is still to be sent may take; None where nothing tells."""
+def _left(summary: Summary, now: Snapshot, lost: Amount) -> tuple[Decimal | None, Decimal] | None:
+    """(dollars, tokens) that what is still to be sent may take; None where nothing tells.
+
+    By what others of its model took, and `lost` in the same measure: what got no answer.
+    """
     dollars: Decimal | None = Decimal(0)
-    tokens = Decimal(0)
+    tokens = to_send = all_sent = Decimal(0)
     for lane in now.models:
         of = summary.models[lane.model]
         sent = of.rows - of.copied
         if lane.to_send is None or not sent or of.usage_missing:
             return None
+        to_send, all_sent = to_send + lane.to_send, all_sent + sent
         share = Decimal(lane.to_send) / sent
         tokens += share * ((of.tokens[0] or 0) + (of.tokens[1] or 0))
         if dollars is not None:
             dollars = None if of.cost is None or of.cost_missing else dollars + share * of.cost
-    return (dollars, tokens) if now.models else None
+    if not all_sent:
+        return None
+    more = to_send / all_sent
+    dollars = None if dollars is None else dollars + lost.dollars * more
+    return dollars, tokens + lost.tokens * more
 
 
 def _up(number: Decimal) -> Decimal:

@@ -332,10 +332,13 @@ class Runner:
         job = self._job
         plan = Plan(job, settings_of(job, endpoint.name), inputs)
         paths = job.from_batch
-        taken = batches.take(paths, plan, inputs, folder, job.models, keep_raw=job.keep_raw)
+        taken, others = batches.take(
+            paths, plan, inputs, folder, job.models, keep_raw=job.keep_raw
+        )
         if taken:
             answers = "1 answer is" if taken == 1 else f"{taken:,} answers are"
-            self._say(f"{answers} taken from {', '.join(paths)}.")
+            told = f", {others:,} of which name another model" if others else ""
+            self._say(f"{answers} taken from {', '.join(paths)}{told}.")
 
     def _keep_output(self, folder: Path) -> None:
         """Keeps the output as it is, when it may be the only place of answers the journal lost."""

@@ -157,11 +157,23 @@ def test_answers_of_a_finished_batch_are_taken_and_the_rest_is_sent(run, tmp_pat
     )
     assert run(*words).returncode == 0
     assert billed(gateway) == 3
+    # A row that asks something else now is not answered by what the batch was asked.
+    changed = [line(n) for n in range(6)]
+    changed[0]["body"]["messages"][0]["content"] = "What is 10 + 10?"
+    write_jsonl(tmp_path / "in.jsonl", changed)
+    assert run(*words).returncode == 0
+    assert billed(gateway) == 4
+    assert read_jsonl(tmp_path / "o.jsonl")[0]["content"] != "from the batch"
+    # Nor is one that was bought here replaced.
+    write_jsonl(tmp_path / "output.jsonl", [answer(n) for n in range(6)])
+    assert run(*words).returncode == 0
+    assert [row["content"] == "from the batch" for row in read_jsonl(tmp_path / "o.jsonl")] == [
+        False, False, True, False, True, False]  # fmt: skip
     # More of it later, such as the output of a second batch.
     write_jsonl(tmp_path / "in.jsonl", [line(n) for n in range(8)])
     write_jsonl(tmp_path / "output.jsonl", [answer(n) for n in (4, 0, 2, 7)])
     assert run(*words).returncode == 0
-    assert billed(gateway) == 4
+    assert billed(gateway) == 5
     assert read_jsonl(tmp_path / "o.jsonl")[7]["content"] == "from the batch"
 
 
@@ -192,7 +204,6 @@ def test_answers_of_a_batch_are_checked_like_others(run, tmp_path, gateway):
         (("--from-batch", "in.jsonl"), b"in.jsonl:1: it is no line of a batch's output"),
         (("--from-batch", "other.jsonl"), b"no row of the input has one of its custom_ids"),
         (("--from-batch", "junk.jsonl"), b"junk.jsonl:1: it is no line of a batch's output"),
-        (("--from-batch", "other.jsonl", "-m", "a", "-m", "b"), b"its answers are of one model"),
         (("--from-batch", "other.jsonl", "--overwrite"), b"--from-batch and --overwrite"),
     ],
 )
@@ -267,3 +278,30 @@ def test_a_batchs_output_becomes_rows(run, tmp_path, suffix):
     assert (rows[1]["error"], rows[1]["http_status"]) == ("the prompt is too long", 400)
     told = rows[2]["tool_calls"]
     assert (json.loads(told) if suffix == "parquet" else told) == calls
+
+
+def test_answers_of_several_models_are_taken_by_the_names_that_convert_gave(
+    run, tmp_path, gateway
+):
+    """And whose they are is said, where a body names another model."""
+    write_jsonl(
+        tmp_path / "in.jsonl", [{"prompt": f"{n}", "custom_id": f"r{n}"} for n in range(2)]
+    )
+    both = ("-m", "sim-small", "-m", "sim-large")
+    run("in.jsonl", "-o", "batch.jsonl", *both, command="convert")
+    made = [
+        answer(n) | {"custom_id": of["custom_id"]}
+        for n, of in enumerate(read_jsonl(tmp_path / "batch.jsonl"))
+    ]
+    write_jsonl(tmp_path / "output.jsonl", made[:3])
+    ended = run("in.jsonl", "-o", "o.jsonl", *both, "--from-batch", "output.jsonl")
+    assert ended.returncode == 0, ended.stderr
+    assert b"3 answers are taken from output.jsonl, 1 of which name another model" in ended.stderr
+    assert billed(gateway) == 1
+
+
+def test_rows_that_could_not_be_read_stay_so(run, tmp_path):
+    write_jsonl(tmp_path / "in.jsonl", [line(0), line(1) | {"body": "not JSON"}])
+    assert run("in.jsonl", "-o", "o.jsonl").returncode == 3
+    run("o.jsonl", "-o", "rows.jsonl", command="convert")
+    assert [row["status"] for row in read_jsonl(tmp_path / "rows.jsonl")] == ["ok", "unreadable"]

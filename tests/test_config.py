@@ -70,6 +70,19 @@ def test_the_command_line_goes_before_the_file_and_that_before_the_environment(t
     ]
     assert words(tmp_path, 'inputs = "x"', "--simulate", "y")[-2:] == ["--simulate", "y"]
     assert words(tmp_path, "dedupe = false", "--dedupe") == ["run", "--dedupe"]
+    assert words(tmp_path, 'model = "a"\noutput = "x"', "-mb", "-oy", "in") == [
+        "run",
+        "-mb",
+        "-oy",
+        "in",
+    ]
+    assert words(tmp_path, 'retry = ["timeout"]', "in") == ["run", "in", "--retry=timeout"]
+    assert words(tmp_path, 'inputs = "x"\nretry = ["timeout"]', "--", "y") == [
+        "run",
+        "--retry=timeout",
+        "--",
+        "y",
+    ]
 
 
 def test_other_commands_are_left_alone(tmp_path):
@@ -87,6 +100,9 @@ def test_other_commands_are_left_alone(tmp_path):
         ("quiet = 1", "quiet = 1: it must be true or false"),
         ("max_cost = [1]", "max_cost: it must be one value, not a list"),
         ("inputs = 5", "inputs: it must be a text"),
+        ("overwrite = true", "overwrite: what is paid for is forgotten once"),
+        ('model = "a"\nmodels = ["b"]', "model stands in it twice"),
+        ("[param]\nday = 2026-01-01", "param: it holds what JSON cannot"),
     ],
 )
 def test_what_a_file_cannot_mean_is_said(tmp_path, text, why):
@@ -107,6 +123,12 @@ def test_a_variable_that_is_no_option_is_named(tmp_path, gateway):
         2,
         True,
     )
+    ended = program.batcher("run", "in.jsonl", "-o", "o.jsonl", **how, BATCHER_OVERWRITE="1")
+    assert (ended.returncode, b"give it on the command line" in ended.stderr) == (2, True)
+    ended = program.batcher(
+        "run", "in.jsonl", "-o", "o.jsonl", "-m", "sim-small", **how, BATCHER_RETRY="truncated"
+    )
+    assert ended.returncode == 0
     ended = program.batcher("run", "--config", "none.toml", **how)
     assert (ended.returncode, b"none.toml: it cannot be read: No such file" in ended.stderr) == (
         2,

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from cyclopts import Parameter
@@ -47,14 +48,29 @@ def with_settings(words: Sequence[str], environment: Mapping[str, str] = os.envi
     for name, value in _of_environment(environment, options):
         told.setdefault(name, value)
     added: list[str] = []
+    last: list[str] = []
     for name, value in told.items():
         flags, kind = options[name]
         # Parameters of the request are merged by their names: the last one counts.
-        if name == "param" or not any(word.partition("=")[0] in flags for word in given):
-            added += _words(name, flags[0], value, kind)
+        if name == "param" or not any(_is_of(word, flags) for word in _before_inputs(given)):
+            more = _words(name, flags[0], value, kind)
+            (last if name == "retry" else added).extend(more)
     if inputs is not None and not _names_inputs(given, options):
         given = [*inputs, *given]
-    return [command, *added, *given]
+    # What takes several words would take the inputs, too.
+    at = given.index("--") if "--" in given else len(given)
+    return [command, *added, *given[:at], *last, *given[at:]]
+
+
+def _before_inputs(given: Sequence[str]) -> Sequence[str]:
+    return given[: given.index("--")] if "--" in given else given
+
+
+def _is_of(word: str, flags: Sequence[str]) -> bool:
+    """Whether a word is one of these flags, also with its value: --model=a, -ma."""
+    if word.startswith("--"):
+        return word.partition("=")[0] in flags
+    return any(len(flag) == 2 and word.startswith(flag) for flag in flags)
 
 
 def _options() -> dict[str, tuple[list[str], Any]]:
@@ -91,8 +107,7 @@ def _without_config(given: list[str]) -> tuple[list[str], str | None]:
 
 def _of_file(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            told = tomllib.load(file)
+        told = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise JobError(f"--config {path}: it cannot be read: {why}.") from None
@@ -107,10 +122,15 @@ def _of_file(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise JobError(
                 f"--config {path}: there is no option {name!r}; there are inputs, {', '.join(options)}."
             )
+        if plain == "overwrite":
+            raise JobError(f"--config {path}: overwrite: {_ONCE}")
+        if plain in found:
+            raise JobError(f"--config {path}: {plain} stands in it twice, as {name!r} as well.")
         found[plain] = value
     return found
 
 
+_ONCE = "what is paid for is forgotten once, and not by each start; give it on the command line."
 _ALSO = {"models": "model", "params": "param", "input": "inputs"}
 
 
@@ -126,6 +146,8 @@ def _of_environment(
                 f"batcher: {variable} is set, and is no option; see batcher run --help.",
                 file=sys.stderr,
             )
+        elif name == "overwrite":
+            raise JobError(f"{variable}: {_ONCE}")
         elif _is_switch(options[name][1]):
             if text.lower() not in (*_TRUE, *_FALSE):
                 raise JobError(f"{variable}={text}: it must be 1 or 0.")
@@ -152,7 +174,10 @@ def _words(name: str, flag: str, value: Any, kind: Any) -> list[str]:
         if not _is_many(kind):
             raise JobError(f"{name}: it must be one value, not a table.")
         as_json = name == "param"
-        value = [f"{key}={json.dumps(of) if as_json else of}" for key, of in value.items()]
+        try:
+            value = [f"{key}={json.dumps(of) if as_json else of}" for key, of in value.items()]
+        except TypeError as error:
+            raise JobError(f"{name}: it holds what JSON cannot ({error}).") from None
     elif isinstance(value, list) and name == "labels":
         value = json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
@@ -170,11 +195,13 @@ def _is_many(kind: Any) -> bool:
     return getattr(kind, "__origin__", None) is tuple
 
 
-def _names_inputs(given: Iterable[str], options: Mapping[str, tuple[list[str], Any]]) -> bool:
+def _names_inputs(given: Sequence[str], options: Mapping[str, tuple[list[str], Any]]) -> bool:
     """Whether a word is an input: not a flag, and not the value of one."""
     switches = {flag for flags, kind in options.values() if _is_switch(kind) for flag in flags}
     valued = False
-    for word in given:
+    for number, word in enumerate(given):
+        if word == "--":
+            return number + 1 < len(given)
         if word.startswith("-") and word != "-":
             valued = "=" not in word and word not in switches
         elif valued:

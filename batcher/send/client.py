@@ -32,7 +32,7 @@ from yarl import URL
 from batcher.endpoint import Endpoint
 from batcher.errors import BadResponse, NoAnswer
 from batcher.records import Outcome
-from batcher.send.stream import DONE
+from batcher.send.stream import DONE, FINISHED
 
 __all__ = ["Client", "Reply", "open_files"]
 
@@ -45,7 +45,8 @@ _MOST_HEADER_BYTES = 64 << 10
 _TOO_LONG = f"the answer is longer than {_MOST_BYTES:,} bytes"
 _WARM_AT_ONCE = 100
 _END_SECONDS = 0.2  # For the end of a stream after its last event; else the connection is closed.
-_TIMES, _TAIL = 256, 32
+_USAGE_SECONDS = 5.0  # For its end after the reason why the answer ended.
+_TIMES, _TAIL = 256, 64
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
 _CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
@@ -360,15 +361,19 @@ async def _streamed(
     _check_length(headers)
     chunks: list[bytes] = []
     came: list[tuple[int, float]] = []
-    size, tail, patience = 0, b"", idle
+    size, tail, patience, whole = 0, b"", idle, False
     while True:
         try:
             async with asyncio.timeout(patience):
                 chunk = await content.readany()
         except TimeoutError:
-            if patience == idle:
+            if not whole:
                 raise _Silent from None
             break
+        except (aiohttp.ClientError, OSError):
+            if not whole:
+                raise
+            break  # What came is the answer, though it was not told that it is all.
         if not chunk:
             break
         size += len(chunk)
@@ -377,9 +382,12 @@ async def _streamed(
         chunks.append(chunk)
         if len(came) < _TIMES:
             came.append((size, time.monotonic() - began))
-        tail = (tail + chunk)[-_TAIL:]
-        if tail.rstrip().endswith(DONE):
-            patience = min(idle, _END_SECONDS)
+        seen = tail + chunk
+        if seen.rstrip().endswith(DONE):
+            patience, whole = min(idle, _END_SECONDS), True
+        elif not whole and FINISHED.search(seen):  # The usage is still to come.
+            patience, whole = min(idle, _USAGE_SECONDS), True
+        tail = seen[-_TAIL:]
     return b"".join(chunks), came
 
 

@@ -15,9 +15,12 @@ import msgspec
 
 from batcher.errors import NoAnswer
 
-__all__ = ["DONE", "asked", "is_stream", "whole"]
+__all__ = ["DONE", "FINISHED", "asked", "is_stream", "whole"]
 
 DONE = b"[DONE]"
+FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+"""In the bytes of a chunk that tells why the answer ended; inside a text the quotes are escaped."""
+
 _TAIL = b',"stream":true,"stream_options":{"include_usage":true}}'
 _BARE_TAIL = b',"stream":true}'
 _LINES = re.compile(rb"\r\n|\n|\r")
@@ -55,7 +58,7 @@ def whole(body: bytes) -> tuple[bytes, int | None]:
     pieces = _Pieces()
     first: int | None = None
     done = False
-    for data, end in _events(body):
+    for data, end, name in _events(body.removeprefix(b"\xef\xbb\xbf")):
         if data == DONE:
             done = True
             break
@@ -67,6 +70,8 @@ def whole(body: bytes) -> tuple[bytes, int | None]:
             continue
         if chunk.get("error"):
             return _encode(chunk), first
+        if name == b"error":
+            return _encode({"error": chunk}), first
         if pieces.add(chunk) and first is None:
             first = end
     if not done and pieces.finish is None:
@@ -74,21 +79,24 @@ def whole(body: bytes) -> tuple[bytes, int | None]:
     return _encode(pieces.completion()), first
 
 
-def _events(body: bytes) -> Iterator[tuple[bytes, int]]:
-    """(data, where its event ends) of each event that has some; the last may lack its end."""
+def _events(body: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """(data, where its event ends, its name) of each event that has some; the last may lack its end."""
     held: list[bytes] = []
-    at = 0
+    at, name = 0, b""
     for end in _LINES.finditer(body):
         line, at = body[at : end.start()], end.end()
         if line.startswith(b"data:"):
             held.append(line[5:].strip())
-        elif not line and held:
-            yield b"\n".join(held), at
-            held = []
+        elif line.startswith(b"event:"):
+            name = line[6:].strip()
+        elif not line:
+            if held:
+                yield b"\n".join(held), at, name
+            held, name = [], b""
     if (line := body[at:]).startswith(b"data:"):
         held.append(line[5:].strip())
     if held:
-        yield b"\n".join(held), len(body)
+        yield b"\n".join(held), len(body), name
 
 
 class _Pieces:
@@ -152,13 +160,22 @@ class _Pieces:
         calls = delta.get("tool_calls")
         for number, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, dict):
-                at = call.get("index", number)
-                self._call(at if isinstance(at, int) else number, call)
+                self._call(self._place(call, number), call)
                 told = True
         if isinstance(call := delta.get("function_call"), dict):
             self._function = _joined(self._function or {}, call)
             told = True
         return told
+
+    def _place(self, call: dict[str, Any], number: int) -> int:
+        """Which of the calls a piece belongs to; some servers tell none, and each call whole."""
+        if isinstance(at := call.get("index"), int):
+            return at
+        if name := call.get("id"):
+            return next(
+                (at for at, held in self._calls.items() if held["id"] == name), len(self._calls)
+            )
+        return max(self._calls, default=number)
 
     def _call(self, at: int, call: dict[str, Any]) -> None:
         held = self._calls.setdefault(at, {"id": None, "type": "function"})

@@ -191,3 +191,45 @@ def test_the_first_token_is_timed():
     (reply,), _ = posted(HEAD, *sends, b"0\r\n\r\n", idle=2.0)
     _, place = stream.whole(reply.body)
     assert 0.55 < reply.seconds_to(place) < 2.0
+
+
+@pytest.mark.parametrize("end", [(60.0,), (None,)], ids=["silent", "closed"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_an_answer_that_has_its_reason_is_whole_without_an_end(direct, end, monkeypatch):
+    """It was paid for: the server may fall silent then, or go away."""
+    monkeypatch.setattr("batcher.send.client._USAGE_SECONDS", 0.2)
+    said = body(
+        chunk({"content": "all"}, "stop"), {"id": "c", "choices": [], "usage": USAGE}, done=False
+    )
+    (reply,), _ = posted(HEAD, *parts(said, 30), *end, idle=2.0, direct=direct)
+    got = wire.read(200, {}, stream.whole(reply.body)[0], keep_raw=False)
+    assert (got.content, got.usage.total_tokens) == ("all", 12)
+
+
+def test_calls_without_numbers_are_told_apart_by_their_ids():
+    """Some servers send each call whole."""
+
+    def call(**of):
+        return chunk({"tool_calls": [of]})
+
+    said = read(
+        call(id="a", function={"name": "f", "arguments": "{"}), call(function={"arguments": "}"}),
+        call(id="b", function={"name": "g", "arguments": "{}"}), chunk({}, "tool_calls"),
+    )  # fmt: skip
+    told = [
+        (c["id"], c["function"]["name"], c["function"]["arguments"])
+        for c in json.loads(said.tool_calls)
+    ]
+    assert told == [("a", "f", "{}"), ("b", "g", "{}")]
+
+
+def test_an_event_named_error_is_one():
+    """Whatever its data looks like; and a byte-order mark is nothing."""
+    with pytest.raises(RequestError, match="boom"):
+        wire.read(
+            200,
+            {},
+            stream.whole(b'event: error\ndata: {"message": "boom"}\n\n')[0],
+            keep_raw=False,
+        )
+    assert stream.whole(b"\xef\xbb\xbf" + body(chunk({"content": "x"}, "stop")))[0]
