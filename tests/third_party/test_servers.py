@@ -124,9 +124,10 @@ def test_a_real_models_counts_are_those_of_its_tokens(tmp_path):
     assert ended.returncode in (0, 3), ended.stderr.decode()
     assert [row["prompt_tokens"] for row in out] == [len(text.encode()) + 1 for text in texts]
     assert all(row["http_status"] == 200 for row in out)
-    same = ("content", "status", "prompt_tokens", "completion_tokens", "finish_reason")
-    assert [[row[name] for name in same] for row in streamed] == [
-        [row[name] for name in same] for row in out
-    ]
+    same = ("status", "prompt_tokens", "completion_tokens", "finish_reason")
+    assert [[row[n] for n in same] for row in streamed] == [[row[n] for n in same] for row in out]
+    # Its streams leave out what is no whole character at the end; whole answers have U+FFFD there.
+    texts = [[row["content"].replace("\ufffd", "") for row in rows] for rows in (out, streamed)]
+    assert texts[0] == texts[1]
     assert wrong.returncode == 2
     assert b"pinned" in wrong.stderr
