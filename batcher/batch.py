@@ -5,6 +5,7 @@ The lines are those of OpenAI's Batch API and of vLLM's `run-batch`; an output a
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ NAMES = frozenset({"custom_id", "method", "url", "body"})
 _decode = msgspec.json.Decoder(_Line).decode
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 Answer = Completion | RequestError
+_OWN_ID = re.compile(r"batch_req_[0-9a-f]{32}_(\d{1,5})")
 _FAILURES = {str(outcome) for outcome in Outcome if not outcome.answered}
 
 
@@ -198,9 +200,11 @@ def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
     line = _encode({name: columns.get(name) for name in ("custom_id", "response", "error")})
     name, answer = _answer(line, f"line {position + 1}", keep_raw=False)
     model = (answer.response_model if isinstance(answer, Completion) else None) or ""
-    request = Request(position, name, model, 0, "0" * 32, b"", None)
+    own = _OWN_ID.fullmatch(str(columns.get("id")))
+    sample = int(own.group(1)) if own else 0
+    request = Request(position, name, model, sample, "0" * 32, b"", None)
     made: dict[str, Any] = msgspec.json.decode(
-        json_row({}, _encode(result_of(request, answer)), position, 0)
+        json_row({}, _encode(result_of(request, answer)), position, sample)
     )
     return {**made, "custom_id": name, "latency_ms": None, "created_at": None}
 

@@ -305,3 +305,15 @@ def test_rows_that_could_not_be_read_stay_so(run, tmp_path):
     assert run("in.jsonl", "-o", "o.jsonl").returncode == 3
     run("o.jsonl", "-o", "rows.jsonl", command="convert")
     assert [row["status"] for row in read_jsonl(tmp_path / "rows.jsonl")] == ["ok", "unreadable"]
+
+
+def test_samples_keep_their_numbers(run, tmp_path):
+    """So that an output of a batch's lines can be compared and read like another."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"{n}"} for n in range(3)])
+    assert (
+        run("in.jsonl", "-o", "o.jsonl", *SMALL, "--samples", "2", "--format", "openai").returncode
+        == 0
+    )
+    run("o.jsonl", "-o", "rows.jsonl", command="convert")
+    assert [row["sample"] for row in read_jsonl(tmp_path / "rows.jsonl")] == [0, 1] * 3
+    assert run("o.jsonl", "rows.jsonl", command="compare").returncode == 0

@@ -100,6 +100,7 @@ def test_other_commands_are_left_alone(tmp_path):
         ("quiet = 1", "quiet = 1: it must be true or false"),
         ("max_cost = [1]", "max_cost: it must be one value, not a list"),
         ("inputs = 5", "inputs: it must be a text"),
+        ("samples = 1.5", "--samples 1.5: it must be a whole number"),
         ("overwrite = true", "overwrite: what is paid for is forgotten once"),
         ('model = "a"\nmodels = ["b"]', "model stands in it twice"),
         ("[param]\nday = 2026-01-01", "param: it holds what JSON cannot"),
@@ -156,3 +157,16 @@ def test_a_shell_completes_commands_and_options(tmp_path, shell):
         ["bash", "-c", asks], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert told.stdout.split() == ["--max-cost"]
+
+
+def test_the_command_that_goes_on_has_the_variables(tmp_path, gateway):
+    """The next start may be in another shell, and would ask something else."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"{n}"} for n in range(300)])
+    ended = program.batcher(
+        "run", "in.jsonl", "-o", "o.jsonl", "-m", "sim-small", "--max-total-tokens", "900", "--param", "max_tokens=9",
+        cwd=tmp_path, url=gateway.url, BATCHER_SYSTEM="Be brief.",
+    )  # fmt: skip
+    assert ended.returncode == 4
+    assert (
+        b"Go on with: BATCHER_SYSTEM='Be brief.' batcher run --max-total-tokens " in ended.stderr
+    )

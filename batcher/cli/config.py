@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +60,25 @@ def with_settings(words: Sequence[str], environment: Mapping[str, str] = os.envi
         given = [*inputs, *given]
     # What takes several words would take the inputs, too.
     at = given.index("--") if "--" in given else len(given)
-    return [command, *added, *given[:at], *last, *given[at:]]
+    found = [command, *added, *given[:at], *last, *given[at:]]
+    _check_whole(found, options)
+    return found
+
+
+def _check_whole(words: Sequence[str], options: Mapping[str, tuple[list[str], Any]]) -> None:
+    """What is a count is no fraction, which would be rounded without a word."""
+    counts = {
+        f
+        for flags, kind in options.values()
+        if kind is int or int in get_args(kind)
+        for f in flags
+    }
+    for number, word in enumerate(words):
+        flag, joined, value = word.partition("=")
+        if flag in counts:
+            told = value if joined else next(iter(words[number + 1 : number + 2]), "")
+            if re.fullmatch(r"[-+]?\d+\.\d*|[-+]?\.\d+", told):
+                raise JobError(f"{flag} {told}: it must be a whole number.")
 
 
 def _before_inputs(given: Sequence[str]) -> Sequence[str]:

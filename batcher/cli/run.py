@@ -220,7 +220,12 @@ def _same_command(instead: Mapping[str, str | None] | None = None) -> str:
         elif flag != "--overwrite":
             words.append(word)
     told = [word for flag, value in instead.items() if value for word in (flag, value)]
-    return shlex.join(["batcher", *sys.argv[1:2], *told, *words])
+    # The next start may be in another shell.
+    own = sorted(
+        (name, value) for name, value in os.environ.items() if name.startswith("BATCHER_")
+    )
+    variables = "".join(f"{name}={shlex.quote(value)} " for name, value in own)
+    return variables + shlex.join(["batcher", *sys.argv[1:2], *told, *words])
 
 
 def _ask(error: BatcherError) -> Literal["resend", "keep"]:

@@ -135,7 +135,7 @@ def _told(
         return NotAllowed(message, **facts)
     if status in (404, 405) or 300 <= status < 400:
         return NotFound(message, **facts)
-    if status in (408, 409, 425, 498, 499) or status >= 500:
+    if status in (408, 409, 424, 425, 498, 499) or status >= 500:
         return ServerError(message, **facts)
     return BadRequest(message, **facts)
 

@@ -1,13 +1,24 @@
 """Replies in their many dialects become a Completion or one kind of error."""
 
 import json
+from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.errors import RequestError
-from batcher.send import failures, wire
+from batcher.errors import (
+    BadRequest,
+    NotAllowed,
+    NotFound,
+    OutOfQuota,
+    RateLimited,
+    RequestError,
+    ServerError,
+)
+from batcher.send import failures, stream, wire
+from tests.torture import dice, tell, times
 
 OK = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
 
@@ -151,3 +162,81 @@ JSON = st.recursive(
 def test_nothing_but_a_request_error_leaves_the_module(status, body):
     """Whatever a gateway sends is a row with a reason, never a crash."""
     outcome(status, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("statuses", "error"),
+    [
+        ((408, 409, 424, 425, 498, 499, 500, 502, 503, 504, *range(520, 531)), ServerError),
+        ((400, 413, 415, 422, 451), BadRequest),
+        ((401, 403, 407), NotAllowed),
+        ((404, 405, 301, 302, 307, 308), NotFound),
+        ((429,), RateLimited),
+        ((402,), OutOfQuota),
+    ],
+    ids=lambda of: of.__name__ if isinstance(of, type) else "",
+)
+def test_a_status_alone_tells_whose_fault_it_is(statuses, error):
+    """Without a word, with a page of a proxy, or with one that means nothing."""
+    for status in statuses:
+        for body in (
+            b"",
+            b"<html><body>Oops</body></html>",
+            b'{"detail": "no"}',
+            b'"no"',
+            b"[]",
+            b"null",
+        ):
+            with pytest.raises(error) as caught:
+                wire.read(status, {}, body, keep_raw=False)
+            assert type(caught.value) is error
+            assert str(caught.value)
+
+
+REAL = [
+    (b'{"id":"a","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant",'
+    b'"content":"n\\u00e9","refusal":null,"tool_calls":[{"id":"t","type":"function","function":{"name":"f","arguments":'
+    b'"{}"}}]},"logprobs":{"content":[{"token":"a","logprob":-0.1,"top_logprobs":[]}]},"finish_reason":"stop"}],"usage":'
+    b'{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":4},'
+    b'"completion_tokens_details":{"reasoning_tokens":1},"cost":0.001}}'),
+    b'{"error":{"message":"Rate limit reached. Please try again in 1.2s.","type":"tokens","param":null,"code":"rate_limit_exceeded"}}',
+    (b'[{"error":{"code":429,"message":"Quota","status":"RESOURCE_EXHAUSTED","details":[{"violations":[{"quotaId":"PerDay"}]},'
+    b'{"retryDelay":"32s"}]}}]'),
+    (b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"finish_reason":null}]}\n\n: ping\n\n'
+    b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"t","function":{"name":"f","arguments":"{"}}]},'
+    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n'),
+]  # fmt: skip
+PIECES = [b"null", b"[]", b"{}", b"-1", b"1e400", b"NaN", b"9" * 400, b'""', b"\xff", b"\\ud800", b"true", b'"', b",", b":",
+          b"{", b"}", b"[", b"]", b"\n\n", b"data: "]  # fmt: skip
+
+
+def test_mutated_bodies_never_crash():
+    """Of real answers, errors and streams: values taken out, doubled, put elsewhere, replaced by nonsense."""
+    rng = dice("mutated bodies")
+    ended = Counter()
+    for _ in range(times(5_000, 100_000)):
+        body = bytearray(rng.choice(REAL))
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(len(body) + 1)
+            upto = min(len(body), at + int(rng.expovariate(0.2)))
+            match rng.randrange(4):
+                case 0:
+                    del body[at:upto]
+                case 1:
+                    body[at:at] = body[at:upto]
+                case 2:
+                    body[at:upto] = rng.choice(PIECES)
+                case 3:
+                    body[at:at] = rng.choice(PIECES)
+        status = rng.choice([200, 200, 200, 400, 429, 500])
+        try:
+            sent = bytes(body)
+            if stream.is_stream({}, sent):
+                sent, _first = stream.whole(sent)
+            came = wire.read(status, {}, sent, keep_raw=True)
+            json.dumps(msgspec.to_builtins(came))
+            ended[came.outcome] += 1
+        except RequestError as error:
+            ended[type(error).__name__] += 1
+    tell("mutated bodies", **{str(name): n for name, n in ended.most_common(6)})
+    assert len(ended) > 4
