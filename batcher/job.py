@@ -55,7 +55,7 @@ class Job:
         str, Parameter(name=["--output", "-o"], group=_WHAT, allow_leading_hyphen=True)
     ]
     """File to write, .jsonl or .parquet by suffix; "-" writes rows to stdout as they finish (such
-    a run cannot be resumed)."""
+    a run cannot be resumed); s3:// or gs:// is uploaded at the end from the folder one is in."""
 
     models: Annotated[
         tuple[str, ...],
@@ -75,6 +75,9 @@ class Job:
 
     system: Annotated[str | None, Parameter(group=_WHAT)] = None
     """Jinja2 template of the system message, or @FILE."""
+
+    images: Annotated[str | None, Parameter(group=_WHAT)] = None
+    """Folder that paths in the column image_path begin in, and cannot leave. Default: the input file's."""
 
     params: Annotated[
         tuple[str, ...],
@@ -253,7 +256,7 @@ class Job:
             asked["params"] = tuple(
                 f"{name}={_as_json(name, value)}" for name, value in asked["params"].items()
             )
-        for name in ("output", "schema", "prices"):
+        for name in ("output", "images", "schema", "prices"):
             if isinstance(asked.get(name), os.PathLike):
                 asked[name] = os.fspath(asked[name])
         if (model := asked.get("schema")) is not None and hasattr(model, "model_json_schema"):

@@ -1,4 +1,4 @@
-"""Whether an output may be written where it is wanted; what a kill left there. Touches: files."""
+"""Whether an output may be written where it is wanted; what a kill left there. Touches: files, the network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import glob
 import os
 from pathlib import Path
 
+from batcher import objects
 from batcher.errors import JobError
 from batcher.job import Job
 from batcher.write import aside
+from batcher.write.manifest import Manifest
 
 __all__ = ["check_output", "sweep"]
 
@@ -16,11 +18,16 @@ __all__ = ["check_output", "sweep"]
 def check_output(output: Path, folder: Path, job: Job) -> None:
     """Whether the output can be written, and is ours if it is there.
 
+    Args:
+        output: Where it is made; its address, if it has one, is in the job.
+        folder: The run folder.
+        job: What was asked.
+
     Raises:
         JobError: It cannot, or is somebody else's.
     """
-    if os.path.realpath(output) in map(os.path.realpath, job.inputs):
-        raise JobError(f"{output}: it is the input and the output; name another --output.")
+    if job.output in job.inputs or os.path.realpath(output) in map(os.path.realpath, job.inputs):
+        raise JobError(f"{job.output}: it is the input and the output; name another --output.")
     parent = output.parent
     if output.is_dir():
         raise JobError(
@@ -45,6 +52,23 @@ def check_output(output: Path, folder: Path, job: Job) -> None:
         raise JobError(
             f"{output} is there already and batcher has no record of having written it; choose "
             "another --output, move it away, or replace it with --overwrite."
+        )
+    if objects.is_object(job.output):
+        _check_address(job, folder)
+
+
+def _check_address(job: Job, folder: Path) -> None:
+    """The same of what is to be uploaded."""
+    manifest = Manifest.load(folder)
+    ours = "" if manifest is None else manifest.uploaded
+    if ours not in ("", job.output):
+        raise JobError(
+            f"{folder}: here is the run of {ours}; start the one of {job.output} in another folder."
+        )
+    if objects.exists(job.output) and not ours and not job.overwrite:
+        raise JobError(
+            f"{job.output} is there already and batcher has no record here of having written it; go on in the "
+            "folder where its run is, choose another --output, or replace it with --overwrite."
         )
 
 

@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 
 from batcher import batch as batches
-from batcher import money
+from batcher import money, objects
 from batcher.embedded import simulated_gateway
 from batcher.endpoint import Endpoint
 from batcher.engine import Emit, Engine
@@ -114,6 +114,8 @@ class Runner:
         self._seconds_left = job.seconds_left(datetime.now())
         self._surveyed: int | None = None
         self._told_prices = {} if job.prices is None else of_file(job.prices)
+        if job.images and not (objects.is_object(job.images) or os.path.isdir(job.images)):
+            raise JobError(f"--images {job.images}: there is no such folder.")
         self._prices = Prices(self._told_prices)
 
     def stop(self) -> str:
@@ -163,7 +165,7 @@ class Runner:
         if job.output == "-":
             with tempfile.TemporaryDirectory(prefix="batcher-") as temporary:
                 return await self._locked(Path(temporary))
-        output = Path(job.output)
+        output = Path(objects.here(job.output))
         folder = output.with_name(output.name + ".run")
         check_output(output, folder, job)
         new = not folder.exists()
@@ -287,8 +289,8 @@ class Runner:
         elif "-" in job.inputs:
             raise JobError("stdin (-) goes alone; it cannot be mixed with files.")
         else:
-            files = expand(job.inputs, job.output)
-        return Inputs(files, job.limit, job.drawn)
+            files = await asyncio.to_thread(expand, job.inputs, job.output)
+        return Inputs(files, job.limit, job.drawn, images=job.images)
 
     def _prepare(
         self, folder: Path, inputs: Inputs, endpoint: Endpoint, *, say: Callable[[str], None]
@@ -342,7 +344,7 @@ class Runner:
 
     def _keep_output(self, folder: Path) -> None:
         """Keeps the output as it is, when it may be the only place of answers the journal lost."""
-        output = Path(self._job.output)
+        output = Path(objects.here(self._job.output))
         kept = folder.glob("output-*")
         if not output.exists() or any(output.samefile(path) for path in kept):
             return
@@ -542,18 +544,22 @@ class Runner:
             )
         from batcher.finish import export  # Brings pyarrow, which would hold up the start.
 
-        output = Path(job.output)
+        output = Path(objects.here(job.output))
         written = await asyncio.to_thread(
             partial(export, output, folder, inputs, manifest, locked=True),
             say=self._say,
             go_on=self._go_on_writing,
         )
+        where = str(output)
+        if objects.is_object(job.output):
+            await asyncio.to_thread(objects.put, where, job.output)
+            where += f", and uploaded to {job.output}"
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
         if not (inputs.whole or manifest.asked.batch) and job.route == "each" and job.models:
             project = partial(money.project, self.summary, output, inputs, job)
             await asyncio.to_thread(project)
-        text = f"{written.rows:,} rows in {job.output}"
-        return Report(self.summary, 0 if written.all_ok else 3, job.output, text + ".")
+        text = f"{written.rows:,} rows in {where}."
+        return Report(self.summary, 0 if written.all_ok else 3, job.output, text)
 
 
 def _first_words(summary: Summary) -> str:

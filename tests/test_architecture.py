@@ -13,7 +13,7 @@ STAGES = ("read", "send", "write", "report")
 FLOORS = (
     ("records",),
     ("errors",),
-    ("endpoint", "words"),
+    ("endpoint", "objects", "words"),
     ("job", "prices"),
     STAGES,
     ("plan",),

@@ -99,6 +99,10 @@ def test_a_path_is_read_from_beside_the_input(folder, value, urls):
         ("large.png", "larger than 20 MB"),
         ("pipe.png", "it is no file"),
         (".", "it is no file"),
+        ("../b.png", "outside of the folder .*data; --images names"),
+        ("a/../../b.png", "outside"),
+        ("/etc/passwd", "outside"),
+        ("s3://bucket/b.png", "No such file"),
         ("a\0b.png", "cannot be read"),
         ("x" * 300 + ".png", "File name too long"),
         (7, "must be a path or a list of paths, not 7"),
@@ -109,6 +113,23 @@ def test_what_is_no_picture_is_not_sent(folder, value, why):
     """No row makes another file of the machine part of a request, nor waits for ever."""
     with pytest.raises(pictures.NoPicture, match=why):
         pictures.parts(value, str(folder / "data"))
+
+
+def test_the_folder_of_pictures_may_be_another_one(folder, echo):
+    """Which they cannot leave either."""
+    rows = [{"n": n, "image_path": name} for n, name in enumerate(("red.png", "../in.jsonl", "/"))]
+    write_jsonl(folder / "in.jsonl", rows)
+    assert run(folder, echo, "--images", "data", rows="in.jsonl").returncode == 3
+    assert [row["status"] for row in read_jsonl(folder / "out.jsonl")] == ["ok"] + 2 * [
+        "unreadable"
+    ]
+    absolute = {"n": 1, "image_path": str(folder / "data" / "red.png")}
+    write_jsonl(folder / "in.jsonl", [absolute])
+    assert run(folder, echo, "--images", "/", rows="in.jsonl").returncode == 0
+    assert (
+        run(folder, echo, "--images", folder / "none", "--overwrite", rows="in.jsonl").returncode
+        == 2
+    )
 
 
 def test_rows_of_every_kind_show_their_pictures_after_their_words(folder, echo):

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from batcher import objects
 from batcher.errors import JobError
 from batcher.write.manifest import Manifest
 
@@ -26,7 +27,7 @@ def clean(output: str, /) -> int:
     from batcher.write.segment import segments
 
     folder, manifest = found(output)
-    path = Path(output)
+    path = Path(objects.here(output))
     if not os.access(folder.parent, os.W_OK):
         raise JobError(f"{folder}: it cannot be removed: {folder.parent} cannot be written.")
     lock = Lock(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from batcher import objects
 from batcher.errors import JobError
 from batcher.records import Attempt, Result
 
@@ -20,7 +21,7 @@ def explain(output: str, row: str, /) -> int:
     """
     from batcher.history import results_of
 
-    folder = Path(f"{output}.run")
+    folder = Path(f"{objects.here(output)}.run")
     if not folder.is_dir():
         raise JobError(f"{output}: there is no {folder}; name the --output of a run.")
     found = False

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from batcher import objects
 from batcher.errors import Damaged, JobError
 
 __all__ = ["export"]
@@ -30,7 +31,7 @@ def export(output: str, to: str | None = None, /) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    path = Path(to or output)
+    path = Path(to or objects.here(output))
     if path.suffix not in (".jsonl", ".parquet"):
         raise JobError(f"{path}: its suffix tells no format; end it in .jsonl or .parquet.")
     if path.is_dir():

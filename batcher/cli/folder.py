@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from batcher import objects
 from batcher.errors import JobError
 from batcher.write import aside
 from batcher.write.lock import Lock
@@ -29,7 +30,7 @@ def found(output: str) -> tuple[Path, Manifest]:
     Raises:
         JobError: There is none.
     """
-    folder = Path(f"{output}.run")
+    folder = Path(f"{objects.here(output)}.run")
     if (folder / aside.ASIDE).is_dir() and at_work(folder) is None:
         lock = Lock(folder)
         try:

@@ -5,10 +5,12 @@ Touches: files (reads).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batcher import objects
 from batcher.errors import JobError
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def source(output: str) -> Inputs:
     from batcher.read.files import expand
     from batcher.read.inputs import Inputs
 
-    if not Path(output).is_file():
+    if not (objects.is_object(output) or Path(output).is_file()):
         unfinished = Path(f"{output}.run").is_dir()
         how = f"; write what there is with: batcher export {output} FILE" if unfinished else ""
         raise JobError(f"{output}: there is no such output{how}.")
@@ -92,7 +94,7 @@ def writable(
         raise JobError(f"{told}: it is a folder; name a file in it.")
     if not path.parent.is_dir():
         raise JobError(f"{told}: there is no folder {path.parent}; make it first.")
-    if path.exists() and path.samefile(output):
+    if path.exists() and os.path.realpath(path) == os.path.realpath(output):
         raise JobError(f"{told}: that is the output itself; name another file.")
     if path.exists() and path.stat().st_size and not _is_of(path, made):
         raise JobError(

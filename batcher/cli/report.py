@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from batcher import objects
 from batcher.cli.outputs import placed_rows, source, writable
 from batcher.errors import JobError
 
@@ -105,7 +106,7 @@ def report(
         "disputed": fetched(output, figures.disputed[:_TEXTS]),
         "wrong": fetched(output, figures.wrong[:_TEXTS]),
     }
-    path = Path(f"{output}.html")
+    path = Path(f"{objects.here(output)}.html")
     with whole(path, of_run=False) as file:
         name = Path(output).name
         file.write(page(name, figures, told, examples, read, script, COLUMNS).encode())

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from batcher import objects
 from batcher.errors import JobError
 from batcher.job import Job
 from batcher.plan.earlier import Earlier
@@ -73,6 +74,8 @@ def resume(
     """
     manifest = None if job.overwrite else Manifest.load(folder)
     manifest = manifest or Manifest(output=Path(job.output).name)
+    if objects.is_object(job.output):
+        manifest.uploaded = job.output
     files = [] if job.overwrite else segments(folder)
     read = _Reader(files, go_on, keep=not job.dry_run)
     last = manifest.epochs[-1] if manifest.epochs else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Iterator
 
+from batcher import objects
 from batcher.errors import JobError
 
 __all__ = ["header", "records"]
@@ -15,7 +17,7 @@ csv.field_size_limit(sys.maxsize)
 
 def header(path: str) -> list[str]:
     """Names of the columns; empty for an empty file."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _text(path) as file:
         return next(csv.reader(file), [])
 
 
@@ -24,7 +26,7 @@ def records(path: str) -> Iterator[tuple[int, dict[str, object] | None, str | No
 
     Quotes and line ends inside quotes are understood; blank lines are no records.
     """
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _text(path) as file:
         reader = csv.reader(file, strict=True)
         names = _header(path, reader)
         while True:
@@ -48,6 +50,11 @@ def records(path: str) -> Iterator[tuple[int, dict[str, object] | None, str | No
                 yield reader.line_num, None, "not UTF-8"
                 continue
             yield reader.line_num, dict(zip(names, values, strict=True)), None
+
+
+def _text(path: str) -> io.TextIOWrapper:
+    content = objects.opened(path)
+    return io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _header(path: str, reader: Iterator[list[str]]) -> list[str]:

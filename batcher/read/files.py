@@ -1,4 +1,4 @@
-"""Which files an input is: globs and folders to a list, each file pinned. Touches: files."""
+"""Which files an input is: globs and folders to a list, each file pinned. Touches: files, the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Self
 
 import msgspec
 
-from batcher.errors import JobError
+from batcher import objects
+from batcher.errors import JobError, RunStopped
 
 __all__ = ["SUFFIXES", "InputFile", "Pin", "digest", "expand", "grown"]
 
@@ -30,7 +31,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     """What a file is known by; what must be equal for its rows to be the same rows.
 
     Attributes:
-        path: Absolute; of a copy in the run folder its name there.
+        path: Absolute, or an address; of a copy in the run folder its name there.
         size: Bytes.
         mtime_ns: Time of the last change of the content; 0 for a copy, where it says nothing.
         ctime_ns: Time of the last change of anything, which no program can set back; 0 likewise.
@@ -42,6 +43,11 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     mtime_ns: int = 0
     ctime_ns: int = 0
     digest: str = ""
+
+    @property
+    def copied(self) -> bool:
+        """Whether it is a copy in the run folder, of stdin or of an iterable."""
+        return not (os.path.isabs(self.path) or objects.is_object(self.path))
 
 
 @dataclass(frozen=True)
@@ -63,24 +69,38 @@ class InputFile:
     @property
     def folder(self) -> str:
         """Where relative paths in it begin; "" for a copy: where its reader is."""
-        return os.path.dirname(self.path) if os.path.isabs(self.pin.path) else ""
+        return "" if self.pin.copied else objects.parent(self.path)
 
     @classmethod
     def of_pin(cls, pin: Pin, folder: Path) -> Self:
         """The file that was pinned; `folder` holds the copies of stdin and of iterables."""
-        path = str(folder / pin.path)  # An absolute path stays as it is.
-        name = pin.path if os.path.isabs(pin.path) else pin.path.partition("-")[0]
+        path = str(folder / pin.path) if pin.copied else pin.path
+        name = pin.path.partition("-")[0] if pin.copied else pin.path
         return cls(path, name, _kind(path) or "jsonl", pin)
 
     def with_digest(self, go_on: Callable[[], None]) -> Self:
-        """The same with the hash of its content, which is read for it."""
-        if self.pin.digest:
+        """The same with the hash of its content, which is read for it; not from object storage.
+
+        What is there has a time that only a new content changes.
+        """
+        if self.pin.digest or objects.is_object(self.path):
             return self
         found = digest(self.path, self.pin.size, go_on)
         return replace(self, pin=msgspec.structs.replace(self.pin, digest=found))
 
     def changed(self) -> bool:
-        """Whether it is gone or was written since it was pinned."""
+        """Whether it is gone or was written since it was pinned.
+
+        Raises:
+            RunStopped: Object storage does not tell.
+        """
+        if objects.is_object(self.path):
+            try:
+                return objects.stat(self.path) != (self.pin.size, self.pin.mtime_ns)
+            except OSError as error:
+                raise RunStopped(
+                    f"{self.name}: it cannot be read any further: {objects.why(error)}."
+                ) from None
         try:
             stat = os.stat(self.path)
         except OSError:
@@ -92,6 +112,8 @@ class InputFile:
 def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
     """Files named by the arguments: files, globs in sorted order, folders by their known suffixes.
 
+    Addresses of object storage may stand for each of these.
+
     Args:
         paths: The arguments.
         output: What will be written; it is no input where a folder or a glob holds it.
@@ -102,11 +124,15 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
     found: list[str] = []
     written = os.path.realpath(output)
     for path in paths:
-        if os.path.isdir(path):
+        if objects.is_object(path):
+            found += _objects(path, output)
+        elif os.path.isdir(path):
             inside = sorted(
                 str(entry)
                 for entry in Path(path).rglob("*")
-                if entry.is_file() and _kind(entry.name) and not _hidden(entry, path)
+                if entry.is_file()
+                and _kind(entry.name)
+                and not _hidden(entry.relative_to(path).parts)
             )
             inside = [entry for entry in inside if os.path.realpath(entry) != written]
             if not inside:
@@ -128,9 +154,32 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
     return [_pinned(path) for path in found]
 
 
-def _hidden(entry: Path, root: str) -> bool:
+def _objects(path: str, output: str) -> list[str]:
+    try:
+        if objects.stat(path) is not None:
+            return [path]
+        if glob.has_magic(path):
+            matched = [url for url in objects.matching(path) if url != output]
+            if not matched:
+                raise JobError(f"{path}: no object matches.")
+            return matched
+        root = path.rstrip("/")
+        inside = [
+            url
+            for url in objects.within(root)
+            if _kind(url) and url != output and not _hidden(url[len(root) + 1 :].split("/"))
+        ]
+    except OSError as error:
+        raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None
+    if not inside:
+        raise JobError(
+            f"{path}: there is no such object, nor one in {', '.join(SUFFIXES)} below it."
+        )
+    return inside
+
+
+def _hidden(parts: Sequence[str]) -> bool:
     """Whether a file is no input: hidden, or inside the run folder of an earlier output."""
-    parts = entry.relative_to(root).parts
     return any(part.startswith((".", "_")) or part.endswith(".run") for part in parts)
 
 
@@ -142,21 +191,28 @@ def _pinned(path: str) -> InputFile:
             f"{', '.join(SUFFIXES)}."
         )
     try:
-        with open(path, "rb"):
-            stat = os.stat(path)
+        with objects.opened(path):
+            pin = _pin(path)
     except OSError as error:
-        raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
+        raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None
     if kind == "parquet":
         from batcher.read import parquet  # Takes its time to import.
 
         parquet.check(path)
-    pin = Pin(
+    return InputFile(path, path, kind, pin)
+
+
+def _pin(path: str) -> Pin:
+    if objects.is_object(path):
+        size, mtime_ns = objects.stat(path) or (0, 0)
+        return Pin(path=path, size=size, mtime_ns=mtime_ns)
+    stat = os.stat(path)
+    return Pin(
         path=os.path.abspath(path),
         size=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
         ctime_ns=stat.st_ctime_ns,
     )
-    return InputFile(path, path, kind, pin)
 
 
 def _kind(path: str) -> str | None:
@@ -167,7 +223,7 @@ def digest(path: str, size: int, go_on: Callable[[], None] = lambda: None) -> st
     """Hash of the first `size` bytes; `go_on` is called now and then and may raise."""
     sum_ = hashlib.sha256()
     left = size
-    with open(path, "rb", buffering=0) as file:
+    with objects.opened(path) as file:
         while left > 0 and (block := file.read(min(left, _BLOCK))):
             sum_.update(block)
             left -= len(block)
@@ -209,6 +265,6 @@ def _whole_lines(file: InputFile, size: int) -> bool:
     """Whether a plain JSONL file has a line end just before this offset."""
     if not file.path.endswith(".jsonl"):
         return False
-    with open(file.path, "rb") as opened:
+    with objects.opened(file.path) as opened:
         opened.seek(size - 1)
         return size > 0 and opened.read(1) == b"\n"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from batcher import objects
 from batcher.errors import JobError
 from batcher.read import csv, jsonl
 from batcher.read.files import InputFile, Pin
@@ -39,6 +40,7 @@ class Inputs:
         files: In order.
         limit: Only so many rows, None for all.
         drawn: Only so many rows, drawn by chance, and the seed of that; None for all.
+        images: Where the paths of pictures begin; None where the file is that names them.
         marks: By path of a plain JSONL file, where every 4096th line begins; what the first
             whole reading finds, so that later ones can begin in the middle.
     """
@@ -46,6 +48,7 @@ class Inputs:
     files: list[InputFile]
     limit: int | None = None
     drawn: tuple[int, int] | None = None
+    images: str | None = None
     marks: dict[str, array[int]] = field(default_factory=dict)
     _left_out: bytes | None = field(default=None, init=False, repr=False)
 
@@ -66,6 +69,7 @@ class Inputs:
 
         Raises:
             JobError: A file vanished, or is not what its name says.
+            RunStopped: Object storage does not give one that it had.
         """
 
         def wanted(position: int) -> int:
@@ -80,7 +84,8 @@ class Inputs:
             settled = _either(self.left_out(), settled)
         first, left = 0, _ALL if self.limit is None else self.limit
         for file in self.files:
-            span = _Span(file, first, left, wanted)
+            folder = file.folder if self.images is None else self.images
+            span = _Span(file, folder, first, left, wanted)
             try:
                 if file.kind == "parquet":
                     positions, rows = yield from _parquet_rows(span, columns)
@@ -89,14 +94,14 @@ class Inputs:
                 else:
                     positions, rows = yield from self._jsonl_rows(span)
             except OSError as error:
-                raise JobError(f"{file.name}: it cannot be read: {error}.") from None
+                raise JobError(f"{file.name}: it cannot be read: {objects.why(error)}.") from None
             first += positions
             left -= rows
             if left <= 0:
                 return
 
     def _jsonl_rows(self, span: _Span) -> Generator[Row, None, tuple[int, int]]:
-        file, folder = span.file, span.file.folder
+        file, folder = span.file, span.folder
         wanted = span.wanted(span.first)
         number = offset = rows = 0
         marks: array[int] | None = array("q")
@@ -278,19 +283,21 @@ class _Span:
     """One file's part of the rows.
 
     Attributes:
+        folder: Where the paths of pictures begin.
         first: Position of its first row.
         left: How many rows are still allowed.
         wanted: The first position from a given one on that is needed.
     """
 
     file: InputFile
+    folder: str
     first: int
     left: int
     wanted: Callable[[int], int]
 
 
 def _csv_rows(span: _Span) -> Generator[Row, None, tuple[int, int]]:
-    rows, folder = 0, span.file.folder
+    rows, folder = 0, span.folder
     wanted = span.wanted(span.first)
     for line, columns, error in csv.records(span.file.path):
         if rows == span.left:
@@ -310,7 +317,7 @@ def _parquet_rows(
 ) -> Generator[Row, None, tuple[int, int]]:
     from batcher.read import parquet
 
-    path, folder = span.file.path, span.file.folder
+    path, folder = span.file.path, span.folder
     count = min(parquet.count(path), span.left)
     names: list[str] | None = None
     if columns is not None:

@@ -7,10 +7,12 @@ import json
 import zlib
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
+
+from batcher import objects
 
 __all__ = ["MARK", "Damaged", "decode", "lines"]
 
@@ -49,7 +51,7 @@ def lines(path: str, offset: int = 0, marks: array[int] | None = None) -> Iterat
 
 
 def _plain(path: str, offset: int, marks: array[int] | None) -> Iterator[bytes]:
-    with open(path, "rb", buffering=_BLOCK) as file:
+    with objects.opened(path) as file:
         file.seek(offset)
         if marks is None:
             yield from file
@@ -96,12 +98,17 @@ def _to_the_cut(path: str, start: int) -> bytes:
     return bytes(found)
 
 
-def _open(path: str) -> Any:
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")
-    import pyarrow as pa  # Takes its time to import.
+@contextmanager
+def _open(path: str) -> Iterator[Any]:
+    with objects.opened(path) as packed:
+        if path.endswith(".gz"):
+            with gzip.open(packed, "rb") as file:
+                yield file
+            return
+        import pyarrow as pa  # Takes its time to import.
 
-    return pa.input_stream(path, compression="zstd")
+        with pa.input_stream(packed, compression="zstd") as file:
+            yield file
 
 
 def decode(line: bytes) -> dict[str, object]:

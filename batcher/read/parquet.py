@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batcher import objects
 from batcher.errors import JobError
 
 __all__ = [
@@ -30,13 +31,13 @@ _BATCH_ROWS = 1000
 
 def schema(path: str) -> pa.Schema:
     """Names and types of the columns, from the footer, as `plain` gives them."""
-    found = pq.read_schema(path)
+    found = pq.read_schema(objects.source(path))
     return pa.schema([field.with_type(plain(field.type)) for field in found])
 
 
 def count(path: str) -> int:
     """Number of rows, from the footer."""
-    return int(pq.read_metadata(path).num_rows)
+    return int(pq.read_metadata(objects.source(path)).num_rows)
 
 
 def batches(
@@ -63,7 +64,7 @@ def batches(
 def _batches(
     path: str, columns: Sequence[str] | None, needed: Callable[[int, int], bool]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    with pq.ParquetFile(path, **_LEAN) as file:
+    with pq.ParquetFile(objects.source(path), **_LEAN) as file:
         footer = file.metadata
         names = None if columns is None else [n for n in file.schema_arrow.names if n in columns]
         at = 0
@@ -86,7 +87,7 @@ def check(path: str) -> None:
         JobError: Two have one name, or it is no Parquet.
     """
     try:
-        names = pq.read_schema(path).names
+        names = pq.read_schema(objects.source(path)).names
     except (OSError, pa.ArrowException) as error:
         why = str(error).rstrip(".")
         raise JobError(f"{path}: it cannot be read as Parquet: {why}.") from None

@@ -1,18 +1,21 @@
-"""Pictures that a row names in its column `image_path`, to parts of a message. Touches: files (reads).
+"""Pictures that a row names in its column `image_path`, to parts of a message. Touches: files, the network (reads).
 
-A picture goes inside the request, as base64, and is read when the request is made. What its first
-bytes do not show to be a picture is not sent, so that no row gets at another file.
+A picture goes inside the request, as base64, and is read when the request is made. Rows may come from
+anybody: what lies outside of the folder is not opened, and what its first bytes do not show to be a
+picture is not sent. Links in the folder are followed: rows cannot make them.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from batcher import objects
 from batcher.records import Row
 
 __all__ = ["COLUMN", "MOST_BYTES", "Digest", "NoPicture", "excess", "parts"]
@@ -32,10 +35,10 @@ def parts(value: object, folder: str) -> list[dict[str, Any]]:
 
     Args:
         value: A path, an address (http, https, data), a list of these, or None.
-        folder: Where relative paths begin.
+        folder: Where relative paths begin, and which none may leave; a path or an address.
 
     Raises:
-        NoPicture: It cannot be read, is larger than 20 MB, or is no PNG, JPEG, GIF or WebP.
+        NoPicture: It is outside, cannot be read, is larger than 20 MB, or is no PNG, JPEG, GIF or WebP.
     """
     return [
         {"type": "image_url", "image_url": {"url": _address(name, folder)}}
@@ -59,7 +62,10 @@ def excess(messages: Sequence[Mapping[str, Any]]) -> int:
 
 
 class Digest:
-    """What the pictures of some rows are known by, without reading them: name, size, time."""
+    """What the pictures of some rows are known by, without reading them: name, size, time.
+
+    Of those in object storage only the name: to ask for each would take as long as to read it.
+    """
 
     def __init__(self) -> None:
         self._sum = blake2b(digest_size=16)
@@ -77,9 +83,9 @@ class Digest:
         for name in names:
             self._any = True
             try:
-                of = os.stat(os.path.join(row.folder, name))
+                of = os.stat(_located(name, row.folder))
                 facts = f"{of.st_size} {of.st_mtime_ns}"
-            except (OSError, ValueError):
+            except (OSError, ValueError):  # A NoPicture is one.
                 facts = ""
             told = f"{row.position} {name}\0{facts}\0"
             self._sum.update(told.encode("utf-8", "surrogatepass"))
@@ -100,16 +106,17 @@ def _names(value: object) -> Iterator[str]:
 def _address(name: str, folder: str) -> str:
     if name.lower().startswith(_ADDRESSES):
         return name
-    path = os.path.join(folder, name)
+    path = _located(name, folder)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # To open a pipe would wait for who fills it.
+        # To open a pipe would wait for who fills it.
+        if not objects.is_object(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise NoPicture(f"{path}: it is no file")
-        with open(path, "rb") as file:
+        with objects.opened(path) as file:
             content = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, NoPicture):
             raise
-        why = error.strerror if isinstance(error, OSError) else error
+        why = objects.why(error) if isinstance(error, OSError) else error
         raise NoPicture(f"{path}: the picture cannot be read: {why}") from None
     if len(content) > MOST_BYTES:
         raise NoPicture(f"{path}: the picture is larger than {MOST_BYTES >> 20} MB")
@@ -117,6 +124,24 @@ def _address(name: str, folder: str) -> str:
     if kind is None:
         raise NoPicture(f"{path}: it is no PNG, JPEG, GIF or WebP")
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
+
+
+def _located(name: str, folder: str) -> str:
+    """Where a picture is; raises NoPicture when that is outside of the folder."""
+    if objects.is_object(folder):
+        whole = name if objects.is_object(name) else f"{folder}/{name}"
+        scheme, key = whole[:5], posixpath.normpath(whole[5:])
+        path, root = f"{scheme}{key}", folder.rstrip("/")
+        inside = path.startswith(f"{root}/") and not name.startswith("/")
+    else:
+        path = os.path.normpath(os.path.join(folder, name))
+        root, found = os.path.abspath(folder), os.path.abspath(path)
+        inside = f"{found}/".startswith(root.rstrip("/") + "/")
+    if not inside:
+        raise NoPicture(
+            f"{name}: it is outside of the folder {root}; --images names the one that pictures are in"
+        )
+    return path
 
 
 def _kind(content: bytes) -> str | None:

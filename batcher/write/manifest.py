@@ -76,12 +76,14 @@ class Manifest(msgspec.Struct, kw_only=True):
     """All epochs of one output, the present one last; `asked` is of the last run.
 
     Attributes:
+        uploaded: Address that the output is put at; "" when there is none.
         missing: Numbers of segments that were found to be gone, and said to be.
         last: Number of the last segment there was when a run began or ended.
     """
 
     version: int = 1
     output: str
+    uploaded: str = ""
     asked: Asked = Asked()
     epochs: list[Epoch] = msgspec.field(default_factory=list)
     missing: list[int] = msgspec.field(default_factory=list)

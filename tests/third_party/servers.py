@@ -10,19 +10,22 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-__all__ = ["ALL", "aimock", "get", "litellm", "transformers"]
+__all__ = ["ALL", "Storage", "aimock", "get", "litellm", "storage", "transformers"]
 
 ALL = os.environ.get("BATCHER_THIRD_PARTY") == "all"
 HOME = Path(os.environ.get("BATCHER_SERVERS") or Path.home() / ".cache" / "batcher-servers")
 AIMOCK, LITELLM = "@copilotkit/aimock@1.43.0", "litellm[proxy]==1.106.2"
 TRANSFORMERS = ("torch==2.13.0", "transformers[serving]==5.23.0")
+STORAGES = ("moto[s3]==5.2.5", "flask", "flask-cors", "gcp-storage-emulator==2026.7.19")
 READY_S, INSTALL_S = 120, 600
 
 # What aimock answers to what a user says.
@@ -54,6 +57,14 @@ general_settings:
   master_key: sk-loopback
 litellm_settings:
   num_retries: 0
+"""
+
+# Google's emulator, which answers one connection at a time as it comes: clients hold several.
+THREADED = """
+import http.server
+http.server.HTTPServer = http.server.ThreadingHTTPServer
+from gcp_storage_emulator.__main__ import main
+main()
 """
 
 # A Llama of two layers with random weights, whose tokens are bytes: what it says is noise, what it counts is not.
@@ -144,10 +155,80 @@ def transformers(folder: Path) -> Iterator[tuple[str, str]]:
         yield f"http://127.0.0.1:{port}/v1", str(model)
 
 
-def _venv(name: str, packages: Sequence[str]) -> Path:
+# Of whom moto takes it to be; it checks no signature.
+_SIGNED = {
+    "Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Object storage with a bucket, as its own HTTP says.
+
+    Attributes:
+        root: Of an address in the bucket.
+        variables: That lead a program to it.
+    """
+
+    root: str
+    variables: Mapping[str, str]
+    _reading: str
+    _writing: str
+
+    def put(self, key: str, content: bytes) -> None:
+        """Makes an object."""
+        how = "PUT" if self.root.startswith("s3") else "POST"
+        url = self._writing + urllib.parse.quote(key, safe="/" if how == "PUT" else "")
+        # By default it is told to be a form.
+        headers = {**_SIGNED, "Content-Type": "application/octet-stream"}
+        asked = urllib.request.Request(url, content, headers, method=how)
+        with urllib.request.urlopen(asked, timeout=10):
+            pass
+
+    def content(self, key: str) -> bytes | None:
+        """Of an object; None when there is none."""
+        google = self.root.startswith("gs")
+        quoted = urllib.parse.quote(key, safe="" if google else "/")
+        url = f"{self._reading}{quoted}{'?alt=media' if google else ''}"
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, headers=_SIGNED), timeout=10
+            ) as reply:
+                content: bytes = reply.read()
+                return content
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+            return None
+
+
+@contextmanager
+def storage(folder: Path, scheme: str, port: str | None = None) -> Iterator[Storage]:
+    """moto's S3, or an emulator of Google's storage; nothing is in its bucket."""
+    venv, port = _venv("storage", STORAGES, always=True), port or _port()
+    url = f"http://127.0.0.1:{port}"
+    if scheme == "gs":
+        words = [venv / "bin" / "python", "-c", THREADED, "start", "--host", "127.0.0.1", "--port", port, "--in-memory",
+                 "--default-bucket", "bkt"]  # fmt: skip
+        with _up(folder, words, f"{url}/storage/v1/b"):
+            yield Storage(
+                "gs://bkt",
+                {"CLOUD_STORAGE_EMULATOR_ENDPOINT": url},
+                f"{url}/storage/v1/b/bkt/o/",
+                f"{url}/upload/storage/v1/b/bkt/o?uploadType=media&name=",
+            )
+        return
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    with _up(folder, [venv / "bin" / "moto_server", "-H", "127.0.0.1", "-p", port], f"{url}/"):
+        made = Storage("s3://bkt", {"AWS_ENDPOINT_URL": url, **keys}, f"{url}/bkt/", f"{url}/bkt/")
+        made.put("", b"")
+        yield made
+
+
+def _venv(name: str, packages: Sequence[str], *, always: bool = False) -> Path:
     venv = HOME / name
     if not (venv / "ready").exists():
-        if not ALL:
+        if not (ALL or always):
             pytest.skip(f"{name}: not installed; scripts/third_party does that")
         subprocess.run(
             [sys.executable, "-m", "venv", "--clear", venv], check=True, timeout=INSTALL_S

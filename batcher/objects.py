@@ -1,0 +1,257 @@
+"""Object storage: `s3://` and `gs://` addresses, read in place, listed, and put whole. Touches: the network.
+
+Credentials, region and endpoint are those of the environment, as for the storage's own tools (`AWS_*` and
+`~/.aws`, `GOOGLE_APPLICATION_CREDENTIALS`); an address holds none, since addresses are kept and shown.
+Everything else of the program opens files through here, so that an address goes wherever a path does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from functools import cache
+from glob import has_magic
+from typing import IO, Any
+
+from batcher.errors import JobError, OutputError, RunStopped
+
+__all__ = [
+    "exists",
+    "here",
+    "is_object",
+    "matching",
+    "opened",
+    "parent",
+    "put",
+    "source",
+    "stat",
+    "why",
+    "within",
+]
+
+_SCHEMES = ("s3://", "gs://")
+_NOISE = re.compile(
+    r" \(Request ID: \w+\)| error_info=\{.*?\}\}|\. Detail: \[.*|\[Errno \d+\] ", re.DOTALL
+)
+_BLOCK = 1 << 20
+_FAR_BLOCK = 8 << 20  # Each is one request, for whose answer storage takes some 30 ms.
+_PATIENCE = timedelta(seconds=60)  # Of Google's client, whose own is a quarter of an hour.
+
+
+def is_object(path: str) -> bool:
+    """Whether it is an address of object storage.
+
+    >>> is_object("s3://bucket/rows.jsonl"), is_object("rows.jsonl")
+    (True, False)
+    """
+    return path.startswith(_SCHEMES)
+
+
+def parent(path: str) -> str:
+    """The folder that a file is in, of an address or of a path.
+
+    >>> parent("s3://bucket/a/rows.jsonl"), parent("/data/rows.jsonl")
+    ('s3://bucket/a', '/data')
+    """
+    return path.rpartition("/")[0] if is_object(path) else os.path.dirname(path)
+
+
+def here(path: str) -> str:
+    """Where the file of an output is made: an address's under its name in the working folder.
+
+    >>> here("s3://bucket/a/rows.jsonl"), here("/data/rows.jsonl")
+    ('rows.jsonl', '/data/rows.jsonl')
+    """
+    return path.rpartition("/")[2] if is_object(path) else path
+
+
+def opened(path: str) -> IO[bytes]:
+    """The content of a file or an object, for reading and seeking.
+
+    Raises:
+        OSError: It is not there, or cannot be read. What fails later, while an object is read, is
+            a RunStopped: the network is to blame, and what is in the object stays as it is.
+    """
+    if not is_object(path):
+        return open(path, "rb", buffering=_BLOCK)
+    return io.BufferedReader(_Object(path), _FAR_BLOCK)
+
+
+def source(path: str) -> str | IO[bytes]:
+    """What pyarrow reads Parquet from: the path itself, or the opened object."""
+    return opened(path) if is_object(path) else path
+
+
+def why(error: OSError) -> str:
+    """What went wrong with a file or an object, in words without a full stop."""
+    if error.errno is not None and error.filename is not None:
+        return error.strerror or str(error)
+    return _NOISE.sub("", str(error)).rstrip(". ")
+
+
+def stat(path: str) -> tuple[int, int] | None:
+    """(bytes, time of the last change in ns) of an object; None where there is none.
+
+    Raises:
+        OSError: It cannot be asked for: the network, the bucket, the rights.
+    """
+    from pyarrow.fs import FileType
+
+    files, key = _storage(path)
+    found = files.get_file_info(key)
+    return (found.size, found.mtime_ns or 0) if found.type == FileType.File else None
+
+
+def exists(path: str) -> bool:
+    """Whether an object is there that `put` would replace.
+
+    Raises:
+        JobError: The bucket is not there, or cannot be reached.
+    """
+    from pyarrow.fs import FileType
+
+    try:
+        files, key = _storage(path)
+        if files.get_file_info(key).type == FileType.File:
+            return True
+        bucket = key.partition("/")[0]
+        if files.get_file_info(bucket).type == FileType.NotFound:
+            raise JobError(f"{path}: there is no bucket {bucket}.")
+    except OSError as error:
+        raise JobError(f"{path}: the storage cannot be reached: {why(error)}.") from None
+    return False
+
+
+def within(path: str) -> list[str]:
+    """Addresses of all objects in a folder, and in those inside it; sorted.
+
+    Raises:
+        OSError: It cannot be listed.
+    """
+    return list(_listed(path.rstrip("/"), recursive=True))
+
+
+def matching(pattern: str) -> list[str]:
+    """Addresses of the objects that a glob matches, sorted; `**` stands for any folders.
+
+    Raises:
+        OSError: What it is about cannot be listed.
+    """
+    wanted = pattern.split("/")
+    fixed = next(n for n, part in enumerate(wanted) if has_magic(part))
+    if fixed < 3:
+        raise JobError(f"{pattern}: a bucket has to be named whole.")
+    inside = _listed("/".join(wanted[:fixed]), recursive=fixed < len(wanted) - 1 or "**" in wanted)
+    return [url for url in inside if _fits(url.split("/")[fixed:], wanted[fixed:])]
+
+
+def put(local: str, path: str) -> None:
+    """Copies a file to an address: what was there stays until all of the new one is.
+
+    Raises:
+        OutputError: It could not be done.
+    """
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    try:
+        files, key = _storage(path)
+        copy_files(os.path.abspath(local), key, LocalFileSystem(), files)
+        size, there = os.stat(local).st_size, stat(path)
+        if there is None or there[0] != size:
+            raise OSError(f"{0 if there is None else there[0]:,} of {size:,} bytes arrived")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the upload failed: {why(error)}. All rows are in {local}; see to it, and run the same command "
+            "again: nothing is sent twice."
+        ) from None
+
+
+class _Object(io.RawIOBase):
+    """An object of the storage as a file of Python's.
+
+    Each reading is a request of its own: rows are read for as long as the run goes on, and no
+    connection stays open for that long.
+    """
+
+    def __init__(self, path: str) -> None:
+        files, key = _storage(path)
+        self._path, self._file = path, files.open_input_file(key)
+        self._at, self._size = 0, int(self._file.size())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        try:
+            found = self._file.read_at(wanted, self._at)
+        except OSError as error:
+            raise RunStopped(
+                f"{self._path}: it cannot be read any further: {why(error)}."
+            ) from None
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _listed(folder: str, *, recursive: bool) -> Iterator[str]:
+    from pyarrow.fs import FileSelector, FileType
+
+    files, key = _storage(folder)
+    scheme = folder[: len(_SCHEMES[0])]
+    inside = files.get_file_info(FileSelector(key, allow_not_found=True, recursive=recursive))
+    yield from sorted(f"{scheme}{info.path}" for info in inside if info.type == FileType.File)
+
+
+def _fits(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        seen = next((n for n, part in enumerate(parts) if part.startswith(".")), len(parts))
+        return any(_fits(parts[n:], pattern[1:]) for n in range(seen + 1))
+    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def _storage(path: str) -> tuple[Any, str]:
+    """The storage of an address, and its key there (bucket/name)."""
+    scheme, key = path[: len(_SCHEMES[0])], path[len(_SCHEMES[0]) :]
+    bucket = key.partition("/")[0]
+    if not bucket or "@" in bucket:
+        what = "credentials stand in the environment, not in an address" if bucket else "no bucket"
+        raise JobError(f"{path}: {what}.")
+    return _client(scheme, bucket), key.rstrip("/")
+
+
+@cache
+def _client(scheme: str, bucket: str) -> Any:
+    from pyarrow import fs  # Takes its time to import.
+
+    if scheme == "gs://":
+        # An emulator takes no credentials, and none may be there to be looked for.
+        anonymous = "CLOUD_STORAGE_EMULATOR_ENDPOINT" in os.environ
+        return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_PATIENCE)
+    return fs.FileSystem.from_uri(f"{scheme}{bucket}")[0]  # It looks up the bucket's region.
