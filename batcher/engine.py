@@ -26,6 +26,7 @@ from batcher.lanes import (
     Feed,
     Queue,
     Room,
+    lost_result,
     may_answer,
     silent_result,
     why_dead,
@@ -278,6 +279,9 @@ class Engine:
             await self._done(lane, prompt, ended)
             return
         lane.last = str(ended.error)
+        if ended.error.lasting and not lane.alive:
+            self._close_lane(lane, lost_result(lane, lane.last))
+            raise Closed
         if self._split is not None:
             self._split.failed(prompt, ended)
             self._give_back(prompt)

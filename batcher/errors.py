@@ -90,11 +90,13 @@ class RequestError(BatcherError):
         about: Of a rate limit: "requests" or "tokens"; None when the server does not say.
         usage: What the server says it used all the same.
         sent: Whether any of it may have reached the server.
+        lasting: Whether it will be so until somebody changes something.
     """
 
     outcome = Outcome.BAD_REQUEST
     usage = Usage()
     sent = True
+    lasting = False
 
     def __init__(
         self,

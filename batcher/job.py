@@ -24,7 +24,9 @@ from batcher.errors import JobError
 from batcher.records import Outcome
 from batcher.words import concurrency_of, labels_of, limit_of, text_of
 
-__all__ = ["Job", "Limits"]
+__all__ = ["Job", "Limits", "LogLevel"]
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 _WHAT = Group("What to ask", sort_key=1)
 _WHERE = Group("Where to send it", sort_key=2)
@@ -220,6 +222,10 @@ class Job:
 
     json: Annotated[bool, Parameter(group=_SHOW, negative="")] = False
     """Print one JSON summary on stdout at the end."""
+
+    log_level: Annotated[LogLevel | None, Parameter(group=_SHOW)] = None
+    """Instead of what people read, stderr gets JSON lines of this level and above: how the run stands (info), rows
+    that are not ok (warning), every row (debug)."""
 
     @classmethod
     def of(cls, **asked: Any) -> Job:

@@ -25,6 +25,7 @@ __all__ = [
     "Feed",
     "Queue",
     "Room",
+    "lost_result",
     "may_answer",
     "silent_result",
     "why_dead",
@@ -275,6 +276,11 @@ def may_answer(lane: EngineLane) -> bool:
 def silent_result(lane: EngineLane, seconds: float) -> Result:
     """What became of a lane of which nothing good was heard for so long."""
     last = f"; the last failure: {lane.last}" if lane.last else ""
+    return lost_result(lane, f"no answer for {seconds:.0f} s{last}")
+
+
+def lost_result(lane: EngineLane, error: str) -> Result:
+    """What became of a lane that nothing will be heard of."""
     return Result(
         row=0,
         model=lane.model,
@@ -282,7 +288,7 @@ def silent_result(lane: EngineLane, seconds: float) -> Result:
         key="0" * 32,
         status=Outcome.RATE_LIMITED if lane.gate.refusing else Outcome.CONNECTION,
         custom_id="",
-        error=f"no answer for {seconds:.0f} s{last}",
+        error=error,
     )
 
 

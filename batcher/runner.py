@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
 
 from batcher import batch as batches
 from batcher import money, objects
@@ -85,7 +84,8 @@ class Runner:
             Arrow stream interface.
         say: Told what a person should know while the run goes on, in sentences.
         emit: Awaited with each result and its prompt as it comes.
-        console: Where the live view goes; stderr by default.
+        watch: Shows the run while it goes on, and is cancelled at its end; given what tells how the run
+            stands. Default: the live view on stderr, unless the job is quiet.
         clock: A monotonic clock, in seconds.
     """
 
@@ -96,14 +96,14 @@ class Runner:
         rows: Any = None,
         say: Callable[[str], None] = lambda _text: None,
         emit: Emit | None = None,
-        console: Console | None = None,
+        watch: Callable[[Callable[[], Snapshot]], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._rows = rows
         self._say = say
         self._emit = emit
-        self._console = console
+        self._watch = watch or (lambda look: Progress(look, quiet=job.quiet).run())
         self._state: State = "checking"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
@@ -445,8 +445,7 @@ class Runner:
                 instead={"--deadline": None} if over else {},
             )
             asyncio.get_running_loop().call_later(left, engine.stop, why)
-        progress = Progress(self._snapshot, quiet=self._job.quiet, console=self._console)
-        watching = asyncio.gather(progress.run(), self._beat(folder))
+        watching = asyncio.gather(self._watch(self._snapshot), self._beat(folder))
         try:
             try:
                 await engine.run()

@@ -387,6 +387,24 @@ def test_json_is_one_object_on_stdout(tmp_path, one, gateway):
     assert (told["exit_status"], ended.stderr) == (0, b"")
 
 
+def test_a_log_level_makes_all_of_stderr_json(tmp_path, gateway):
+    """Also what ends a run before it begins; rows on stdout stay rows."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"nothing": 1}])
+    words = ("-m", "sim-small", "--log-level", "info")
+    for rows, output, status, events in (
+        ("in.jsonl", "out.jsonl", 3, ["started", "row", "ended"]),
+        ("in.jsonl", "-", 3, ["started", "row", "ended"]),
+        ("none.jsonl", "out.jsonl", 2, ["started", "ended"]),
+    ):
+        ended = batcher("run", rows, "-o", output, *words, cwd=tmp_path, url=gateway.url)
+        lines = [json.loads(line) for line in ended.stderr.splitlines()]
+        assert [line["event"] for line in lines] == events
+        assert (lines[-1]["exit_status"], ended.returncode) == (status, status)
+        assert len(ended.stdout.splitlines()) == (2 if output == "-" else 0)
+    assert lines[-1]["message"] == "none.jsonl: there is no such file."
+    assert SECRET not in ended.stderr.decode()
+
+
 def test_a_dry_run_sends_nothing_and_names_every_bad_row(tmp_path, gateway):
     """`batcher check` is the same as `run --dry-run`."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"nothing": 1}, {"prompt": 7}])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 from collections import Counter
 
 import pytest
@@ -203,3 +204,25 @@ def test_a_stream_that_falls_silent_is_tried_again(tmp_path):
     assert (row["content"], row["attempts"], count["asked"]) == ("yes", 2, 2)
     told = program.batcher("explain", "o.jsonl", "0", cwd=tmp_path).stdout
     assert b"no more of the answer within 0.5 s" in told
+
+
+def test_a_certificate_of_ones_own_is_trusted_by_the_environment(tmp_path):
+    """`SSL_CERT_FILE`, as for curl: gateways inside a company have one. Without it the run ends at once."""
+    certificate = tmp_path / "own.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-", "-out", certificate]  # fmt: skip
+    made = subprocess.run(words, check=True, capture_output=True)
+    certificate.write_bytes(certificate.read_bytes() + made.stdout)
+    rows = [{"prompt": f"p {n}"} for n in range(20)]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    with echo.running(certificate=certificate) as gateway:
+        for trusted, status in (("", 2), (str(certificate), 0)):
+            ended = subprocess.run(
+                program.command("run", "in.jsonl", "-o", "out.jsonl", "-m", "m"),
+                cwd=tmp_path, capture_output=True, timeout=60, check=False,
+                env=program.environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY="sk-1",
+                                        **({"SSL_CERT_FILE": trusted} if trusted else {})),
+            )  # fmt: skip
+            assert ended.returncode == status, ended.stderr.decode()
+            assert (b"SSL_CERT_FILE" in ended.stderr) == (status != 0)
+            assert gateway.bought.total() == (0 if status else 20)

@@ -14,6 +14,7 @@ from decimal import Decimal
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from batcher import api
 from batcher.errors import JobError
@@ -348,6 +349,24 @@ def test_a_gateway_that_is_not_there_ends_the_run_with_a_sentence(tmp_path, rows
     assert "m: no answer for 4 s; the last failure: no connection" in text
     assert "check --base-url" in text
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://nobody.invalid/v1", b"there is no host of that name"),
+        ("https://127.0.0.1:{port}/v1", b"there is no TLS"),
+    ],
+)
+def test_an_address_that_cannot_work_is_not_waited_for(tmp_path, rows, url, said):
+    """A mistyped host becomes no better with time; what was never reached costs no retries."""
+    with running(Simulation(speed=0)) as gateway:
+        url = url.format(port=URL(gateway.url).port)
+        begun = time.monotonic()
+        ended = batcher("run", "in.jsonl", "-o", "out.jsonl", "-m", "m", cwd=tmp_path, url=url)
+    assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
+    assert time.monotonic() - begun < 20  # A minute, where time may help.
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_outage_of_one_model_leaves_its_rows_pending_and_the_others_alone(tmp_path, rows):

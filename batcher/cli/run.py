@@ -10,12 +10,16 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from batcher.errors import BatcherError, JobError, RunStopped
 from batcher.job import Job
+from batcher.records import Prompt, Result
+
+if TYPE_CHECKING:
+    from batcher.cli.stderr import Machines, People
 
 __all__ = ["check", "run"]
 
@@ -47,7 +51,8 @@ def run(
     except BatcherError as error:
         from batcher.plan.resume import SettingsChanged
 
-        if not (isinstance(error, SettingsChanged) and sys.stdin.isatty() and sys.stderr.isatty()):
+        person = sys.stdin.isatty() and sys.stderr.isatty() and job.log_level is None
+        if not (isinstance(error, SettingsChanged) and person):
             raise
         try:
             changed = _ask(error)
@@ -89,8 +94,16 @@ def _run(job: Job) -> int:
 
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_conduct(job, stops))
+    from batcher.cli.stderr import Machines, People
+
+    shown = People(job) if job.log_level is None else Machines(job)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_conduct(job, stops, shown))
+    except BatcherError as error:
+        if not shown.failed(error):
+            raise
+        return error.exit_status
 
 
 class _Stops:
@@ -132,19 +145,12 @@ class _Stops:
             signal.signal(number, end)
 
 
-async def _conduct(job: Job, stops: _Stops) -> int:
+async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
     import asyncio
 
-    from batcher.report.progress import Stderr
-    from batcher.report.table import table
     from batcher.runner import Runner
 
-    stderr = Stderr()
-
-    def say(text: str) -> None:
-        stderr.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    rows = None
+    emits = [] if shown.row is None else [shown.row]
     if job.output == "-":
         from batcher.cli.rows import RowWriter
 
@@ -154,7 +160,13 @@ async def _conduct(job: Job, stops: _Stops) -> int:
             parsed=bool(job.schema or job.labels),
             batch=job.format == "openai",
         )
-    runner = Runner(job, say=say, emit=rows.write if rows else None, console=stderr)
+        emits.append(rows.write)
+
+    async def emit(prompt: Prompt, result: Result) -> None:
+        for each in emits:
+            await each(prompt, result)
+
+    runner = Runner(job, say=shown.say, emit=emit if emits else None, watch=shown.watch)
     task = asyncio.current_task()
     assert task is not None
     signals = 0
@@ -163,7 +175,7 @@ async def _conduct(job: Job, stops: _Stops) -> int:
         nonlocal signals
         signals += 1
         if signals == 1:
-            say(f"Stopping: {runner.stop()} (again to stop now).")
+            shown.say(f"Stopping: {runner.stop()} (again to stop now).")
         else:
             runner.abandon()
             task.cancel()
@@ -191,15 +203,11 @@ async def _conduct(job: Job, stops: _Stops) -> int:
     finally:
         stops.release()
     summary = runner.summary
-    if not job.quiet and not job.dry_run and summary.rows:
-        stderr.print(table(summary, stderr.width))
     if job.json:
         ended = {**summary.asdict(), "exit_status": status, "message": message}
         print(json.dumps(ended, ensure_ascii=False))
-    if message and (not job.quiet or status not in (0, 3)):
-        say(message)
-    if goes_on and job.output != "-":
-        say(f"Go on with: {_same_command(instead)}")
+    go_on = _same_command(instead) if goes_on and job.output != "-" else None
+    shown.ended(summary, status, message, go_on)
     return status
 
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import re
 import resource
+import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,7 @@ _USAGE_SECONDS = 5.0  # For its end after the reason why the answer ended.
 _TIMES, _TAIL = 256, 64
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
 
 
@@ -170,7 +172,10 @@ class Client:
                 ) from None
             raise NoAnswer(f"the answer is no HTTP: {self._told(error.message)}") from None
         except aiohttp.ClientConnectorError as error:
-            raise _unsent(NoAnswer(f"no connection: {self._told(error)}")) from None
+            mended_by = _mended_by(error)
+            failed = NoAnswer(f"no connection: {self._told(error)}{mended_by}")
+            failed.lasting = bool(mended_by)
+            raise _unsent(failed) from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {self._told(error)}") from None
 
@@ -427,6 +432,17 @@ def _late(what: str, seconds: float) -> NoAnswer:
 def _unsent(error: NoAnswer) -> NoAnswer:
     error.sent = False
     return error
+
+
+def _mended_by(error: aiohttp.ClientConnectorError) -> str:
+    """What to do where time alone does not help; "" where it may."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "; a certificate of your own is named by the variable SSL_CERT_FILE"
+    if isinstance(error.os_error, ssl.SSLError) and error.os_error.reason in _NO_TLS:
+        return "; there is no TLS: is the address one of http:// ?"
+    if isinstance(error.os_error, socket.gaierror) and error.os_error.errno == socket.EAI_NONAME:
+        return "; there is no host of that name"
+    return ""
 
 
 def _is_secret(key: str) -> bool:

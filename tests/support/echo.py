@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 
 from aiohttp import web
 
@@ -60,8 +62,19 @@ def asked(text: str, model: str, system: str | None = None, **params: object) ->
 
 
 @contextmanager
-def running(answer: Answer | None = None, path: str = "/v1/chat/completions") -> Iterator[Echo]:
-    """The gateway on a free port, in a thread of its own; `answer` takes the place of its own."""
+def running(
+    answer: Answer | None = None,
+    path: str = "/v1/chat/completions",
+    certificate: Path | None = None,
+) -> Iterator[Echo]:
+    """The gateway on a free port, in a thread of its own; `answer` takes the place of its own.
+
+    With a certificate (and its key, one file) it speaks TLS.
+    """
+    context = None
+    if certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
     echo, up, loop = Echo(), threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> web.AppRunner:
@@ -69,9 +82,9 @@ def running(answer: Answer | None = None, path: str = "/v1/chat/completions") ->
         app.router.add_route("*", path, answer or echo.answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
         await site.start()
-        echo.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        echo.url = f"http{'s' if context else ''}://127.0.0.1:{runner.addresses[0][1]}/v1"
         return runner
 
     def work() -> None:
