@@ -19,13 +19,14 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["ALL", "Storage", "aimock", "get", "litellm", "storage", "transformers"]
+__all__ = ["ALL", "Storage", "aimock", "get", "litellm", "python_of", "storage", "transformers"]
 
 ALL = os.environ.get("BATCHER_THIRD_PARTY") == "all"
 HOME = Path(os.environ.get("BATCHER_SERVERS") or Path.home() / ".cache" / "batcher-servers")
 AIMOCK, LITELLM = "@copilotkit/aimock@1.43.0", "litellm[proxy]==1.106.2"
 TRANSFORMERS = ("torch==2.13.0", "transformers[serving]==5.23.0")
 STORAGES = ("moto[s3]==5.2.5", "flask", "flask-cors", "gcp-storage-emulator==2026.7.19")
+PACKAGES = {"openai": ("openai==3.57.0",)}
 READY_S, INSTALL_S = 120, 600
 
 # What aimock answers to what a user says.
@@ -223,6 +224,11 @@ def storage(folder: Path, scheme: str, port: str | None = None) -> Iterator[Stor
         made = Storage("s3://bkt", {"AWS_ENDPOINT_URL": url, **keys}, f"{url}/bkt/", f"{url}/bkt/")
         made.put("", b"")
         yield made
+
+
+def python_of(name: str) -> Path:
+    """The Python of an environment that has a package of others, here "openai"."""
+    return _venv(name, PACKAGES[name], always=True) / "bin" / "python"
 
 
 def _venv(name: str, packages: Sequence[str], *, always: bool = False) -> Path:
