@@ -31,7 +31,7 @@ from batcher.lanes import (
     silent_result,
     why_dead,
 )
-from batcher.plan.requests import Plan, Todo
+from batcher.plan.requests import Requests, Todo
 from batcher.plan.twins import Twins
 from batcher.prices import Prices
 from batcher.read.inputs import Inputs
@@ -41,14 +41,14 @@ from batcher.send import record
 from batcher.send.budget import Budget
 from batcher.send.client import Client
 from batcher.send.estimate import Patience
-from batcher.send.gate import Closed, Gate, KeyGate
+from batcher.send.gate import Closed, Door, Gate, KeyGate
 from batcher.send.retry import FATAL
 from batcher.send.sender import Again, Sender
 from batcher.send.talk import Talk, Terms
 from batcher.split import Split
 from batcher.write.journal import Journal
 
-__all__ = ["Emit", "Engine"]
+__all__ = ["Emit", "Engine", "in_thread"]
 
 Emit = Callable[[Prompt, Result], Awaitable[None]]
 _T = TypeVar("_T")
@@ -73,6 +73,7 @@ class Engine:
         prices: What is known of them.
         budget: What may be spent; None for no bound.
         twins: Which requests wait for the answer of an equal one, and are not sent; None for none.
+        gate_of: The limits of a model, where they are shared with other processes.
 
     Attributes:
         stopped: Why the run ends early, once it does.
@@ -83,7 +84,7 @@ class Engine:
         self,
         job: Job,
         endpoint: Endpoint,
-        plan: Plan,
+        plan: Requests,
         journal: Journal,
         summary: Summary,
         rows: int,
@@ -91,6 +92,7 @@ class Engine:
         prices: Prices | None = None,
         budget: Budget | None = None,
         twins: Twins | None = None,
+        gate_of: Callable[[str], Door] | None = None,
     ) -> None:
         self._job = job
         self._plan = plan
@@ -103,6 +105,7 @@ class Engine:
         self._resend = job.resendable
         self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
+        self._gate_of = gate_of or (lambda model: Gate(job.limits(model), self._key_gate))
         self._lanes: dict[str, EngineLane] = {}
         self._split = Split(self._lanes) if job.route == "split" else None
         self._shared = Queue(Room())
@@ -188,7 +191,7 @@ class Engine:
         assert self._twins is not None
         self._journal = journal
         stop = asyncio.Event() if self._stop.is_set() else self._stop
-        async with aclosing(_in_thread(self._twins.copies(inputs), stop)) as ahead:
+        async with aclosing(in_thread(self._twins.copies(inputs), stop)) as ahead:
             async for batch in ahead:
                 for prompt, results in batch:
                     for left, result in enumerate(reversed(results)):
@@ -200,7 +203,7 @@ class Engine:
     def _lane(self, model: str, place: int) -> EngineLane:
         lane = self._lanes.get(model)
         if lane is None:
-            gate = Gate(self._job.limits(model), self._key_gate)
+            gate = self._gate_of(model)
             patience, room = Patience(self._job.patience), Room(max(1, len(self._job.models)))
             queue = Queue(room) if self._split is None else self._shared
             price = self._prices.of(model)
@@ -221,14 +224,14 @@ class Engine:
             self._spawn(lane)
 
     def _spawn(self, lane: EngineLane) -> None:
-        want = lane.gate.concurrency.limit if lane.awake else 1
+        want = lane.gate.places if lane.awake else 1
         while lane.workers < want and not (lane.queue.closed and not lane.queue):
             lane.workers += 1
             self._group.create_task(self._work(lane))
 
     async def _work(self, lane: EngineLane) -> None:
         try:
-            while lane.workers <= max(1, lane.gate.concurrency.limit):
+            while lane.workers <= max(1, lane.gate.places):
                 while lane.next is not None and lane.next.queue.full and not self._stop.is_set():  # noqa: ASYNC110 (rare)
                     await asyncio.sleep(_POLL_SECONDS)
                 prompt = await self._take(lane)
@@ -290,7 +293,7 @@ class Engine:
         task = self._group.create_task(self._again(lane, prompt, ended))
         lane.retrying.add(task)
         task.add_done_callback(partial(self._retried, lane))
-        if len(lane.retrying) > 2 * lane.gate.concurrency.limit:
+        if len(lane.retrying) > 2 * lane.gate.places:
             await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
 
     def _talk_of(self, request: Request) -> Talk | None:
@@ -493,7 +496,7 @@ class Engine:
     async def _read(self, feed: Feed, start: int, place: int | None) -> None:
         batches = self._batches(start, place)
         try:
-            async with aclosing(_in_thread(batches, self._stop)) as ahead:
+            async with aclosing(in_thread(batches, self._stop)) as ahead:
                 async for batch in ahead:
                     for todo in batch:
                         if self._stop.is_set():
@@ -603,7 +606,7 @@ def _unreadable(prompt: Prompt, model: str) -> Result:
     )
 
 
-async def _in_thread(batches: Iterator[_T], stop: asyncio.Event) -> AsyncGenerator[_T, None]:
+async def in_thread(batches: Iterator[_T], stop: asyncio.Event) -> AsyncGenerator[_T, None]:
     """The iterator's batches, made by a thread of their own, one ahead."""
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:

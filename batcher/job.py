@@ -213,6 +213,13 @@ class Job:
     dry_run: Annotated[bool, Parameter(group=_RUN, negative="")] = False
     """Everything but sending: read and render every row, count, say what is wrong."""
 
+    on: Annotated[str | None, Parameter(group=_PACE)] = None
+    """ray, or ray=ADDRESS: send from the machines of a Ray cluster, with one limit for all, and the output in
+    a folder that all of them share. One process does thousands of requests a second, so few need this."""
+
+    shards: Annotated[int | None, Parameter(group=_PACE)] = None
+    """In how many parts the rows go to the cluster. Default: of 5,000 rows at most."""
+
     format: Annotated[Literal["rows", "openai"] | None, Parameter(group=_SHOW)] = None
     """What a JSONL output holds: rows with their answers, or lines of an OpenAI batch's output. Default: as the
     input, where all of it are lines of a batch."""
@@ -328,6 +335,7 @@ class Job:
             raise JobError(f"--seed {self.seed}: it must be 0 or more, and fit 63 bits.")
         if not 1 <= self.samples <= 1000:
             raise JobError(f"--samples {self.samples}: it must be from 1 to 1000.")
+        self._check_cluster()
         _ = self.body_params, self.templates, self.expected, self.seconds_left(datetime.now())
         for model in (*self.models, ""):
             self.limits(model)
@@ -355,6 +363,22 @@ class Job:
         if self.simulate and (self.base_url or self.api_key_env):
             raise JobError(
                 "--simulate brings a gateway of its own; leave --base-url and --api-key-env out."
+            )
+
+    def _check_cluster(self) -> None:
+        if self.on is None:
+            if self.shards is not None:
+                raise JobError("--shards: it parts what goes to a cluster; give --on ray too.")
+            return
+        if self.on.partition("=")[0] != "ray":
+            raise JobError(f"--on {self.on}: write ray, or ray=ADDRESS.")
+        if self.shards is not None and self.shards < 1:
+            raise JobError(f"--shards {self.shards}: it must be 1 or more.")
+        if self.output == "-":
+            raise JobError("--on ray: it needs an --output file, for the folder beside it.")
+        if self.max_cost is not None or self.max_total_tokens is not None:
+            raise JobError(
+                "--on ray: it keeps no budget yet; leave out --max-cost and --max-total-tokens, or --on."
             )
 
     def seconds_left(self, now: datetime) -> float | None:

@@ -10,11 +10,12 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from batcher.prices import Bill, Price
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.estimate import Estimate, Patience
-from batcher.send.gate import Gate
+from batcher.send.gate import Door
 from batcher.send.retry import FATAL
 from batcher.send.sender import Lane
 from batcher.send.talk import Forms
@@ -25,6 +26,8 @@ __all__ = [
     "Feed",
     "Queue",
     "Room",
+    "Standing",
+    "Watched",
     "lost_result",
     "may_answer",
     "silent_result",
@@ -168,6 +171,21 @@ class Queue:
                 return
 
 
+class Standing(NamedTuple):
+    """How a model stands, for whoever watches.
+
+    Attributes:
+        waiting: Requests that wait for a limit or a backoff, and
+        waiting_for: for what the first of them does.
+        longest: (age in seconds, name of the row) of the oldest in flight.
+    """
+
+    in_flight: int
+    waiting: int
+    waiting_for: str
+    longest: tuple[float, str] | None
+
+
 class EngineLane:
     """One model's way through the run.
 
@@ -189,7 +207,7 @@ class EngineLane:
         self,
         model: str,
         place: int,
-        gate: Gate,
+        gate: Door,
         queue: Queue,
         patience: Patience,
         room: Room,
@@ -214,6 +232,20 @@ class EngineLane:
         self.retrying: set[asyncio.Task[None]] = set()
         self.next: EngineLane | None = None
         self.turn = asyncio.Lock()
+
+    def standing(self) -> Standing:
+        """How it stands now."""
+        now, gate = time.monotonic(), self.gate
+        ages = [(now - since, name) for name, since in self.way.flying.values()]
+        if gate.waiting and gate.waits_for:
+            cause = gate.waits_for
+        elif self.retrying:
+            cause = "retry"
+        else:
+            cause = "" if self.awake else "first answer"
+        # Of those that go again some are in flight, some in line, some wait out a backoff.
+        waiting = max(gate.waiting, len(self.retrying) - gate.in_flight)
+        return Standing(gate.in_flight, waiting, cause, max(ages, default=None))
 
     def leave(self, prompt: Prompt) -> None:
         """Gives back the room of a prompt that was taken for this lane."""
@@ -256,6 +288,15 @@ class EngineLane:
             self.responds |= status.answered or status is Outcome.CONTEXT_LENGTH
             self.streak = 0
         return False
+
+
+class Watched(Protocol):
+    """A model's way through a run, as seen from outside."""
+
+    model: str
+
+    def standing(self) -> Standing:
+        """How it stands now."""
 
 
 class Feed:

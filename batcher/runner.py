@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -24,6 +24,8 @@ import msgspec
 
 from batcher import batch as batches
 from batcher import money, objects
+from batcher.cluster.fleet import Cluster, Fleet
+from batcher.cluster.shard import owned
 from batcher.embedded import simulated_gateway
 from batcher.endpoint import Endpoint
 from batcher.engine import Emit, Engine
@@ -106,7 +108,8 @@ class Runner:
         self._watch = watch or (lambda look: Progress(look, quiet=job.quiet).run())
         self._state: State = "checking"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._engine: Engine | None = None
+        self._engine: Engine | Fleet | None = None
+        self._cluster: Cluster | None = None
         self._interrupted = self._abandoned = False
         # Requests in flight when the run before was killed, and when this one was given up.
         self._cut_off = self._given_up = 0
@@ -143,7 +146,7 @@ class Runner:
 
     def _in_flight(self) -> int:
         lanes = self._engine.lanes if self._engine is not None else []
-        return sum(lane.gate.in_flight for lane in lanes)
+        return sum(lane.standing().in_flight for lane in lanes)
 
     def _go_on(self) -> None:
         """Ends work in another thread when the run was interrupted."""
@@ -191,6 +194,12 @@ class Runner:
             lock.release()
 
     async def _locked(self, folder: Path) -> Report:
+        async with contextlib.AsyncExitStack() as stack:
+            if self._job.on is not None and not self._job.dry_run:
+                self._cluster = await stack.enter_async_context(_joined(self._job, folder))
+            return await self._planned(folder)
+
+    async def _planned(self, folder: Path) -> Report:
         job = self._job
         endpoint = job.endpoint() if not job.simulate else Endpoint("", "simulated:")
         inputs = await self._inputs(folder)
@@ -252,12 +261,14 @@ class Runner:
         """Sends what is to send and writes the output; again for what is found to be damaged then."""
         healings = 0
         while True:
+            if self._cluster is not None:
+                manifest.shared.append((manifest.last + 1, 0))
             manifest.save(folder)
             marks.save(folder, inputs.pins, inputs.marks)
             if not replaces:
                 spool.sweep(folder, inputs.pins)
             await self._send(folder, endpoint, plan, inputs)
-            manifest.last = max((number for number, _ in segments(folder)), default=0)
+            manifest.saw([number for number, _path in segments(folder)])
             manifest.save(folder)
             if replaces and not self._interrupted and not _any_answer(self.summary):
                 raise JobError(f"Not one row was answered{_first_words(self.summary)}.")
@@ -421,7 +432,7 @@ class Runner:
         account = await money.opened(self._job, self._prices, folder, cut_off)
         budget = None if account is None else account.budget
         twins = self._twins(folder, plan)
-        engine = self._engine = Engine(
+        engine = Engine(
             self._within_files(),
             endpoint,
             plan,
@@ -433,6 +444,23 @@ class Runner:
             budget,
             twins,
         )
+        working: Engine | Fleet = engine
+        if self._cluster is not None:
+            settings = settings_of(self._job, endpoint.name)
+            working = Fleet(
+                self._cluster,
+                self._job,
+                settings,
+                endpoint,
+                plan,
+                folder,
+                self.summary,
+                self._surveyed or 0,
+                self._emit,
+                self._prices,
+                twins,
+            )
+        self._engine = working
         self._state = "running"
         if self._seconds_left is not None:
             left = max(0.0, self._seconds_left - self.summary.seconds)
@@ -444,15 +472,15 @@ class Runner:
                 f"--deadline {told}: it is over, so nothing more is sent.",
                 instead={"--deadline": None} if over else {},
             )
-            asyncio.get_running_loop().call_later(left, engine.stop, why)
+            asyncio.get_running_loop().call_later(left, working.stop, why)
         watching = asyncio.gather(self._watch(self._snapshot), self._beat(folder))
         try:
             try:
-                await engine.run()
+                await working.run()
             finally:
                 await asyncio.shield(asyncio.to_thread(journal.close))
             # Rows that are written as they finish cannot be written later.
-            now = self._job.output == "-" or not (engine.stopped or self._interrupted)
+            now = self._job.output == "-" or not (working.stopped or self._interrupted)
             if now and twins is not None and twins.waiting:
                 journal = Journal(folder, alarm=self._stop_sending)
                 try:
@@ -466,18 +494,18 @@ class Runner:
             if account is not None:
                 account.close()
                 self.summary.budget = account.budget.told
-        if engine.stopped is not None:
+        if working.stopped is not None:
             if (
                 account is not None
                 and account.budget.spent
-                and isinstance(engine.stopped, RunStopped)
+                and isinstance(working.stopped, RunStopped)
             ):
                 raise account.larger(
-                    engine.stopped, self.summary, self._snapshot(), self._answers_in_all()
+                    working.stopped, self.summary, self._snapshot(), self._answers_in_all()
                 )
-            raise engine.stopped
-        if engine.closed:
-            self._say(engine.closed)
+            raise working.stopped
+        if working.closed:
+            self._say(working.closed)
 
     def _answers_in_all(self) -> int | None:
         """How many answers there are to be, by all models together."""
@@ -559,6 +587,20 @@ class Runner:
             await asyncio.to_thread(project)
         text = f"{written.rows:,} rows in {where}."
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text)
+
+
+@contextlib.asynccontextmanager
+async def _joined(job: Job, folder: Path) -> AsyncIterator[Cluster]:
+    """The cluster that a job is to run on; workers of an earlier run of the folder stop."""
+    from batcher.cluster.onray import RayCluster
+
+    with owned(folder) as token:
+        cluster = RayCluster(job, token)
+        cluster.join()  # Ray wants the thread that it was begun in to stay.
+        try:
+            yield cluster
+        finally:
+            cluster.leave()
 
 
 def _first_words(summary: Summary) -> str:

@@ -1,11 +1,10 @@
-"""How a running engine stands, as the live view wants it. Touches: the clock."""
+"""How a running engine stands, as the live view wants it. Touches: nothing."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
-from batcher.lanes import EngineLane
+from batcher.lanes import Watched
 from batcher.records import Outcome
 from batcher.report.progress import ModelSnapshot, Snapshot, State
 from batcher.report.summary import Summary
@@ -15,7 +14,7 @@ __all__ = ["heartbeat", "snapshot"]
 
 def snapshot(
     state: State,
-    lanes: Sequence[EngineLane],
+    lanes: Sequence[Watched],
     summary: Summary,
     rows: int | None,
     waiting_for_equals: Mapping[str, int],
@@ -29,7 +28,6 @@ def snapshot(
         rows: How many rows each model is to answer, None when not known.
         waiting_for_equals: How many requests take no time of their own, by model ("" for all).
     """
-    now = time.monotonic()
     seconds = max(summary.seconds, 1e-3)
     models = []
     for lane in lanes:
@@ -44,11 +42,8 @@ def snapshot(
             left = ahead * seconds / asked
             if of.cost is not None and not of.cost_missing:
                 in_all = of.cost * (asked + ahead) / asked
-        age, row = max(
-            ((now - since, name) for name, since in lane.way.flying.values()), default=(None, "")
-        )
-        # Of those that go again some are in flight, some in line, some wait out a backoff.
-        waiting = max(lane.gate.waiting, len(lane.retrying) - lane.gate.in_flight)
+        stands = lane.standing()
+        age, row = stands.longest or (None, "")
         tokens = of.tokens[2]
         models.append(
             ModelSnapshot(
@@ -57,9 +52,9 @@ def snapshot(
                 total=rows,
                 ok=of.outcomes.get(Outcome.OK, 0) + of.earlier.get(Outcome.OK, 0),
                 not_ok={o: n for o, n in of.outcomes.items() if o is not Outcome.OK},
-                in_flight=lane.gate.in_flight,
-                waiting=waiting,
-                waiting_for=_cause(lane),
+                in_flight=stands.in_flight,
+                waiting=stands.waiting,
+                waiting_for=stands.waiting_for,
                 tokens_per_s=None if tokens is None else tokens / seconds,
                 requests_per_s=of.requests / seconds,
                 to_send=ahead,
@@ -93,11 +88,3 @@ def heartbeat(now: Snapshot) -> dict[str, object]:
         for m in now.models
     }
     return {"state": now.state, "models": models}
-
-
-def _cause(lane: EngineLane) -> str:
-    if lane.gate.waiting and lane.gate.waits_for:
-        return lane.gate.waits_for
-    if lane.retrying:
-        return "retry"
-    return "" if lane.awake else "first answer"

@@ -21,6 +21,7 @@ FLOORS = (
     ("split",),
     ("engine",),
     ("watch", "finish", "history", "money", "batch", "output", "embedded"),
+    ("cluster",),
     ("runner",),
     ("api",),
     ("cli",),

@@ -25,7 +25,7 @@ from batcher.write.index import OUTCOMES
 from batcher.write.segment import Kept
 from batcher.write.winners import Winners
 
-__all__ = ["Plan", "Settings", "Todo", "expected_of", "settings_of"]
+__all__ = ["Part", "Plan", "Requests", "Settings", "Stopped", "Todo", "expected_of", "settings_of"]
 
 _BATCH_ROWS = 200
 _BATCH_BYTES = 4 << 20
@@ -33,6 +33,9 @@ _CHAT = "/chat/completions"
 
 Settings = Mapping[str, Any]
 """All that shapes a request besides its row and model, in the words of the flags."""
+
+Stopped = Mapping[tuple[int, str, int], tuple[int, int, int]]
+"""Where answers stand (segment, offset, length) that are still to be sent back, by row, model, sample."""
 
 
 def expected_of(settings: Settings) -> Expected | None:
@@ -117,7 +120,80 @@ class _Shape:
         )
 
 
-class Plan:
+class Requests:
+    """What an engine needs to know of the requests that it sends.
+
+    A slot is a model and a sample of it; those of a model stand together.
+
+    Attributes:
+        samples: Slots of each model.
+        slots: Model ID by slot; "" when rows name their own model.
+        expected: What answers must be; None when that is free.
+        request: The exact request of a prompt for a model.
+        stopped: Where answers stand that are still to be sent back, by row, model and sample.
+    """
+
+    def __init__(self, job: Job, settings: Settings, stopped: Stopped | None = None) -> None:
+        self.samples = job.samples
+        self.slots = tuple(model for model in job.models or ("",) for _ in range(job.samples))
+        self.stopped = dict(stopped or {})
+        self._shape = _Shape(settings)
+        self.expected = expected_of(settings)
+        self.request = self._shape.request
+
+    def pending(self, row: int) -> tuple[int, ...]:
+        """Slots to which the row at this position is still to be sent."""
+        raise NotImplementedError
+
+    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
+        """Rows that are still to be sent, from position `start` on, in small batches.
+
+        Args:
+            start: First position.
+            place: Only what is for the model at this place.
+        """
+        raise NotImplementedError
+
+    def sampled(self, prompt: Prompt, slot: int) -> Prompt:
+        """The prompt for the sample of a slot."""
+        sample = slot % self.samples
+        return prompt if not sample else msgspec.structs.replace(prompt, sample=sample)
+
+
+class Part(Requests):
+    """Some of a plan's requests, for an engine in another process.
+
+    Args:
+        job: What was asked.
+        settings: As of the plan.
+        todos: In the order of their positions.
+        stopped: As of the plan.
+    """
+
+    def __init__(
+        self, job: Job, settings: Settings, todos: Sequence[Todo], stopped: Stopped
+    ) -> None:
+        super().__init__(job, settings, stopped)
+        self._todos = todos
+        self._slots = {todo.prompt.row: todo.slots for todo in todos}
+
+    def pending(self, row: int) -> tuple[int, ...]:
+        """Slots to which the row at this position is still to be sent."""
+        return self._slots[row]
+
+    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
+        """As the plan's."""
+        left = [todo for todo in self._todos if todo.prompt.row >= start]
+        if place is not None:
+            of = [
+                (todo, tuple(s for s in todo.slots if s // self.samples == place)) for todo in left
+            ]
+            left = [todo._replace(slots=slots) for todo, slots in of if slots]
+        for at in range(0, len(left), _BATCH_ROWS):
+            yield left[at : at + _BATCH_ROWS]
+
+
+class Plan(Requests):
     """The requests of a job.
 
     Args:
@@ -129,15 +205,9 @@ class Plan:
         accepts: Other settings, answers to whose requests are as good.
         stopped: Where answers stand that are still to be sent back, by row, model and sample.
 
-    A slot is a model and a sample of it; those of a model stand together.
-
     Attributes:
-        samples: Slots of each model.
-        slots: Model ID by slot; "" when rows name their own model.
         prompter: Makes prompts of rows.
-        expected: What answers must be; None when that is free.
         columns: Those of the input that are needed; None for all.
-        stopped: As given.
     """
 
     def __init__(
@@ -148,19 +218,14 @@ class Plan:
         winners: Winners | None = None,
         earlier: Earlier | None = None,
         accepts: Sequence[Settings] = (),
-        stopped: Mapping[tuple[int, str, int], tuple[int, int, int]] | None = None,
+        stopped: Stopped | None = None,
     ) -> None:
-        self.samples = job.samples
-        self.slots = tuple(model for model in job.models or ("",) for _ in range(job.samples))
-        self.stopped = dict(stopped or {})
+        super().__init__(job, settings, stopped)
         self._route = job.route
         self._inputs = inputs
         self._earlier = earlier
-        self._shape = _Shape(settings)
         self._others = [_Shape(other) for other in accepts] if earlier is not None else []
         self.prompter = self._shape.prompter
-        self.expected = expected_of(settings)
-        self.request = self._shape.request
         self.columns: frozenset[str] | None = None
         if job.output != "-":
             needed = (shape.prompter.columns for shape in (self._shape, *self._others))
@@ -209,12 +274,7 @@ class Plan:
         return any(state == 1 for state in states)
 
     def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
-        """Rows that are still to be sent, from position `start` on, in small batches.
-
-        Args:
-            start: First position.
-            place: Only what is for the model at this place.
-        """
+        """As in `Requests`."""
         batch: list[Todo] = []
         size = 0
         for row in self._inputs.rows(self.columns, start, self._settled):
@@ -275,11 +335,6 @@ class Plan:
                 if found:
                     return found
         return None
-
-    def sampled(self, prompt: Prompt, slot: int) -> Prompt:
-        """The prompt for the sample of a slot."""
-        sample = slot % self.samples
-        return prompt if not sample else msgspec.structs.replace(prompt, sample=sample)
 
     def _model(self, prompt: Prompt, slot: int) -> str:
         return self.slots[slot] or prompt.model or ""

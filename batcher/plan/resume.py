@@ -202,10 +202,9 @@ def _at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:
 
 def _tell_damage(read: _Reader, manifest: Manifest, say: Callable[[str], None]) -> bool:
     """Says once what is wrong with the journal; whether there is anything."""
-    there = {*read.numbers, *manifest.missing}
-    missing = [number for number in range(1, manifest.last + 1) if number not in there]
+    missing = manifest.gone(read.numbers)
     manifest.missing += missing
-    manifest.last = max(read.numbers, default=0)
+    manifest.saw(read.numbers)
     for name in [f"journal-{number:06}.jsonl" for number in missing]:
         say(f"{name} is gone; the answers in it are lost, and their rows are sent again.")
     for name in read.cut:

@@ -364,15 +364,12 @@ class Summary:
         """Rows that ended in this run, all models together."""
         return sum(of.rows for of in self.models.values())
 
-    def add(self, result: Result, fresh: bool = True) -> None:
-        """Counts a Result; one that is not `fresh` is from an earlier run (see `add_earlier`)."""
-        if fresh:
-            self.models[result.model].add(result)
-            for attempt in result.tries or ():
-                if attempt.model is not None:
-                    self.models[attempt.model].add_attempt(attempt)
-        else:
-            self.add_earlier(result.model, result.status)
+    def add(self, result: Result) -> None:
+        """Counts a row of this run."""
+        self.models[result.model].add(result)
+        for attempt in result.tries or ():
+            if attempt.model is not None:
+                self.models[attempt.model].add_attempt(attempt)
 
     def add_earlier(self, model: str, outcome: Outcome, n: int = 1) -> None:
         """Counts `n` rows that ended like this in an earlier run, apart from those of this one."""

@@ -50,6 +50,11 @@ class Concurrency:
     def _reset(self, now: float | None) -> None:
         self._answers, self._seconds, self._busy, self._since = 0, 0.0, 0, now
 
+    def begin_at(self, limit: int) -> None:
+        """Goes on from what was found before."""
+        if not self._fixed:
+            self.limit, self._doubling = max(1, min(self._most, limit)), False
+
     def answered(self, in_flight: int, latency: float, now: float) -> None:
         """One answer came after `latency` seconds; `in_flight` counts it as well."""
         if self._fixed:

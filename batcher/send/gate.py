@@ -20,7 +20,7 @@ from batcher.send.headers import Said
 from batcher.send.level import NEVER, Level
 from batcher.send.retry import LONGEST_NAMED
 
-__all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Ticket"]
+__all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Pace", "Ticket"]
 
 _UNLIMITED = 1 << 30
 _SHORT_PAUSE = 0.25
@@ -66,10 +66,43 @@ class Heard(NamedTuple):
     said: Sequence[Said] = ()
 
 
-class Door(Protocol):
-    """What the engine needs of a limit, and all that a shared one has to implement."""
+class Pace(NamedTuple):
+    """What a gate lets through: requests and tokens a second, None without a limit; places."""
 
-    async def enter(self, tokens: float, most: float | None) -> Ticket:
+    requests: float | None
+    tokens: float | None
+    places: int
+
+
+class Door(Protocol):
+    """What the engine needs of the limits of a model, and all that shared ones have to implement.
+
+    Attributes and methods are those of `Gate`.
+    """
+
+    waited: dict[str, float]
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the last that did not answer was a refusal."""
+
+    @property
+    def places(self) -> int:
+        """How many may be in flight."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that stand in line."""
+
+    @property
+    def waits_for(self) -> str:
+        """What the first in line waits for."""
+
+    async def enter(self, tokens: float, most: float | None = None) -> Ticket:
         """Waits until one request of so many tokens may be sent."""
 
     def leave(self, ticket: Ticket, heard: Heard) -> None:
@@ -77,6 +110,15 @@ class Door(Protocol):
 
     def close(self) -> None:
         """Nothing new is let in; whoever waits gets `Closed`."""
+
+    def free(self, tokens: float, most: float | None = None) -> bool:
+        """Whether a request would be let in at once."""
+
+    def silent(self, most: float, *, alive: bool) -> float:
+        """How long nothing but failures or refusals may come, once that is over; before it, 0."""
+
+    def share(self) -> float | None:
+        """Part of the known limit that was used."""
 
 
 class Closed(Exception):
@@ -175,6 +217,11 @@ class Gate:
         self._most = self._booked = 0.0  # Let through in all, of the most and of what was used.
         self._first_refusal: tuple[float, float, float] | None = None
         key.join(self)
+
+    @property
+    def places(self) -> int:
+        """How many may be in flight."""
+        return self.concurrency.limit
 
     @property
     def in_flight(self) -> int:
@@ -349,6 +396,39 @@ class Gate:
         if self._cause:
             self.waited[self._cause] = self.waited.get(self._cause, 0.0) + now - self._marked
         self._cause, self._marked = cause, now
+
+    # Shared with other processes
+
+    def adopt(self, tokens: float, most: float | None) -> Ticket:
+        """Takes a request that is under way already for one of its own."""
+        now = self._clock()
+        self._own.take(tokens, now)
+        self._key.level.take(tokens, now)
+        return Ticket(tokens, now, "", most)
+
+    def pace(self) -> Pace:
+        """What is let through."""
+        now = self._clock()
+        levels = (self._own, self._key.level)
+        requests = [pace for level in levels if (pace := level.requests.pace(now)) is not None]
+        tokens = [pace for level in levels if (pace := level.tokens.pace(now)) is not None]
+        return Pace(min(requests, default=None), min(tokens, default=None), self.places)
+
+    def begin_at(self, pace: Pace) -> None:
+        """Begins with a pace, as if it had been found here."""
+        now = self._clock()
+        self.concurrency.begin_at(pace.places)
+        found = ((self._own.requests, pace.requests), (self._own.tokens, pace.tokens))
+        for measure, rate in found:
+            if measure.learned is not None and measure.limit is None and rate:
+                measure.learned.begin_at(rate, now)
+
+    def lend(self, requests: float, tokens: float) -> None:
+        """Leaves so much to others, who do not ask."""
+        now = self._clock()
+        for level in (self._own, self._key.level):
+            level.requests.take(requests, now)
+            level.tokens.take(tokens, now)
 
     # Out
 

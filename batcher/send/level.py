@@ -48,6 +48,13 @@ class Measure:
             return None
         return self.used / (limit / 60 * (self._last - self._began))
 
+    def pace(self, now: float) -> float | None:
+        """Units a second that the strictest source allows; None when there is no limit."""
+        known = [a.pace for a in (self._told, self._read) if a is not None]
+        if self.learned is not None and (rate := self.learned.now(now)) is not None:
+            known.append(rate)
+        return min(known, default=None)
+
     def wait(self, amount: float, now: float) -> float:
         """Seconds until all three sources allow so much."""
         longest = 0.0

@@ -43,6 +43,11 @@ class Allowance:
         self._rate = per_minute * _SHARE / 60
         self._most = max(1.0, self._rate * _SAVED_SECONDS)
 
+    @property
+    def pace(self) -> float:
+        """Units a second that it lets through."""
+        return self._rate
+
     def wait(self, amount: float, now: float) -> float:
         """Seconds until `amount` is allowed; 0.0 if it is allowed now.
 
@@ -181,6 +186,12 @@ class Learned:
             return None
         x = (now - self._cut_at) / self._PLATEAU - 1.0
         return self._plateau + (self._plateau - self.rate) * x**3
+
+    def begin_at(self, rate: float, now: float) -> None:
+        """Goes on from a rate that was found before, with nothing saved up."""
+        self.rate = self._plateau = rate
+        self._cut_at = self._now = now
+        self._level = 0.0
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until `amount` is allowed; 0.0 if it is allowed now."""

@@ -57,6 +57,7 @@ class Journal:
     Args:
         folder: The run folder, locked by the caller.
         alarm: Called once, from another thread, when the disk fails: stop sending.
+        first: Number of its first segment, if that is free; by default the next after all there are.
 
     Attributes:
         trouble: How the disk failed first, if it did.
@@ -66,7 +67,9 @@ class Journal:
         OutputError: There is no room for the reserve, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, alarm: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, alarm: Callable[[], None] = lambda: None, first: int | None = None
+    ) -> None:
         self._folder = folder
         self._alarm = alarm
         self._queue: deque[Result | Kept] = deque()
@@ -75,8 +78,9 @@ class Journal:
         self._closing = False
         self.trouble: Exception | None = None
         self.lost = 0
-        self._reserve = folder / "reserve"
-        self._number = max((number for number, _ in segments(folder)), default=0)
+        last = max((number for number, _ in segments(folder)), default=0)
+        self._number = last if first is None else first - 1
+        self._reserve = folder / ("reserve" if first is None else f"reserve-{first:06}")
         try:
             _reserve(self._reserve)
             self._segment = self._next()
@@ -100,7 +104,7 @@ class Journal:
 
     def _next(self) -> OpenSegment:
         made = OpenSegment(self._folder, self._number + 1)
-        self._number += 1
+        self._number = made.number
         return made
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ class Manifest(msgspec.Struct, kw_only=True):
         uploaded: Address that the output is put at; "" when there is none.
         missing: Numbers of segments that were found to be gone, and said to be.
         last: Number of the last segment there was when a run began or ended.
+        shared: First and last of numbers that several processes took theirs from, so that some are
+            no segment's; 0 for a last that is not known yet.
+        seen: Numbers of the segments among these, when a run began or ended.
     """
 
     version: int = 1
@@ -88,6 +92,28 @@ class Manifest(msgspec.Struct, kw_only=True):
     epochs: list[Epoch] = msgspec.field(default_factory=list)
     missing: list[int] = msgspec.field(default_factory=list)
     last: int = 0
+    shared: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    seen: list[int] = msgspec.field(default_factory=list)
+
+    def gone(self, numbers: Sequence[int]) -> list[int]:
+        """Segments that there were and that are not among these; not those told of before."""
+        there = {*numbers, *self.missing}
+        found = [number for number in self.seen if number not in there]
+        begin = 1
+        for first, last in [*self.shared, (self.last + 1, 0)]:
+            found += [number for number in range(begin, first) if number not in there]
+            begin = (last or self.last) + 1
+        return sorted(found)
+
+    def saw(self, numbers: Sequence[int]) -> None:
+        """Remembers which segments there are."""
+        self.last = max(numbers, default=0)
+        self.shared = [(first, last or max(first, self.last)) for first, last in self.shared]
+        self.seen = [
+            number
+            for number in numbers
+            if any(first <= number <= last for first, last in self.shared)
+        ]
 
     @property
     def trusted_from(self) -> int:

@@ -17,7 +17,7 @@ from batcher.write import index
 
 __all__ = ["Kept", "Loader", "OpenSegment", "loaded", "segments", "sync_folder"]
 
-_NAME = re.compile(r"journal-(\d{6})\.jsonl")
+_NAME = re.compile(r"journal-(\d{6,})\.jsonl")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -105,16 +105,22 @@ class OpenSegment:
     """A new segment. One thread appends; another syncs and seals.
 
     Attributes:
+        number: The first free one from that which was asked for.
         size: Bytes written.
         unsynced: What was appended and is not known to be on the disk; the first `written` of them
             are in the file.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
-        self._folder, self._number = folder, number
-        self._path = folder / f"journal-{number:06}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._file = os.open(self._path, flags, 0o600)
+        while True:  # Whoever else writes into the folder may be about to take the same one.
+            self._folder, self.number = folder, number
+            self._path = folder / f"journal-{number:06}.jsonl"
+            try:
+                self._file = os.open(self._path, flags, 0o600)
+                break
+            except FileExistsError:
+                number += 1
         self._named = False  # Whether its name would outlive a power cut.
         self.size = 0
         self.unsynced: list[Result | Kept] = []
@@ -130,7 +136,7 @@ class OpenSegment:
         for item in items:
             line = index.line_of(_encoded(item))
             if isinstance(item, Result):
-                segment, at, length = self._number, offset, len(line) - 1
+                segment, at, length = self.number, offset, len(line) - 1
                 extras = index.extras_of(item)
             else:
                 (segment, at, length), extras = item.at, item.extras
@@ -167,7 +173,7 @@ class OpenSegment:
             self._path.unlink()
             return
         entries = np.frombuffer(bytes(self._entries), index.ENTRY)
-        made = index.Segment(self._number, list(self._models), entries)
+        made = index.Segment(self.number, list(self._models), entries)
         try:
             index.save(self._path.with_suffix(".idx"), made, self.size)
         except OSError:

@@ -117,7 +117,7 @@ def test_earlier_rows_stand_apart():
     """What an earlier run did is in no rate, sum or count of this one."""
     summary = Summary(lambda: 0.0)
     summary.add_earlier("m", Outcome.OK, 40)
-    summary.add(result(cost_usd=9.0, attempts=1), fresh=False)
+    summary.add_earlier("m", Outcome.OK)
     got = summary.asdict()
     assert got["rows"] == 0
     assert got["models"]["m"]["earlier"] == {"ok": 41}

@@ -1,0 +1,1 @@
+"""More machines than one: the same run on Ray, one limit for all workers."""

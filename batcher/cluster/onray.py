@@ -1,0 +1,172 @@
+"""Shards as Ray tasks, the hub as a Ray actor; the only module that imports Ray. Touches: the cluster.
+
+A task is tried again for as long as its worker or node dies, and never for an exception: what fails by
+itself is told as a value. The hub stands on the driver's machine and begins anew should it die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from batcher.cluster.hub import Hub, Reply, Told, Turn
+from batcher.cluster.link import Unreachable
+from batcher.cluster.shard import Done, Errand, Shard, work
+from batcher.errors import JobError
+from batcher.job import Job
+from batcher.records import Result
+
+__all__ = ["RayCluster"]
+
+_PATIENCE_SECONDS = 2.0
+
+
+class _Actor:
+    """The hub, as Ray keeps it."""
+
+    def __init__(self, job: Job) -> None:
+        self._hub = Hub(job.limits, job.total, job.row_timeout)
+
+    async def turn(self, told: Turn) -> Reply:
+        return self._hub.turn(told)
+
+    async def leave(self, attempt: int) -> None:
+        self._hub.leave(attempt)
+
+    async def told(self) -> tuple[Mapping[str, Told], Sequence[Result], float | None]:
+        return self._hub.told()
+
+    async def stop(self) -> None:
+        self._hub.stop()
+
+
+def _task(errand: Errand, shard: Shard, hub: Any) -> Done:
+    """One attempt at a shard, in a process of a worker's."""
+    import uvloop
+    from ray.exceptions import RayError
+
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    attempt = time.time_ns()
+
+    async def call(turn: Turn) -> Reply:
+        try:
+            reply: Reply = await hub.turn.remote(turn)
+        except RayError as error:
+            raise Unreachable(str(error)) from None
+        return reply
+
+    async def whole() -> Done:
+        try:
+            return await work(errand, shard, attempt, call)
+        finally:
+            hub.leave.remote(attempt)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(whole())
+
+
+class RayCluster:
+    """A cluster, joined for one run.
+
+    Args:
+        job: What was asked; its `on` names the cluster.
+        token: Names the run.
+
+    Attributes:
+        workers: How many shards can run at once.
+    """
+
+    def __init__(self, job: Job, token: str) -> None:
+        self._job, self.token = job, token
+        self.workers = 1
+
+    def join(self) -> None:
+        """Joins it, or starts one on this machine.
+
+        Raises:
+            JobError: Ray is not installed, or the cluster cannot be reached.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise JobError("--on ray: Ray is not installed; pip install 'batcher[ray]'.") from None
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._ray = ray
+        self._joined = not ray.is_initialized()
+        if self._joined:
+            address = (self._job.on or "").partition("=")[2] or os.environ.get("RAY_ADDRESS")
+            # Of its own it listens on loopback only.
+            alone = (
+                {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            )
+            try:
+                with _own_signals():
+                    ray.init(
+                        address or None, log_to_driver=False, logging_level=logging.ERROR, **alone
+                    )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                first = str(error).splitlines()[0]
+                raise JobError(
+                    f"--on {self._job.on}: the cluster cannot be reached: {first}"
+                ) from None
+        # It tells of dead workers on standard output, where a summary may be; they are tried again.
+        ray._private.worker._worker_logs_enabled = False  # noqa: SLF001 (there is no other way)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._hub = (
+            ray.remote(_Actor)
+            .options(num_cpus=0, max_restarts=-1, max_concurrency=1000, scheduling_strategy=here)
+            .remote(self._job)
+        )
+        self._task = ray.remote(_task).options(num_cpus=1, max_retries=-1, retry_exceptions=False)
+        self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def leave(self) -> None:
+        """Leaves it; what still runs there ends."""
+        with contextlib.suppress(Exception):
+            self._ray.kill(self._hub)
+        if self._joined:
+            self._ray.shutdown()
+
+    async def run(self, errand: Errand, shard: Shard) -> Done:
+        """Runs a shard to its end, through as many deaths as it takes."""
+        done: Done = await self._task.remote(errand, shard, self._hub)
+        return done
+
+    async def told(self) -> tuple[Mapping[str, Told], Sequence[Result], float | None] | None:
+        """As `Hub.told`; None while it does not answer."""
+        told: tuple[Mapping[str, Told], Sequence[Result], float | None] | None
+        told = await self._asked(self._hub.told.remote())
+        return told
+
+    async def stop(self) -> None:
+        """Nothing new is to be sent by any worker."""
+        await self._asked(self._hub.stop.remote())
+
+    async def _asked(self, reference: Any) -> Any:
+        from ray.exceptions import RayError
+
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await reference
+        except (RayError, TimeoutError):
+            return None
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray's way of ending a driver at SIGTERM is not ours."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
