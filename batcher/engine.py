@@ -38,7 +38,7 @@ from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt, Request, Result
 from batcher.report.summary import Summary
 from batcher.send import record
-from batcher.send.budget import Budget
+from batcher.send.budget import Purse
 from batcher.send.client import Client
 from batcher.send.estimate import Patience
 from batcher.send.gate import Closed, Door, Gate, KeyGate
@@ -90,7 +90,7 @@ class Engine:
         rows: int,
         emit: Emit | None = None,
         prices: Prices | None = None,
-        budget: Budget | None = None,
+        budget: Purse | None = None,
         twins: Twins | None = None,
         gate_of: Callable[[str], Door] | None = None,
     ) -> None:

@@ -376,10 +376,6 @@ class Job:
             raise JobError(f"--shards {self.shards}: it must be 1 or more.")
         if self.output == "-":
             raise JobError("--on ray: it needs an --output file, for the folder beside it.")
-        if self.max_cost is not None or self.max_total_tokens is not None:
-            raise JobError(
-                "--on ray: it keeps no budget yet; leave out --max-cost and --max-total-tokens, or --on."
-            )
 
     def seconds_left(self, now: datetime) -> float | None:
         """Seconds from a local time to the deadline; None without one.

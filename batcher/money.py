@@ -109,12 +109,13 @@ class Account:
 
     Attributes:
         budget: What the sender asks.
+        spent: By earlier runs.
     """
 
     def __init__(self, job: Job, folder: Path, spent: Spent) -> None:
         self._job = job
         self._folder = folder
-        self._earlier = spent
+        self.spent = spent
         self.budget = Budget(
             None if job.max_cost is None else Decimal(str(job.max_cost)),
             job.max_total_tokens,
@@ -139,7 +140,7 @@ class Account:
             rows: How many answers there are to be in all, by all models; None when not known.
         """
         job, spent, next_one = self._job, self.budget.committed, self.budget.refused
-        earlier = Amount(self._earlier.perhaps_dollars, self._earlier.perhaps_tokens)
+        earlier = Amount(self.spent.perhaps_dollars, self.spent.perhaps_tokens)
         lost = self.budget.perhaps.minus(earlier)
         left = _left(summary, now, lost) or self._left(summary, rows)
         said, instead = [], {}
@@ -171,7 +172,7 @@ class Account:
         return known.dollars * share, known.tokens * share
 
     def _save(self, committed: Amount) -> None:
-        spending.save(self._folder, *committed, self._earlier)
+        spending.save(self._folder, *committed, self.spent)
 
 
 def project(summary: Summary, output: Path, inputs: Inputs, job: Job) -> None:

@@ -459,6 +459,7 @@ class Runner:
                 self._emit,
                 self._prices,
                 twins,
+                account,
             )
         self._engine = working
         self._state = "running"
@@ -492,7 +493,8 @@ class Runner:
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             if account is not None:
-                account.close()
+                if self._cluster is None:  # Else its hub keeps it.
+                    account.close()
                 self.summary.budget = account.budget.told
         if working.stopped is not None:
             if (

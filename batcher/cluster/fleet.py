@@ -21,12 +21,14 @@ from batcher.engine import Emit, in_thread
 from batcher.errors import JobError, RunStopped
 from batcher.job import Job
 from batcher.lanes import Standing
+from batcher.money import Account
 from batcher.plan.requests import Plan, Settings, Todo
 from batcher.plan.twins import Twins
 from batcher.prices import Price, Prices
 from batcher.records import Outcome, Prompt, Result
 from batcher.report.summary import Summary
 from batcher.write.segment import segments
+from batcher.write.spending import Spent
 
 __all__ = ["Cluster", "Fleet"]
 
@@ -51,8 +53,19 @@ class Cluster(Protocol):
     async def run(self, errand: Errand, shard: Shard) -> Done:
         """Runs a shard to its end, through as many deaths as it takes."""
 
-    async def told(self) -> tuple[Mapping[str, Told], Sequence[Result], float | None] | None:
+    def begin(self, folder: Path, spent: Spent | None) -> None:
+        """Starts the hub.
+
+        Args:
+            folder: The run folder.
+            spent: What earlier runs of it spent; None without a budget.
+        """
+
+    async def told(self) -> Told | None:
         """As `Hub.told`; None while it does not answer."""
+
+    async def end(self) -> Told | None:
+        """The same, when all workers are done; records what was spent."""
 
     async def stop(self) -> None:
         """Nothing new is to be sent by any worker."""
@@ -85,6 +98,7 @@ class Fleet:
         emit: Awaited with each result and its prompt as it comes.
         prices: What is known of them.
         twins: As for an engine.
+        account: What may be spent; None for no bound.
 
     Attributes:
         stopped: Why the run ends early, once it does.
@@ -104,11 +118,15 @@ class Fleet:
         emit: Emit | None,
         prices: Prices,
         twins: Twins | None,
+        account: Account | None,
     ) -> None:
-        self._cluster, self._job, self._plan = cluster, job, plan
+        self._cluster, self._job, self._plan, self._account = cluster, job, plan, account
         self._folder, self._summary, self._emit = folder, summary, emit
         self._prices, self._twins = prices, twins
-        self._errand = Errand(job, settings, endpoint, str(folder.resolve()), cluster.token)
+        in_dollars = None if account is None else account.budget.in_dollars
+        self._errand = Errand(
+            job, settings, endpoint, str(folder.resolve()), cluster.token, in_dollars
+        )
         each = rows // (_EACH * max(1, cluster.workers))
         self._most = -(-rows // job.shards) if job.shards else min(max(each, _LEAST_ROWS), _SHARD_ROWS)  # fmt: skip
         self._stop, self._answered = asyncio.Event(), asyncio.Event()
@@ -149,6 +167,8 @@ class Fleet:
         Raises:
             OutputError: The journal cannot be written.
         """
+        spent = None if self._account is None else self._account.spent
+        self._cluster.begin(self._folder, spent)
         looking = asyncio.create_task(self._look())
         room = asyncio.Semaphore(2 * max(1, self._cluster.workers))
         tasks: set[asyncio.Task[None]] = set()
@@ -176,6 +196,7 @@ class Fleet:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._heed(await self._cluster.end())
         if isinstance(self.stopped, JobError) and self._any_answer():
             self.stopped = RunStopped(str(self.stopped))
 
@@ -259,20 +280,25 @@ class Fleet:
             await asyncio.sleep(_LOOK_SECONDS)
             if self._stop.is_set():
                 await self._cluster.stop()  # Again and again: it may have begun anew.
-            told = await self._cluster.told()
-            if told is None:
-                continue
-            models, ended, share = told
-            for result in ended:
-                await self._hear(result)
-            for model, of in models.items():
-                lane = self._lanes.setdefault(model, _Lane(model))
-                waiting = max(of.waiting, of.retrying)
-                cause = of.waits_for if of.waiting else "retry" if of.retrying else ""
-                lane.stands = Standing(of.in_flight, waiting, cause, of.longest)
-                summary = self._summary.models[model]
-                summary.limit_used, summary.waited = of.share, dict(of.waited)
-            self._summary.total_limit_used = share
+            await self._heed(await self._cluster.told())
+
+    async def _heed(self, told: Told | None) -> None:
+        if told is None:
+            return
+        for result in told.ended:
+            await self._hear(result)
+        for model, of in told.models.items():
+            lane = self._lanes.setdefault(model, _Lane(model))
+            waiting = max(of.waiting, of.retrying)
+            cause = of.waits_for if of.waiting else "retry" if of.retrying else ""
+            lane.stands = Standing(of.in_flight, waiting, cause, of.longest)
+            summary = self._summary.models[model]
+            summary.limit_used, summary.waited = of.share, dict(of.waited)
+        self._summary.total_limit_used = told.share
+        if self._account is not None and told.budget is not None:
+            self._account.budget.become(told.budget)
+        if told.why is not None:
+            self.stop(told.why)
 
     def _any_answer(self) -> bool:
         models = self._summary.models.values()

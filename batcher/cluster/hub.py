@@ -18,8 +18,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from batcher.cluster.purse import Lender, Spends
 from batcher.job import Limits
 from batcher.records import Result
+from batcher.send.budget import Amount, Budget, State
 from batcher.send.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
 
 __all__ = [
@@ -83,6 +85,7 @@ class Turn(NamedTuple):
         ended: Rows that ended, without what was answered.
         lines: How it stands, by model.
         flying, paces: What is under way, and the paces it was told; only when asked for.
+        spends: What it tells of the budget.
     """
 
     shard: int
@@ -94,6 +97,7 @@ class Turn(NamedTuple):
     lines: Mapping[str, Line] = {}
     flying: Sequence[Flying] | None = None
     paces: Mapping[str, Pace] = {}
+    spends: Spends = Spends()
 
 
 class Grant(NamedTuple):
@@ -133,6 +137,7 @@ class Reply(NamedTuple):
         stop: Nothing new is to be sent.
         after: Seconds after which the next turn is useful.
         workers: How many there are.
+        lent: (number, amount) of what may be paid for.
     """
 
     known: bool
@@ -142,10 +147,11 @@ class Reply(NamedTuple):
     stop: bool = False
     after: float = SLICE
     workers: int = 1
+    lent: Sequence[tuple[int, Amount]] = ()
 
 
-class Told(NamedTuple):
-    """What the driver is told of a model: see `Gate`; rows that ended are told once."""
+class ToldModel(NamedTuple):
+    """What the driver is told of a model: see `Gate`."""
 
     in_flight: int
     waiting: int
@@ -154,6 +160,24 @@ class Told(NamedTuple):
     longest: tuple[float, str] | None
     waited: Mapping[str, float]
     share: float | None
+
+
+class Told(NamedTuple):
+    """What the driver is told.
+
+    Attributes:
+        models: How each stands.
+        ended: Rows that ended; told once.
+        share: Of the key's limit that was used.
+        budget: How it stands, and
+        why: what ended the run, if the budget did.
+    """
+
+    models: Mapping[str, ToldModel]
+    ended: Sequence[Result]
+    share: float | None
+    budget: State | None
+    why: Exception | None
 
 
 class _Worker:
@@ -188,6 +212,7 @@ class Hub:
         total: What is told of the key.
         row_timeout: Of the job.
         clock: In seconds.
+        budget: What may be spent; None for no bound.
     """
 
     def __init__(
@@ -196,7 +221,9 @@ class Hub:
         total: Limits,
         row_timeout: float,
         clock: Callable[[], float] = time.monotonic,
+        budget: Budget | None = None,
     ) -> None:
+        self._lender = None if budget is None else Lender(budget, self.stop)
         self._limits = limits
         self._key = KeyGate(total, clock)
         self._gates: dict[str, Gate] = {}
@@ -234,6 +261,8 @@ class Hub:
             task = asyncio.get_running_loop().create_task(self._stand(worker, want))
             worker.line[want.number] = task
         granted, worker.granted = worker.granted, []
+        lender = self._lender
+        lent = () if lender is None else lender.turn(told.attempt, told.spends)
         superseded = self._latest[worker.shard] > told.attempt
         return Reply(
             known=True,
@@ -243,12 +272,18 @@ class Hub:
             stop=self._stopped or superseded,
             after=self._after(),
             workers=len(self._workers),
+            lent=lent,
         )
 
     def leave(self, attempt: int) -> None:
         """A worker is done with its shard."""
-        if (worker := self._workers.pop(attempt, None)) is not None:
-            self._forget(worker)
+        if attempt in self._workers:
+            self._give_up(attempt)
+
+    def _give_up(self, attempt: int) -> None:
+        self._forget(self._workers.pop(attempt))
+        if self._lender is not None:
+            self._lender.lost(attempt)
 
     def _meet(self, told: Turn, now: float) -> _Worker:
         """A worker that is new here, or that was taken for lost."""
@@ -262,8 +297,7 @@ class Hub:
                 and attempt < self._latest[told.shard]
                 and not other.there
             ):
-                del self._workers[attempt]
-                self._forget(other)
+                self._give_up(attempt)
         for model, pace in told.paces.items():
             if model not in self._gates:
                 self._gate(model).begin_at(pace)
@@ -317,7 +351,7 @@ class Hub:
             if not worker.there and self._latest[worker.shard] == attempt:
                 self._lend(worker, now)
             if now - worker.seen > ALONE_SECONDS + _CALL_SECONDS:
-                del self._workers[attempt]
+                self._give_up(attempt)
             elif now - worker.seen > _LATE_SECONDS and worker.there:
                 worker.there = False
                 worker.lent, worker.share = now, SAFE / len(self._workers)
@@ -343,18 +377,20 @@ class Hub:
     def stop(self) -> None:
         """Nothing new is let go."""
         self._stopped = True
+        if self._lender is not None:
+            self._lender.budget.close()
         for gate in self._gates.values():
             gate.close()
 
-    def told(self) -> tuple[Mapping[str, Told], Sequence[Result], float | None]:
-        """(by model how it stands, rows that ended since the last call, share of the key's limit)."""
+    def told(self) -> Told:
+        """How things stand."""
         self._miss(self._clock())
         ended, self._ended = self._ended, []
         lines = [worker.lines for worker in self._workers.values()]
-        told = {}
+        models = {}
         for model, gate in self._gates.items():
             of = [line[model] for line in lines if model in line]
-            told[model] = Told(
+            models[model] = ToldModel(
                 gate.in_flight,
                 gate.waiting,
                 gate.waits_for,
@@ -363,4 +399,7 @@ class Hub:
                 dict(gate.waited),
                 gate.share(),
             )
-        return told, ended, self._key.share()
+        budget = why = None
+        if self._lender is not None:
+            budget, why = self._lender.budget.state, self._lender.why
+        return Told(models, ended, self._key.share(), budget, why)

@@ -25,6 +25,7 @@ from batcher.cluster.hub import (
     View,
     Want,
 )
+from batcher.cluster.purse import SharedBudget, Spends
 from batcher.job import Limits
 from batcher.records import Result
 from batcher.send.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
@@ -34,6 +35,7 @@ __all__ = ["Link", "SharedGate", "Unreachable"]
 _PATIENCE_SECONDS = 2.0
 _STALE_SECONDS = 1.0
 _FIRST_PLACES = 16
+_LAST_TURNS = 3
 _DELAY = 0.1
 _DRIFT = 1e-4  # Seconds a second by which clocks of two machines may part.
 _NOT_YET = View(_FIRST_PLACES, "", 0.0, refusing=False, pace=Pace(None, None, _FIRST_PLACES))
@@ -65,6 +67,10 @@ class Link:
         on_stop: Called once, when nothing new is to be sent.
         lines: Tells how the worker stands, by model.
         clock: In seconds.
+        in_dollars: Whether the budget is one in dollars; None without one.
+
+    Attributes:
+        budget: What may be spent; None for no bound.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Link:
         on_stop: Callable[[], None],
         lines: Callable[[], Mapping[str, Line]] = dict,
         clock: Callable[[], float] = time.monotonic,
+        in_dollars: bool | None = None,
     ) -> None:
         self._call = call
         self._shard, self._attempt = shard, attempt
@@ -83,6 +90,7 @@ class Link:
         self._gates: dict[str, SharedGate] = {}
         self._numbers = itertools.count()
         self._new = asyncio.Event()
+        self.budget = None if in_dollars is None else SharedBudget(in_dollars, self._new.set)
         self._wants: list[Want] = []
         self._gone: list[int] = []
         self._heard: list[tuple[int, Heard]] = []
@@ -111,6 +119,7 @@ class Link:
             after = await self.turn()
             began = self._clock()
             standing = any(gate.waiting for gate in self._gates.values())
+            standing |= self.budget is not None and self.budget.waiting
             if not standing:
                 try:
                     async with asyncio.timeout(SLICE):
@@ -127,16 +136,27 @@ class Link:
                 reply = await self._call(turn)
         except (Unreachable, TimeoutError):
             # It may have heard all of it or nothing: the next one tells it anew.
-            self._known = False
-            self._ended[:0] = turn.ended
+            self._unheard(turn)
             self._be_alone()
             return SLICE
         if not reply.known:
-            self._known = False
-            self._ended[:0] = turn.ended
+            self._unheard(turn)
             return 0.0
         self._hear(reply)
         return reply.after
+
+    async def close(self) -> None:
+        """Tells what came of the last ones."""
+        for _try in range(_LAST_TURNS):
+            await self.turn()
+            if self._known and not (self.budget is not None and self.budget.owes):
+                break
+
+    def _unheard(self, turn: Turn) -> None:
+        self._known = False
+        self._ended[:0] = turn.ended
+        if self.budget is not None:
+            self.budget.unheard(turn.spends)
 
     def _told(self) -> Turn:
         self._new.clear()
@@ -157,6 +177,7 @@ class Link:
             self._lines(),
             flying,
             self._paces() if anew else {},
+            Spends() if self.budget is None else self.budget.tell(anew=anew),
         )
         self._wants, self._gone, self._heard, self._ended = [], [], [], []
         self._known = True
@@ -186,6 +207,8 @@ class Link:
                 due = max(now, grant.ticket.sent_at - self._ahead + reply.after + _DELAY)
             if not any(gate.give(grant, due) for gate in self._gates.values()):
                 self._gone.append(grant.number)
+        if self.budget is not None:
+            self.budget.hear(reply.lent)
         if reply.stop and not self._stopped:
             self._stopped = True
             self._on_stop()

@@ -11,9 +11,11 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from batcher.cluster.hub import Hub, Reply, Told, Turn
@@ -21,7 +23,9 @@ from batcher.cluster.link import Unreachable
 from batcher.cluster.shard import Done, Errand, Shard, work
 from batcher.errors import JobError
 from batcher.job import Job
-from batcher.records import Result
+from batcher.money import Account
+from batcher.write import spending
+from batcher.write.spending import Spent
 
 __all__ = ["RayCluster"]
 
@@ -31,8 +35,12 @@ _PATIENCE_SECONDS = 2.0
 class _Actor:
     """The hub, as Ray keeps it."""
 
-    def __init__(self, job: Job) -> None:
-        self._hub = Hub(job.limits, job.total, job.row_timeout)
+    def __init__(self, job: Job, folder: Path, spent: Spent | None) -> None:
+        self._account = None
+        if spent is not None:
+            self._account = Account(job, folder, spending.recorded(folder, spent))
+        budget = None if self._account is None else self._account.budget
+        self._hub = Hub(job.limits, job.total, job.row_timeout, budget=budget)
 
     async def turn(self, told: Turn) -> Reply:
         return self._hub.turn(told)
@@ -40,7 +48,12 @@ class _Actor:
     async def leave(self, attempt: int) -> None:
         self._hub.leave(attempt)
 
-    async def told(self) -> tuple[Mapping[str, Told], Sequence[Result], float | None]:
+    async def told(self) -> Told:
+        return self._hub.told()
+
+    async def end(self) -> Told:
+        if self._account is not None:
+            self._account.close()
         return self._hub.told()
 
     async def stop(self) -> None:
@@ -86,6 +99,7 @@ class RayCluster:
     def __init__(self, job: Job, token: str) -> None:
         self._job, self.token = job, token
         self.workers = 1
+        self._hub: Any = None
 
     def join(self) -> None:
         """Joins it, or starts one on this machine.
@@ -104,15 +118,15 @@ class RayCluster:
         self._joined = not ray.is_initialized()
         if self._joined:
             address = (self._job.on or "").partition("=")[2] or os.environ.get("RAY_ADDRESS")
-            # Of its own it listens on loopback only.
-            alone = (
-                {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-            )
+            alone: dict[str, object] = {}
+            if address is None:  # Of its own it listens on loopback only.
+                address = "local"
+                alone = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            else:
+                _check_reachable(self._job.on, address)
             try:
                 with _own_signals():
-                    ray.init(
-                        address or None, log_to_driver=False, logging_level=logging.ERROR, **alone
-                    )
+                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 first = str(error).splitlines()[0]
                 raise JobError(
@@ -120,19 +134,23 @@ class RayCluster:
                 ) from None
         # It tells of dead workers on standard output, where a summary may be; they are tried again.
         ray._private.worker._worker_logs_enabled = False  # noqa: SLF001 (there is no other way)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._hub = (
-            ray.remote(_Actor)
-            .options(num_cpus=0, max_restarts=-1, max_concurrency=1000, scheduling_strategy=here)
-            .remote(self._job)
+        self._here = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
         )
         self._task = ray.remote(_task).options(num_cpus=1, max_retries=-1, retry_exceptions=False)
         self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
+    def begin(self, folder: Path, spent: Spent | None) -> None:
+        """As of `Cluster`."""
+        how = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 1000}
+        actor = self._ray.remote(_Actor).options(**how, scheduling_strategy=self._here)
+        self._hub = actor.remote(self._job, folder.resolve(), spent)
+
     def leave(self) -> None:
         """Leaves it; what still runs there ends."""
-        with contextlib.suppress(Exception):
-            self._ray.kill(self._hub)
+        if self._hub is not None:
+            with contextlib.suppress(Exception):
+                self._ray.kill(self._hub)
         if self._joined:
             self._ray.shutdown()
 
@@ -141,10 +159,14 @@ class RayCluster:
         done: Done = await self._task.remote(errand, shard, self._hub)
         return done
 
-    async def told(self) -> tuple[Mapping[str, Told], Sequence[Result], float | None] | None:
-        """As `Hub.told`; None while it does not answer."""
-        told: tuple[Mapping[str, Told], Sequence[Result], float | None] | None
-        told = await self._asked(self._hub.told.remote())
+    async def told(self) -> Told | None:
+        """As of `Cluster`."""
+        told: Told | None = await self._asked(self._hub.told.remote())
+        return told
+
+    async def end(self) -> Told | None:
+        """As of `Cluster`."""
+        told: Told | None = await self._asked(self._hub.end.remote())
         return told
 
     async def stop(self) -> None:
@@ -159,6 +181,24 @@ class RayCluster:
                 return await reference
         except (RayError, TimeoutError):
             return None
+
+
+def _check_reachable(on: str | None, address: str) -> None:
+    """Ray itself tries for minutes.
+
+    Raises:
+        JobError: Nobody answers there.
+    """
+    if address.startswith("ray://"):
+        raise JobError(
+            f"--on {on}: give HOST:PORT of the head (ray start --head says it), on a machine of the cluster."
+        )
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+        except OSError as error:
+            raise JobError(f"--on {on}: nobody answers there: {error}") from None
 
 
 @contextlib.contextmanager

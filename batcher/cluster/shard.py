@@ -46,13 +46,14 @@ _decode = msgspec.json.Decoder(Result).decode
 
 @dataclass(frozen=True)
 class Errand:
-    """What is the same for all shards of a run."""
+    """What is the same for all shards of a run; `in_dollars` as of `Link`."""
 
     job: Job
     settings: Settings
     endpoint: Endpoint
     folder: str
     token: str
+    in_dollars: bool | None
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,29 @@ async def work(
     except BatcherError as error:
         return Done(before, error)
     loop = asyncio.get_running_loop()
-    link = Link(call, shard.number, attempt, lambda: engine.stop(), lambda: _lines(engine))
+    link = Link(
+        call,
+        shard.number,
+        attempt,
+        lambda: engine.stop(),
+        lambda: _lines(engine),
+        in_dollars=errand.in_dollars,
+    )
     part = Part(job, errand.settings, todos, shard.stopped)
     rows, prices = len(todos), Prices(shard.prices)
     summary = _Telling(job.models, tell)
     alone = replace(job, concurrency=(), total_concurrency=None)  # The hub knows them.
-    engine = Engine(alone, errand.endpoint, part, journal, summary, rows, prices=prices, gate_of=link.gate)  # fmt: skip
+    engine = Engine(
+        alone,
+        errand.endpoint,
+        part,
+        journal,
+        summary,
+        rows,
+        prices=prices,
+        budget=link.budget,
+        gate_of=link.gate,
+    )
     beside = [
         asyncio.create_task(link.run()),
         asyncio.create_task(_fence(link, folder, errand.token, engine)),
@@ -161,7 +179,7 @@ async def work(
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
     with contextlib.suppress(Exception):
-        await link.turn()  # What came of the last ones.
+        await link.close()
     return Done([*before, *ended], stopped, engine.closed)
 
 

@@ -20,12 +20,12 @@ import math
 import time
 from collections.abc import Callable
 from decimal import ROUND_UP, Decimal
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from batcher.errors import RunStopped
 from batcher.send.gate import Closed
 
-__all__ = ["Amount", "Budget", "Hold"]
+__all__ = ["NOTHING", "Amount", "Budget", "Hold", "Purse", "State"]
 
 _DIGITS = Decimal("1e-12")
 _STEPS = 100  # Of a budget, that are claimed at once at most.
@@ -63,6 +63,41 @@ class Amount(NamedTuple):
 
 NOTHING = Amount(Decimal(0), 0)
 _ENDLESS = Amount(Decimal("Infinity"), 1 << 62)
+
+
+class Purse(Protocol):
+    """What the sender needs of a budget, and all that a shared one has to implement: as of `Budget`."""
+
+    ends: Callable[[Exception], None]
+
+    @property
+    def in_dollars(self) -> bool:
+        """Whether dollars are bounded."""
+
+    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Hold:
+        """Sets an amount aside, waiting for others to be settled where it does not fit."""
+
+    def settled(self, hold: Hold, used: Amount, perhaps: Amount) -> None:
+        """What a request used in place of what was set aside for it."""
+
+    def took_more(self, model: str, used: Amount, most: Amount) -> None:
+        """A bill was above what was set aside."""
+
+    def stop(self, why: Exception) -> None:
+        """Nothing more is paid for."""
+
+    def close(self) -> None:
+        """Those who wait are let go."""
+
+
+class State(NamedTuple):
+    """How a budget stands, for a copy of it elsewhere: attributes of `Budget`."""
+
+    committed: Amount
+    perhaps: Amount
+    spent: bool
+    refused: Amount
+    factors: dict[str, Decimal]
 
 
 class Budget:
@@ -177,12 +212,31 @@ class Budget:
             await self._changed.wait()
         return self._aside(most, model)
 
-    def settled(self, reserved: Amount, used: Amount, perhaps: Amount) -> None:
+    def settled(self, hold: Hold, used: Amount, perhaps: Amount) -> None:
         """What a request used in place of what was set aside for it, and what of that is not known."""
-        self._committed = self._committed.minus(reserved).plus(used)
+        self._committed = self._committed.minus(hold.amount).plus(used)
         self._flying -= 1
         self.perhaps = self.perhaps.plus(perhaps)
         self._changed.set()
+
+    def adopt(self, model: str, amount: Amount) -> Hold:
+        """What was set aside before a restart, and is in what is spent."""
+        self._flying += 1
+        return Hold(self, model, amount)
+
+    def found(self, lost: Hold) -> Hold:
+        """What was settled as perhaps spent is in flight still."""
+        self.perhaps = self.perhaps.minus(lost.amount)
+        return self.adopt(lost.model, lost.amount)
+
+    @property
+    def state(self) -> State:
+        """How it stands."""
+        return State(self._committed, self.perhaps, self.spent, self.refused, dict(self._factors))
+
+    def become(self, state: State) -> None:
+        """Stands as another one does."""
+        self._committed, self.perhaps, self.spent, self.refused, self._factors = state
 
     def _aside(self, most: Amount, model: str) -> Amount:
         factor = self._factors.get(model)
@@ -244,13 +298,14 @@ class Hold:
 
     Attributes:
         amount: What was set aside.
+        model: Where it goes.
     """
 
-    __slots__ = ("_budget", "_model", "_perhaps", "_used", "amount")
+    __slots__ = ("_budget", "_perhaps", "_used", "amount", "model")
 
-    def __init__(self, budget: Budget, model: str, amount: Amount) -> None:
+    def __init__(self, budget: Purse, model: str, amount: Amount) -> None:
         self._budget = budget
-        self._model = model
+        self.model = model
         self.amount = amount
         self._used = self._perhaps = NOTHING
 
@@ -274,7 +329,7 @@ class Hold:
         """
         told = Amount(dollars or Decimal(0), tokens or 0)
         if not told.within(self.amount):
-            self._budget.took_more(self._model, told, most() if most else self.amount)
+            self._budget.took_more(self.model, told, most() if most else self.amount)
         self._perhaps = Amount(
             self.amount.dollars if dollars is None else Decimal(0),
             self.amount.tokens if tokens is None else 0,
@@ -283,7 +338,7 @@ class Hold:
 
     def settle(self) -> None:
         """Ends it."""
-        self._budget.settled(self.amount, self._used, self._perhaps)
+        self._budget.settled(self, self._used, self._perhaps)
 
 
 def _said(flag: str, spent: str, most: str, perhaps: str, *, maybe: bool) -> str:

@@ -30,7 +30,7 @@ from batcher.errors import (
 from batcher.prices import Bill
 from batcher.records import Attempt, Completion, Outcome, Request, Result
 from batcher.send import record, retry, stream, wire
-from batcher.send.budget import Amount, Budget, Hold
+from batcher.send.budget import Amount, Hold, Purse
 from batcher.send.client import Client
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Closed, Door, Heard
@@ -108,7 +108,7 @@ class Sender:
         sleep: Callable[[float], Awaitable[None]],
         rng: random.Random | None = None,
         terms: Terms | None = None,
-        budget: Budget | None = None,
+        budget: Purse | None = None,
         idle: float | None = None,
     ) -> None:
         self._client = client
@@ -337,7 +337,7 @@ async def _in_time(entering: Awaitable[T], until: float) -> T:
         raise _NoTime from None
 
 
-def _most(budget: Budget, request: Request, lane: Lane, talk: Talk, size: int) -> Amount:
+def _most(budget: Purse, request: Request, lane: Lane, talk: Talk, size: int) -> Amount:
     """What a request of `size` bytes of text may cost and use at most."""
     price = lane.bill.price
     bound = talk.max_tokens or request.max_tokens or (price.max_output if price else None)

@@ -18,7 +18,7 @@ import msgspec
 from batcher.write.index import checked
 from batcher.write.segment import segments, sync_folder
 
-__all__ = ["NAME", "Spent", "begin", "save"]
+__all__ = ["NAME", "Spent", "begin", "recorded", "save"]
 
 NAME = "budget.json"
 _A_PROMPT = 1000  # Tokens, where no answer tells of any.
@@ -122,6 +122,22 @@ def begin(
         _write(folder, record)
     perhaps = record.perhaps_usd, record.perhaps_tokens
     return Spent(dollars + perhaps[0], tokens + perhaps[1], *perhaps, record.cut_off)
+
+
+def recorded(folder: Path, earlier: Spent) -> Spent:
+    """What `save` recorded last in this run; what `begin` gave where it did not.
+
+    Args:
+        folder: The run folder.
+        earlier: As `begin` gave it.
+    """
+    try:
+        record = msgspec.json.decode((folder / NAME).read_bytes(), type=_Record)
+    except FileNotFoundError:
+        return earlier
+    if record.committed_usd is None or record.committed_tokens is None:
+        return earlier
+    return earlier._replace(dollars=record.committed_usd, tokens=record.committed_tokens)
 
 
 def save(folder: Path, dollars: Decimal, tokens: int, earlier: Spent) -> None:
