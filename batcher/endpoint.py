@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from batcher.errors import JobError
 
-__all__ = ["AIHUBMIX", "Endpoint", "endpoint_of"]
+__all__ = ["AIHUBMIX", "Endpoint", "endpoint_of", "is_loopback"]
 
 AIHUBMIX = "https://aihubmix.com/v1"
 OPENAI = "https://api.openai.com/v1"
@@ -63,8 +63,12 @@ def endpoint_of(
     url = base.rstrip("/")
     url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
     key_name = key_env or _key_name(base, host, environment)
+    if parts.scheme == "http" and _key_name(base, host, {}) is not None:
+        raise JobError(
+            f"--base-url {base}: the key would go there for everybody on the way to read; write https."
+        )
     if key_name is None:
-        if host in ("localhost", "::1") or host.startswith("127."):
+        if is_loopback(host):
             return Endpoint(url, url)
         raise JobError(
             f"No API key for {host}: name the environment variable that holds it with "
@@ -82,6 +86,11 @@ def endpoint_of(
     if not key.isascii() or not key.isprintable():
         raise JobError(f"{key_name} holds characters that no HTTP header can carry; set it anew.")
     return Endpoint(url, url, key)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine: there no key is needed, and no proxy is between."""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _default_base(key_name: str | None, environment: Mapping[str, str]) -> str:

@@ -208,7 +208,9 @@ class Engine:
             queue = Queue(room) if self._split is None else self._shared
             price = self._prices.of(model)
             lane = EngineLane(model, place, gate, queue, patience, room, price)
-            self._summary.models[model].bill = lane.way.bill
+            summary = self._summary.models[model]
+            summary.bill = lane.way.bill
+            lane.proven = any(n for of, n in summary.earlier.items() if of.answered)
             self._lanes[model] = lane
             self._spawn(lane)
             asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)

@@ -193,6 +193,7 @@ class EngineLane:
         place: Of the model among those asked.
         awake: Whether it has all its workers: the first answer came, or takes its time.
         alive: Whether it ever answered.
+        proven: Whether it did in an earlier run of this output.
         responds: Whether it answered, or refused rows for reasons of their own.
         fatal: The last result that may be the same for every row.
         dead: The result that closed the lane, or None.
@@ -221,13 +222,14 @@ class EngineLane:
         self.way = Lane(gate, Estimate(), patience, {}, Forms(), Bill(price))
         self.workers = 0
         self.awake = False
-        self.alive = False
+        self.alive = self.proven = False
         self.responds = False
         self.dead: Result | None = None
         self.dead_since = 0.0
         self.dropped = False
         self.fatal: Result | None = None
         self.streak = 0
+        self._doubted = 0.0
         self.last = ""
         self.retrying: set[asyncio.Task[None]] = set()
         self.next: EngineLane | None = None
@@ -266,23 +268,29 @@ class EngineLane:
     def judge(self, result: Result) -> bool:
         """Takes a result into account; whether it is one too many of those that stay.
 
-        A few 400s say little of the others, 50 that begin the run with the same words do. Money
-        that ran out is believed at once, unless by 403: a gateway that reserves the price of a
-        request may refuse the dear ones only, and says so.
+        A few 400s say little of the others, 50 that begin the run with the same words do, once what was
+        sent before the last of them is back: an answer takes longer than a refusal. Money that ran out is
+        believed at once, unless by 400 or 403: a gateway that reserves the price of a request may refuse
+        the dear ones only, and says so.
         """
         status = result.status
         self.last = result.error or self.last
-        if status is Outcome.BAD_REQUEST and not self.alive:
+        if status is Outcome.BAD_REQUEST and not (self.alive or self.proven):
             same = self.fatal is not None and _words(self.fatal) == _words(result)
             self.responds |= self.fatal is not None and not same
             self.streak = self.streak + 1 if same else 1
             self.fatal = result
-            return self.streak >= _SAME_FIRST
+            if self.streak == _SAME_FIRST:
+                self._doubted = time.monotonic()
+            flying = self.way.flying.values()
+            return self.streak >= _SAME_FIRST and all(t > self._doubted for _name, t in flying)
         if status in FATAL:
             self.streak += 1
             self.fatal = result
             most = _FATAL_LATER if self.alive else _FATAL_FIRST
-            return self.streak >= most or (status is Outcome.QUOTA and result.http_status != 403)
+            return self.streak >= most or (
+                status is Outcome.QUOTA and result.http_status not in (400, 403)
+            )
         if status.answered or result.http_status is not None:
             self.alive |= status.answered
             self.responds |= status.answered or status is Outcome.CONTEXT_LENGTH

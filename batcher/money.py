@@ -165,7 +165,9 @@ class Account:
         """(dollars, tokens) that the rest may take, by all that earlier runs and this one spent."""
         totals = summary.models.values()
         ok = sum(of.outcomes[Outcome.OK] + of.earlier[Outcome.OK] for of in totals)
-        known = self.budget.committed.minus(self.budget.perhaps)
+        known = self.budget.committed
+        if not any(of.usage_missing for of in totals):  # Else that is all there is to know.
+            known = known.minus(self.budget.perhaps)
         if rows is None or not ok or rows <= ok:
             return None
         share = Decimal(rows - ok) / ok

@@ -12,6 +12,7 @@ import msgspec
 
 __all__ = [
     "BOUNDS",
+    "FINISHED",
     "Attempt",
     "Completion",
     "Outcome",
@@ -21,6 +22,20 @@ __all__ = [
     "Row",
     "Usage",
 ]
+
+FINISHED = (
+    "stop",
+    "eos",
+    "eos_token",
+    "end_turn",
+    "stop_sequence",
+    "tool_calls",
+    "tool_use",
+    "function_call",
+    "complete",
+    "completed",
+)
+"""The spellings of `finish_reason` that say nothing bad, in lower case."""
 
 BOUNDS = ("max_completion_tokens", "max_tokens")
 """Fields of a request that bound the tokens of its answer: the new name and the old one."""

@@ -151,6 +151,13 @@ def test_a_key_goes_only_to_the_gateway_it_is_for(flags, set_, address, key):
     assert "'a'" not in repr(endpoint)
 
 
+@pytest.mark.parametrize("host", ["aihubmix.com", "api.openai.com"])
+def test_a_key_is_not_sent_for_everybody_to_read(host):
+    """A letter that was forgotten is all that it takes."""
+    with pytest.raises(JobError, match="write https"):
+        Job(output="o.jsonl", models=("m",), base_url=f"http://{host}/v1").endpoint(KEYS)
+
+
 def test_an_unreadable_line_is_a_row_with_a_reason(tmp_path, gateway):
     """The rows after it keep their places; the reason names file and line."""
     (tmp_path / "in.jsonl").write_bytes(

@@ -226,3 +226,89 @@ def test_a_certificate_of_ones_own_is_trusted_by_the_environment(tmp_path):
             assert ended.returncode == status, ended.stderr.decode()
             assert (b"SSL_CERT_FILE" in ended.stderr) == (status != 0)
             assert gateway.bought.total() == (0 if status else 20)
+
+
+def judging(request_of):
+    """Refuses at once what it does not like, in words that could be said of anything; answers in 0.1 s."""
+
+    async def answer(request):
+        text = (await request.json())["messages"][-1]["content"]
+        if request_of(text):
+            return web.json_response({"error": {"message": "Refused by policy 17."}}, status=400)
+        await asyncio.sleep(0.1)
+        return web.json_response(completion("yes"))
+
+    return answer
+
+
+def run_all(tmp_path, url, *words):
+    return program.batcher(
+        "run", "in.jsonl", "-o", "o.jsonl", "-m", "m", *words, cwd=tmp_path, url=url
+    )
+
+
+def test_bad_rows_at_the_top_do_not_condemn_those_behind_them(tmp_path):
+    """What was sent before the fiftieth refusal is waited for: an answer takes longer."""
+    rows = [{"prompt": f"bad {n}"} for n in range(60)] + [
+        {"prompt": f"good {n}"} for n in range(40)
+    ]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    with echo.running(judging(lambda text: text.startswith("bad"))) as up:
+        ended = run_all(tmp_path, up.url)
+    assert ended.returncode == 3, ended.stderr.decode()
+    found = Counter(row["status"] for row in read_jsonl(tmp_path / "o.jsonl"))
+    assert found == {"bad_request": 60, "ok": 40}
+
+
+def test_a_model_that_answered_in_an_earlier_run_is_not_doubted(tmp_path):
+    """A second start sends what was refused once more, and nothing else."""
+    rows = [{"prompt": f"good {n}"} for n in range(5)] + [
+        {"prompt": f"bad {n}"} for n in range(200)
+    ]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    with echo.running(judging(lambda text: text.startswith("bad"))) as up:
+        for _time in range(2):
+            ended = run_all(tmp_path, up.url)
+            assert ended.returncode == 3, ended.stderr.decode()
+    found = Counter(row["status"] for row in read_jsonl(tmp_path / "o.jsonl"))
+    assert found == {"ok": 5, "bad_request": 200}
+
+
+def test_a_stream_without_a_reason_was_cut_where_others_tell_one(tmp_path):
+    """A relay says that it is done, though the model behind it was cut off."""
+    count = Counter()
+
+    async def answer(request):
+        text = (await request.json())["messages"][-1]["content"]
+        count[text] += 1
+        cut = text == "cut" and count[text] == 1
+        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await reply.prepare(request)
+        choice = {"index": 0, "delta": {"content": "half" if cut else "whole"}}
+        end = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        for of in [choice] if cut else [choice, end]:
+            await reply.write(b"data: " + json.dumps({"choices": [of]}).encode() + b"\n\n")
+        await reply.write(b"data: [DONE]\n\n")
+        return reply
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "first"}, {"prompt": "cut"}])
+    with echo.running(answer) as up:
+        ended = run_all(tmp_path, up.url, "--stream", "--concurrency", "1")
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert [row["content"] for row in read_jsonl(tmp_path / "o.jsonl")] == ["whole", "whole"]
+    assert count == {"first": 1, "cut": 2}
+
+
+def test_a_reason_that_nobody_knows_is_told(tmp_path):
+    """It counts as ok, which may be wrong."""
+
+    async def answer(_request):
+        return web.json_response(completion("yes", finish_reason="Very-odd"))
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    with echo.running(answer) as up:
+        ended = run_all(tmp_path, up.url)
+    assert ended.returncode == 0
+    assert "2 ok with the finish_reason 'very_odd', which is not known here" in " ".join(
+        ended.stderr.decode().split()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from batcher.errors import JobError
 from batcher.records import Attempt, Result
 
 __all__ = ["explain"]
+
+_ON_TERMINAL = 1000  # Characters.
 
 
 def explain(output: str, row: str, /) -> int:
@@ -34,6 +37,11 @@ def explain(output: str, row: str, /) -> int:
             continue
         for number, attempt in enumerate(result.tries or [_only(result)], 1):
             print(f"  {number}. {_line(attempt)}")
+        if result.response is not None:
+            # Whole where a program reads it: it may be a picture.
+            most = _ON_TERMINAL if sys.stdout.isatty() else len(result.response)
+            cut = "…" if len(result.response) > most else ""
+            print(f"  the response: {result.response[:most]}{cut}")
     if not found:
         raise JobError(
             f"{output}: no request of row {row} has ended yet, or there is no such row."

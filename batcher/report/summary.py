@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from batcher.prices import Bill, Price
-from batcher.records import Attempt, Outcome, Result
+from batcher.records import FINISHED, Attempt, Outcome, Result
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Projected", "Summary"]
 
@@ -23,6 +23,7 @@ _FIELDS = tuple(f"{name}_tokens" for name in TOKENS)
 # above, and an hour needs no more than 600 buckets.
 _BITS = 6
 _EXAMPLE = 160  # characters
+_UNKNOWN = 5  # Spellings that are told.
 
 
 class Latencies:
@@ -128,6 +129,7 @@ class ModelSummary:
         loose: Answers of which only a part was what was asked for.
         copied: Rows that were given the answer to an equal request.
         stopped: Rows that are still to be asked again, as the run was stopped.
+        unknown: Rows that are `ok` with a `finish_reason` that is not known here, by that.
     """
 
     __slots__ = (
@@ -152,6 +154,7 @@ class ModelSummary:
         "thrown_cost",
         "thrown_tokens",
         "tokens",
+        "unknown",
         "unusable_cost",
         "usage_missing",
         "waited",
@@ -177,6 +180,7 @@ class ModelSummary:
         self._heard_429 = 0
         self._tried_429 = 0
         self.projected: Projected | None = None
+        self.unknown: dict[str, int] = {}
 
     @property
     def rows(self) -> int:
@@ -223,6 +227,10 @@ class ModelSummary:
         if attempts > 1:
             self.retries += attempts - 1
 
+        if status is Outcome.OK and (reason := result.finish_reason) and reason not in FINISHED:
+            reason = reason.lower().replace("-", "_")[:40]
+            if reason not in FINISHED and (reason in self.unknown or len(self.unknown) < _UNKNOWN):
+                self.unknown[reason] = self.unknown.get(reason, 0) + 1
         self.loose += result.loose
         self.stopped += result.stopped
         tokens = self.tokens
@@ -296,6 +304,7 @@ class ModelSummary:
                 "cost_usd": None if self.cost is None else float(self.thrown_cost),
             },
             "loose": self.loose,
+            "finish_reason_unknown": self.unknown,
             "copied": self.copied,
             "limit_used": None if self.limit_used is None else round(self.limit_used, 4),
             "waited_s": {cause: round(s, 1) for cause, s in self.waited.items()},

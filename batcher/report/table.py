@@ -80,10 +80,14 @@ def table(summary: Summary, width: int = 80) -> Table:
             _unusable(of),
             _saved(of),
             _projected(of),
+            *(
+                f"{n:,} ok with the finish_reason {shown(reason, 30)!r}, which is not known here"
+                for reason, n in of.unknown.items()
+            ),
             f"{of.loose:,} picked out of other text" if of.loose else "",
             f"{of.copied:,} copied from equal requests" if of.copied else "",
             _waits(of),
-            f"earlier runs: {_counts(of.earlier)}" if of.earlier else "",
+            f"earlier runs: {_counts(of.earlier)}" if any(of.earlier.values()) else "",
         ]
         if told := " · ".join(filter(None, facts)):
             # A number stays with its word: textwrap breaks no line at a no-break space.

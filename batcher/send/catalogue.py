@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from batcher.endpoint import Endpoint
+from batcher.endpoint import Endpoint, is_loopback
 from batcher.errors import JobError
 
 __all__ = ["address", "fetch", "names"]
@@ -88,7 +88,9 @@ async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None
 
 async def _get(url: str, key: str | None = None) -> bytes:
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
-    async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:
+    async with aiohttp.ClientSession(
+        timeout=timeout, trust_env=not is_loopback(urlsplit(url).hostname or "")
+    ) as session:
         headers = {"User-Agent": "batcher"}
         if key:
             headers["Authorization"] = f"Bearer {key}"

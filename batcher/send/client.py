@@ -30,7 +30,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
-from batcher.endpoint import Endpoint
+from batcher.endpoint import Endpoint, is_loopback
 from batcher.errors import BadResponse, NoAnswer
 from batcher.records import Outcome
 from batcher.send.stream import DONE, FINISHED
@@ -110,7 +110,7 @@ class Client:
             connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
-            trust_env=True,
+            trust_env=not is_loopback(self._url.host or ""),
             max_line_size=_MOST_HEADER_BYTES,
             max_field_size=_MOST_HEADER_BYTES,
         )
@@ -165,6 +165,9 @@ class Client:
             if _CODING in str(error):
                 raise BadResponse(f"the answer cannot be unpacked: {self._told(error)}") from None
             raise NoAnswer(f"the answer was cut: {self._told(error)}") from None
+        except aiohttp.ClientHttpProxyError as error:
+            told = f"{error.status} {self._told(error.message)}"
+            raise _unsent(NoAnswer(f"the proxy of the environment refuses: {told}")) from None
         except (aiohttp.ClientResponseError, HttpProcessingError) as error:
             if _CODING in error.message:
                 raise BadResponse(
@@ -422,7 +425,8 @@ def _drop(connection: Connection) -> None:
 
 
 def _behind_proxy(url: URL) -> bool:
-    return url.scheme in getproxies() and not proxy_bypass(url.host or "")
+    host = url.host or ""
+    return url.scheme in getproxies() and not (is_loopback(host) or proxy_bypass(host))
 
 
 def _late(what: str, seconds: float) -> NoAnswer:

@@ -38,7 +38,7 @@ _MONEY = re.compile(
     r"|credit_balance_exhausted|billing_hard_limit|billing_not_active|spend_limit"
     r"|usage_limit_exceeded|pre_consume_token_quota_failed|entitlement_"
     r"|used all available credits|spending limit|credit balance is too low|payment required"
-    r"|to prevent abuse"
+    r"|to prevent abuse|please recharge|欠费|余额不足|充值"
 )
 _DAY = re.compile(
     r"free-models-per-day|per ?day|\((tpd|rpd)\)|daily (limit|quota|request|token)|perday|per-day"
@@ -53,14 +53,20 @@ _CONTEXT = re.compile(
     r"context_length_exceeded|exceed_context_size|maximum context length|context size has been"
     r"|context window|prompt is too long|input is too long|too many input tokens"
     r"|you passed \d+ input tokens|reduce the length of the (input|messages|prompt)"
+    r"|exceeds? the (maximum number of tokens|context l|model's context)|exceed context limit"
+    r"|maximum prompt length|range of input length|input length exceeds|too many tokens in the (prompt|input)"
 )
 _FILTER = re.compile(
     r"content_filter|content management policy|responsibleaipolicy|content_policy"
-    r"|prompt_blocked|sensitive_words|flagged|moderation"
+    r"|prompt_blocked|sensitive_words|flagged|moderation|content exists risk|data_?inspection"
+    r"|contentfilter|inappropriate content|不安全|敏感"
 )
 _NO_MODEL = re.compile(
     r"model_not_found|incorrect model id|invalid model name|no such model|model .{0,80}does not exist"
     r"|model .{0,80}not found|unknown model|not a valid model|server is pinned to"
+)
+_KEY = re.compile(
+    r"api[_ ]?key[_ ](is[_ ])?(not valid|invalid|expired)|(invalid|incorrect|expired) api[_ ]?key"
 )
 _TOO_LARGE = re.compile(r"request too large|reduce your message size")
 _OF_TOKENS = re.compile(r"tokens? per|\btpm\b|token.?limit|dynamic_token|tokens_limit")
@@ -100,6 +106,10 @@ def failure(
     elif status == 200:
         message = f"HTTP 200 but not an answer: {message or cut(body)}"
     message = message or cut(body) or f"HTTP {status}"
+    if 300 <= status < 400 and (to := headers.get("Location")):
+        message = f"it is at {to} now, which --base-url may name; redirects are not followed, as they would take the key along"
+    elif status == 407:
+        message = f"the proxy of the environment (HTTPS_PROXY) refuses: {message}"
     wait = retry_after(headers, data, message)
     facts: dict[str, Any] = {
         "status": status,
@@ -119,10 +129,12 @@ def _told(
         facts["about"] = "tokens"
     elif _OF_REQUESTS.search(words):
         facts["about"] = "requests"
+    if (status in (200, 400) and _MONEY.search(words)) or (
+        status in (402, 403, 429, 503) and _is_money(status, words, wait)
+    ):
+        return OutOfQuota(message, **facts)
     if status == 200:
         return (RateLimited if _RATE.search(words) else BadResponse)(message, **facts)
-    if status in (402, 403, 429, 503) and _is_money(status, words, wait):
-        return OutOfQuota(message, **facts)
     if status in (402, 429) or (status == 503 and "rate limited" in words):
         return RateLimited(message, **facts)
     if _NO_MODEL.search(words) and status in (400, 403, 404, 503):
@@ -131,7 +143,7 @@ def _told(
         return BadRequest(message, outcome=Outcome.CONTEXT_LENGTH, **facts)
     if _FILTER.search(words) and status in (400, 403, 422):
         return BadRequest(message, outcome=Outcome.FILTERED, **facts)
-    if status in (401, 403, 407):
+    if status in (401, 403, 407) or (status == 400 and _KEY.search(words)):
         return NotAllowed(message, **facts)
     if status in (404, 405) or 300 <= status < 400:
         return NotFound(message, **facts)
@@ -160,6 +172,8 @@ def error_of(data: Any) -> tuple[str, str]:
     if not isinstance(data, dict):
         return (data, "") if isinstance(data, str) else ("", "")
     error = data.get("error", data)
+    if isinstance(told := data.get("base_resp"), dict) and error is data:  # MiniMax
+        return str(told.get("status_msg") or ""), _word(told.get("status_code"))
     if isinstance(error, str):
         return error, _word(data.get("code")) or _word(data.get("type"))
     if isinstance(error, list) and error and isinstance(error[0], dict):
@@ -235,10 +249,10 @@ def retry_after(
 
 
 def _details(data: Any) -> str:
-    """What Gemini names beside the message: which quota, of a minute or of a day."""
-    details = _inside(data).get("details")
-    violations = [d.get("violations") for d in _objects(details)]
-    return " ".join(str(v.get("quotaId", "")) for of in violations for v in _objects(of))
+    """What Gemini names beside the message: the reason, and which quota, of a minute or of a day."""
+    details = _objects(_inside(data).get("details"))
+    quotas = [str(v.get("quotaId", "")) for d in details for v in _objects(d.get("violations"))]
+    return " ".join([*quotas, *(str(d.get("reason", "")) for d in details)])
 
 
 def _inside(data: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from batcher.errors import (
     ServerError,
 )
 from batcher.prices import Bill
-from batcher.records import Attempt, Completion, Outcome, Request, Result
+from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send import record, retry, stream, wire
 from batcher.send.budget import Amount, Hold, Purse
 from batcher.send.client import Client
@@ -283,6 +283,10 @@ class Sender:
                 came = wire.read(reply.status, reply.headers, answer, keep_raw=self._keep_raw)
                 if (usage := bill.of(came.usage)) is not came.usage:
                     came = msgspec.structs.replace(came, usage=usage)
+                if answer is not reply.body:
+                    forms.reasons |= came.finish_reason is not None
+                    if forms.reasons and came.finish_reason is None:
+                        raise _cut(came.usage)
                 ended = self._terms.judged(came)
             except RequestError as error:
                 ended = error
@@ -383,6 +387,12 @@ def _may_be_billed(error: RequestError) -> bool:
 _UNSENT = Heard("unsent")
 # What proxies say when they waited for the model no longer, or lost it.
 _GIVEN_UP = frozenset({408, 499, 502, 504, 520, 524})
+
+
+def _cut(used: Usage) -> NoAnswer:
+    error = NoAnswer("the stream ended without the reason why, which others of this model told")
+    error.usage = used
+    return error
 
 
 class _NoTime(Exception):

@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgspec
-
 from batcher.errors import NoAnswer
+from batcher.send.loose import dumps, loads
 
 __all__ = ["DONE", "FINISHED", "asked", "is_stream", "whole"]
 
@@ -26,9 +25,6 @@ _BARE_TAIL = b',"stream":true}'
 _LINES = re.compile(rb"\r\n|\n|\r")
 _TEXTS = ("refusal", "reasoning_content", "reasoning")
 _HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "provider")
-
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
 
 
 def asked(body: bytes, *, bare: bool) -> bytes:
@@ -55,6 +51,13 @@ def whole(body: bytes) -> tuple[bytes, int | None]:
     Raises:
         NoAnswer: It ended before its end.
     """
+    try:
+        return _whole(body)
+    except ValueError:
+        raise NoAnswer("the stream broke off in the middle of a chunk") from None
+
+
+def _whole(body: bytes) -> tuple[bytes, int | None]:
     pieces = _Pieces()
     first: int | None = None
     done = False
@@ -62,21 +65,20 @@ def whole(body: bytes) -> tuple[bytes, int | None]:
         if data == DONE:
             done = True
             break
-        try:
-            chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise NoAnswer("the stream broke off in the middle of a chunk") from None
+        if not data:  # Some keep the connection open so.
+            continue
+        chunk = loads(data, halves=True)
         if not isinstance(chunk, dict):
             continue
         if chunk.get("error"):
-            return _encode(chunk), first
+            return dumps(chunk), first
         if name == b"error":
-            return _encode({"error": chunk}), first
+            return dumps({"error": chunk}), first
         if pieces.add(chunk) and first is None:
             first = end
     if not done and pieces.finish is None:
         raise NoAnswer(f"the stream was cut after {len(''.join(pieces.content)):,} characters")
-    return _encode(pieces.completion()), first
+    return dumps(pieces.completion()), first
 
 
 def _events(body: bytes) -> Iterator[tuple[bytes, int, bytes]]:

@@ -60,11 +60,13 @@ class Forms:
     Attributes:
         now: The manner.
         proven: Whether a request in its form was answered.
+        reasons: Whether its streams tell why they ended; then one that does not was cut.
     """
 
     def __init__(self) -> None:
         self.now = Manner()
         self.proven = False
+        self.reasons = False
 
     def refused(self, form: Form) -> None:
         """A request in this form was refused for it; others may have found that out before."""

@@ -6,7 +6,6 @@ What gateways really send is in many dialects; here they all become a `Completio
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,27 +13,51 @@ from typing import Any
 import msgspec
 
 from batcher.errors import BadResponse, RequestError
-from batcher.records import Completion, Outcome, Usage
+from batcher.records import FINISHED, Completion, Outcome, Usage
 from batcher.send.failures import cut, error_of, failure
+from batcher.send.loose import loads
 
 __all__ = ["read"]
 
-_decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 _FINISHES = {
+    **dict.fromkeys(FINISHED, Outcome.OK),
     "length": Outcome.TRUNCATED,
     "max_tokens": Outcome.TRUNCATED,
     "model_length": Outcome.TRUNCATED,
+    "model_context_window_exceeded": Outcome.TRUNCATED,
+    "repetition_truncation": Outcome.TRUNCATED,
+    "incomplete": Outcome.TRUNCATED,
+    "pause_turn": Outcome.TRUNCATED,
     "content_filter": Outcome.FILTERED,
-    "safety": Outcome.FILTERED,
+    "sensitive": Outcome.FILTERED,  # Zhipu
+    "safety": Outcome.FILTERED,  # Gemini, down to spii
     "recitation": Outcome.FILTERED,
+    "language": Outcome.FILTERED,
+    "blocklist": Outcome.FILTERED,
     "prohibited_content": Outcome.FILTERED,
+    "spii": Outcome.FILTERED,
+    "image_safety": Outcome.FILTERED,
+    "image_prohibited_content": Outcome.FILTERED,
+    "image_recitation": Outcome.FILTERED,
     "refusal": Outcome.REFUSED,
 }
 _BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff\u00ad]+")
 _NO_PRICE = 1_000_000  # Dollars that no request costs: a number that means something else.
-_FAILED_FINISHES = frozenset({"error", "insufficient_system_resource", "abort"})
+_FAILED_FINISHES = frozenset(
+    {
+        "error",
+        "insufficient_system_resource",
+        "abort",
+        "aborted",
+        "cancelled",
+        "timeout",
+        "network_error",
+        "malformed_function_call",
+        "unexpected_tool_call",
+    }
+)
 
 
 def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool) -> Completion:
@@ -54,7 +77,7 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
     data, fault = _json(body)
     try:
         if 200 <= status < 300:
-            if isinstance(data, dict) and not data.get("error"):
+            if isinstance(data, dict) and data.get("choices") and not data.get("error"):
                 return _completion(data, body, request_id, keep_raw=keep_raw)
             status = 200
         raise failure(status, headers, data, body, fault, request_id)
@@ -67,24 +90,9 @@ def _json(body: bytes) -> tuple[Any, str | None]:
     """(parsed, None), or (None, what is wrong); lone surrogates become U+FFFD."""
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
-        return _decode(body), None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:  # The standard library takes lone surrogates and NaN, which msgspec does not.
-        text = body.decode("utf-8", "replace")
-        return _decode(_encode(_clean(json.loads(text)))), None
-    except (ValueError, RecursionError) as error:
+        return loads(body), None
+    except ValueError as error:
         return None, str(error)
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_clean(inside) for inside in value]
-    if isinstance(value, dict):
-        return {_clean(name): _clean(inside) for name, inside in value.items()}
-    return value
 
 
 def _completion(
@@ -98,7 +106,8 @@ def _completion(
             f"HTTP 200 but no choice in it: {cut(body)}", status=200, request_id=request_id
         )
     finish = _text(choice.get("finish_reason"))
-    if choice.get("error") or (finish or "").lower() in _FAILED_FINISHES:
+    reason = (finish or "").lower().replace("-", "_")
+    if choice.get("error") or reason in _FAILED_FINISHES:
         said, kind = error_of({"error": choice.get("error")})
         raise BadResponse(
             f"HTTP 200 but the answer broke off ({said or finish})",
@@ -109,10 +118,11 @@ def _completion(
     content = _content(message.get("content"))
     refusal = _text(message.get("refusal")) or None
     tool_calls = message.get("tool_calls") or message.get("function_call")
-    outcome = _FINISHES.get((finish or "").lower(), Outcome.OK)
+    outcome = _FINISHES.get(reason, Outcome.OK)
     if outcome is Outcome.OK and refusal:
         outcome = Outcome.REFUSED
-    if outcome is Outcome.OK and not _visible(content) and not tool_calls:
+    seen = bool(tool_calls) or _visible(content)
+    if outcome is Outcome.OK and not seen:
         outcome = Outcome.EMPTY
     return Completion(
         outcome=outcome,
@@ -124,7 +134,8 @@ def _completion(
         usage=_usage(data.get("usage")),
         response_model=_text(data.get("model")),
         request_id=request_id or _text(data.get("id")),
-        response=_encode(data).decode() if keep_raw else None,
+        # What came in the place of a text (a picture, a sound, thoughts) was paid for.
+        response=_encode(data).decode() if keep_raw or not (seen or refusal) else None,
     )
 
 
@@ -152,6 +163,11 @@ def _usage(usage: Any) -> Usage:
     cached = _count(inside.get("cached_tokens")) if isinstance(inside, dict) else None
     if cached is None:
         cached = _count(usage.get("prompt_cache_hit_tokens"))
+    if cached and prompt is not None:
+        # Anthropic, and who passes its numbers on, counts them beside the prompt's and not in them.
+        beside = total is not None and total == prompt + cached + (completion or 0)
+        if cached > prompt or beside:
+            prompt += cached
     inside = usage.get("completion_tokens_details")
     reasoning = _count(inside.get("reasoning_tokens")) if isinstance(inside, dict) else None
     # xAI and Gemini leave thinking out of completion_tokens but not out of the total.

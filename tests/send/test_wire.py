@@ -54,6 +54,39 @@ TABLE = [
 ]
 
 
+def ended(reason):
+    return (200, {"choices": [{"message": {"content": "hi"}, "finish_reason": reason}]})
+
+
+def said(text, **more):
+    return {"error": {"message": text, **more}}
+
+
+# Each in the words of who sends it: Zhipu, Gemini, Anthropic, xAI, DashScope, DeepSeek, MiniMax, Ollama.
+TABLE += [
+    *((*ended(reason), "filtered") for reason in ("sensitive", "content-filter", "BLOCKLIST", "SPII", "IMAGE_SAFETY")),
+    *((*ended(reason), "truncated") for reason in ("model_context_window_exceeded", "repetition_truncation", "MAX_TOKENS")),
+    *((*ended(reason), "BadResponse bad_response") for reason in ("network_error", "MALFORMED_FUNCTION_CALL", "cancelled")),
+    *((*ended(reason), "ok") for reason in ("STOP", "end_turn", "whatever", None)),
+    (400, said("Your credit balance is too low to access the Anthropic API."), "OutOfQuota quota"),
+    (429, said("您的账户已欠费，请充值后重试", code="1113"), "OutOfQuota quota"),
+    (200, {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}, "OutOfQuota quota"),
+    (200, {"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, "RateLimited rate_limited"),
+    (400, said("API key not valid. Please pass a valid API key.", status="INVALID_ARGUMENT",
+               details=[{"reason": "API_KEY_INVALID"}]), "NotAllowed auth"),
+    (400, said("API key expired. Please renew the API key."), "NotAllowed auth"),
+    (400, said("The input token count (1200000) exceeds the maximum number of tokens allowed (1048576)."),
+     "BadRequest context_length"),
+    (400, said("input length and `max_tokens` exceed context limit: 1 + 2 > 200000"), "BadRequest context_length"),
+    (400, {"error": "the input length exceeds the context length"}, "BadRequest context_length"),
+    (400, said("This model's maximum prompt length is 131072 but the request contains 1 tokens."), "BadRequest context_length"),
+    (400, said("Range of input length should be [1, 129024]"), "BadRequest context_length"),
+    (400, said("Content Exists Risk"), "BadRequest filtered"),
+    (400, said("系统检测到输入或生成内容可能包含不安全或敏感内容", code="1301"), "BadRequest filtered"),
+    (400, said("Input data may contain inappropriate content.", code="DataInspectionFailed"), "BadRequest filtered"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("status", "body", "expected"), TABLE)
 def test_each_dialect_has_its_outcome(status, body, expected):
     """All five peers tried take at least one of these for a success."""
@@ -240,3 +273,56 @@ def test_mutated_bodies_never_crash():
             ended[type(error).__name__] += 1
     tell("mutated bodies", **{str(name): n for name, n in ended.most_common(6)})
     assert len(ended) > 4
+
+
+USED = {"prompt_tokens": 10, "completion_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        # Beside the prompt's, as Anthropic counts them.
+        ({**USED, "total_tokens": 100_015, "prompt_tokens_details": {"cached_tokens": 100_000}}, (100_010, 5, 100_000)),
+        ({**USED, "total_tokens": 15, "prompt_tokens_details": {"cached_tokens": 100_000}}, (100_010, 5, 100_000)),
+        ({**USED, "total_tokens": 22, "prompt_tokens_details": {"cached_tokens": 7}}, (17, 5, 7)),
+        # A part of them, as OpenAI does; thoughts beside the answer's, as Gemini and xAI do.
+        ({**USED, "total_tokens": 15, "prompt_tokens_details": {"cached_tokens": 7}}, (10, 5, 7)),
+        ({**USED, "total_tokens": 60, "prompt_cache_hit_tokens": 8}, (10, 50, 8)),
+        ({**USED, "total_tokens": 60}, (10, 50, None)),
+    ],
+)  # fmt: skip
+def test_cached_tokens_are_a_part_of_the_prompts_or_beside_them(usage, expected):
+    """Or a bill is forty times what was asked for, or nothing."""
+    used = wire.read(200, {}, json.dumps({**OK, "usage": usage}).encode(), keep_raw=False).usage
+    assert (used.prompt_tokens, used.completion_tokens, used.cached_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "images": [{"image_url": {"url": "data:image/png;base64,AA"}}]},
+        {"content": None, "audio": {"data": "AA"}},
+        {"content": "", "reasoning_content": "AA"},
+    ],
+)
+def test_what_came_in_the_place_of_a_text_is_kept(message):
+    """It was paid for."""
+    answer = {"choices": [{"message": message, "finish_reason": "stop"}]}
+    came = wire.read(200, {}, json.dumps(answer).encode(), keep_raw=False)
+    assert came.outcome.value == "empty"
+    assert json.loads(came.response or "") == answer
+    assert wire.read(200, {}, json.dumps(OK).encode(), keep_raw=False).response is None
+
+
+@pytest.mark.parametrize("much", [b"[]," * 1_100_000, b"[" * 1_100_000, b"1," * 4_100_000])
+def test_far_too_many_values_are_no_answer(much):
+    """Each takes many times its bytes when it is parsed, and all of it holds up every other row."""
+    body = b'{"a":[' + much + b'1],"choices":[{"message":{"content":"hi"}}]}'
+    assert outcome(200, body) == "BadResponse bad_response"
+    assert outcome(200, json.dumps({**OK, "a": "[,{" * 100_000}).encode()) == "ok"
+
+
+def test_a_redirect_tells_where_to():
+    """It is not followed, as it would take the key along."""
+    with pytest.raises(NotFound, match=r"https://x\.example/v1"):
+        wire.read(301, {"Location": "https://x.example/v1"}, b"", keep_raw=False)

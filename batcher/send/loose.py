@@ -1,0 +1,69 @@
+"""JSON as servers write it: with halves of characters, with NaN, with far too much of it. Touches: nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+__all__ = ["dumps", "loads"]
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+_LARGE_BYTES = 1 << 20
+# A value of two bytes takes 64 when it is parsed, and millions of them hold everything up.
+_MOST_LISTS, _MOST_VALUES = 1_000_000, 4_000_000
+
+
+def loads(body: bytes, *, halves: bool = False) -> Any:
+    """What a body says.
+
+    Args:
+        body: In UTF-8.
+        halves: Whether halves of characters (lone surrogates) are left as they are, for a text that is
+            put together later; else they become U+FFFD.
+
+    Raises:
+        ValueError: It is no JSON, or has too many parts.
+    """
+    if len(body) > _LARGE_BYTES:
+        lists = body.count(b"[") + body.count(b"{")
+        if lists > _MOST_LISTS or body.count(b",") > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_LISTS:,} lists or {_MOST_VALUES:,} values")
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:  # The standard library takes halves of characters and NaN, which msgspec does not.
+        found = json.loads(body.decode("utf-8", "replace"))
+        return found if halves else _decode(dumps(found))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def dumps(value: Any) -> bytes:
+    """The JSON of what `loads` gave: halves that met are one character, others U+FFFD.
+
+    Raises:
+        ValueError: It is too deep.
+    """
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        pass
+    try:
+        return _encode(_clean(value))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_clean(inside) for inside in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(inside) for name, inside in value.items()}
+    return value
