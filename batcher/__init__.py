@@ -8,7 +8,8 @@
     engine     one run's moving parts, over lanes; runner: a job from first check to last word
     finish     journal and input put together to one output
     prices     dollars per million tokens, and what a usage costs
-    api        batcher.run and batcher.stream; cli/: the commands
+    cluster/   the same run on several machines
+    api        batcher.run and batcher.stream; ray: the same for datasets; cli/: the commands
     simulate/  the embedded gateway
 
 The names below are the promise; they are loaded when first used.

@@ -24,6 +24,7 @@ FLOORS = (
     ("cluster",),
     ("runner",),
     ("api",),
+    ("ray",),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -12,6 +12,7 @@ import pytest
 
 from batcher.errors import JobError
 from batcher.job import Job
+from batcher.ray import map as map_dataset
 from tests.support import echo
 from tests.support.program import batcher, command, environment, read_jsonl, write_jsonl
 
@@ -172,6 +173,36 @@ def test_its_rows_are_those_of_a_plain_run(tmp_path, gateway):
         assert ended.returncode == 3, ended.stderr.decode()
         gateway.bought.clear()  # So that both are the first to be answered.
     assert list(rows(tmp_path / "ray.jsonl")) == list(rows(tmp_path / "plain.jsonl"))
+
+
+MAPS = """
+import batcher.ray, ray
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+data = ray.data.from_items([{"id": n, "prompt": f"p {n}"} for n in range(90)]).repartition(4)
+for _time in range(2):
+    out = batcher.ray.map(data, "out.parquet", models=["m"])
+rows = out.take_all()
+assert [row["id"] for row in rows] == list(range(90)), rows
+assert {row["status"] for row in rows} == {"ok"}
+"""
+
+
+@on_ray
+def test_a_dataset_comes_out_with_its_answers_and_is_paid_for_once(tmp_path, gateway):
+    """The second call finds them."""
+    words = [sys.executable, "-c", MAPS]
+    ended = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, timeout=120, check=False,
+        env=environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY="k", RAY_AUTH_MODE="disabled"),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert len(gateway.asked) == 90
+
+
+def test_the_output_of_a_dataset_is_parquet():
+    """And nothing is written before that is said."""
+    with pytest.raises(JobError, match=r"a \.parquet file"):
+        map_dataset(None, "out.jsonl", models=["m"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""`batcher.ray.map`: a Ray dataset in, one with the answers out. Touches: files, a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from batcher.api import run
+from batcher.errors import JobError
+
+__all__ = ["map"]
+
+
+def map(dataset: Any, output: str | os.PathLike[str], **options: Any) -> Any:
+    """Answers every row of a Ray dataset; returns the rows with their answers as a dataset.
+
+    The rows are written to `<output>.rows/` first, and then sent by all machines of the cluster, as
+    `batcher run --on ray` does; it keeps what that keeps. What is kept so, and would not be by a
+    `map_batches`: Ray computes a block anew when a machine dies or the program is started again, and
+    would pay for all of it again; here every answer is in the journal beside the output, and one limit
+    and one budget hold for all machines.
+
+    What it cannot keep: it is not lazy. All rows are written and answered before the dataset that is
+    returned has any, and a stage behind it begins then. Rows that the dataset gives otherwise at the next
+    call (drawn by chance, with the time in them) are other rows, and are sent.
+
+    Args:
+        dataset: A `ray.data.Dataset`, of columns that Parquet can hold.
+        output: File to write, .parquet, in a folder that all machines share.
+        **options: The fields of `Job`, such as `models=["m"]`, `rpm=500`; `on="ray"` is told.
+
+    Raises:
+        BatcherError: As for `batcher.run`.
+    """
+    path = Path(os.fspath(output))
+    if path.suffix != ".parquet":
+        raise JobError(f"{path}: the output of a Ray dataset is a .parquet file.")
+    rows = path.with_name(f"{path.name}.rows")
+    _write(dataset, rows)
+    run(rows, path, **{"on": "ray", **options})
+    import ray.data
+
+    return ray.data.read_parquet(str(path))
+
+
+def _write(dataset: Any, folder: Path) -> None:
+    """Replaces the folder by one with the rows; its files are named in the order of the blocks."""
+    new, old = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir(mode=0o700)  # Prompts are private.
+    dataset.write_parquet(str(new.resolve()))
+    for number, path in enumerate(sorted(new.glob("*.parquet"))):
+        path.rename(new / f"rows-{number:06}.parquet")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
