@@ -182,6 +182,55 @@ def beside(folder: Path, rows: int) -> None:
             bench.end()
 
 
+def hub(workers: int, seconds: float) -> None:
+    """What a request costs the hub: its workers stand in the same process, and calls are pickled."""
+    import pickle
+
+    import uvloop
+
+    from batcher.cluster.hub import Hub
+    from batcher.cluster.link import Link
+    from batcher.job import Limits
+    from batcher.send.gate import Heard
+
+    turns = sent = size = 0
+
+    async def call(turn: object) -> object:
+        nonlocal turns, size
+        told = pickle.dumps(turn)
+        answer = pickle.dumps(one.turn(pickle.loads(told)))
+        turns, size = turns + 1, size + len(told) + len(answer)
+        await asyncio.sleep(0)
+        return pickle.loads(answer)
+
+    async def send(link: Link) -> None:
+        nonlocal sent
+        gate = link.gate("m")
+        while True:
+            ticket = await gate.enter(100.0)
+            await asyncio.sleep(0.3)
+            sent += 1
+            gate.leave(ticket, Heard("answered", 0.3, 100.0))
+
+    one = Hub(lambda _model: Limits(concurrency=20_000, rpm=600_000), Limits(), 3600.0)
+
+    async def work() -> None:
+        links = [Link(call, n, n + 1, lambda: None) for n in range(workers)]
+        tasks = [asyncio.create_task(send(link)) for link in links for _ in range(400)]
+        tasks += [asyncio.create_task(link.run()) for link in links]
+        await asyncio.sleep(3)
+        before, began, cpu = (turns, sent, size), time.monotonic(), time.process_time()
+        await asyncio.sleep(seconds)
+        took, cpu = time.monotonic() - began, time.process_time() - cpu
+        calls, rows, told = (now - then for now, then in zip((turns, sent, size), before))
+        print(f"hub and {workers} workers in one process, 4,000 in flight of 0.3 s: {rows / took:,.0f} requests/s, "
+              f"{calls / took:,.0f} calls/s, {1e6 * cpu / rows:,.0f} us of CPU and {told / rows:,.0f} bytes a request")
+        for task in tasks:
+            task.cancel()
+
+    uvloop.run(work())
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -200,6 +249,8 @@ def main() -> None:
         for name in names:
             if given.k in name:
                 case(Path(folder), name, rows, 6000.0, pause)
+        if given.k in "hub alone":
+            hub(10, 10.0)
         if given.k in "beside plain":
             beside(Path(folder), 20_000)
 
