@@ -37,6 +37,10 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     inputs, given = _inputs(rows)
     if isinstance(given, AsyncIterable):
         raise JobError("rows is an async iterable; use batcher.stream, or collect it first.")
+    if output == "-":
+        raise JobError(
+            "output='-': rows on stdout are the command's; use batcher.stream, or name a file."
+        )
     job = Job.of(**{"quiet": True, **options, "inputs": inputs, "output": output})
     runner = Runner(job, rows=given)
     ended: list[Report | BaseException] = []
@@ -83,7 +87,8 @@ async def stream(rows: Any, **options: Any) -> AsyncGenerator[Result, None]:
     where the first stopped, yielding only what is new. Leaving the loop early stops the run.
 
     Args:
-        rows: As for `run`, or an async iterable of dicts, which is read whole first.
+        rows: As for `run`, or an async iterable of dicts. An iterable is read whole before the first
+            request, into a file, in a thread of its own unless it is async.
         **options: The fields of `Job`.
 
     Raises:

@@ -258,7 +258,8 @@ class EngineLane:
     def hopeless(self) -> bool:
         """Whether it is closed, or all that ever came of it was one fatal outcome."""
         fatal = self.fatal is not None and self.fatal.status in FATAL
-        return self.dead is not None or (fatal and self.streak > 0 and not self.alive)
+        answers = self.alive or self.proven
+        return self.dead is not None or (fatal and self.streak > 0 and not answers)
 
     @property
     def at_work(self) -> bool:
@@ -287,7 +288,7 @@ class EngineLane:
         if status in FATAL:
             self.streak += 1
             self.fatal = result
-            most = _FATAL_LATER if self.alive else _FATAL_FIRST
+            most = _FATAL_LATER if self.alive or self.proven else _FATAL_FIRST
             return self.streak >= most or (
                 status is Outcome.QUOTA and result.http_status not in (400, 403)
             )

@@ -89,6 +89,9 @@ class Runner:
         watch: Shows the run while it goes on, and is cancelled at its end; given what tells how the run
             stands. Default: the live view on stderr, unless the job is quiet.
         clock: A monotonic clock, in seconds.
+
+    Attributes:
+        batch: Whether the output holds lines of a batch; known before the first of them.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Runner:
         self._state: State = "checking"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | Fleet | None = None
+        self.batch = False
         self._cluster: Cluster | None = None
         self._interrupted = self._abandoned = False
         # Requests in flight when the run before was killed, and when this one was given up.
@@ -292,7 +296,7 @@ class Runner:
         job = self._job
         files: list[InputFile]
         if self._rows is not None:
-            files = [spool.rows(folder, self._rows, self._go_on)]
+            files = [await asyncio.to_thread(spool.rows, folder, self._rows, self._go_on)]
         elif job.inputs == ("-",):
             files = [await asyncio.to_thread(spool.stdin, folder, self._go_on)]
         elif not job.inputs:
@@ -310,6 +314,7 @@ class Runner:
         job, settings = self._job, settings_of(self._job, endpoint.name)
         found = resume(job, settings, folder, inputs, say, self._go_on)
         batched = self._writes_batch(inputs)
+        self.batch = batched
         found.manifest.asked = msgspec.structs.replace(found.manifest.asked, batch=batched)
         epoch = found.manifest.epochs[-1]
         plan = Plan(
@@ -335,7 +340,8 @@ class Runner:
 
     def _writes_batch(self, inputs: Inputs) -> bool:
         """Whether the output holds lines of a batch: as asked, else as the first rows of the input do."""
-        if self._job.format is not None or not self._job.output.endswith(".jsonl"):
+        lines = self._job.output == "-" or self._job.output.endswith(".jsonl")
+        if self._job.format is not None or not lines:
             return self._job.format == "openai"
         rows = [row.columns for row in islice(inputs.rows(batches.NAMES), _LOOK_ROWS)]
         known = [columns for columns in rows if columns is not None]

@@ -167,3 +167,60 @@ def test_two_columns_of_one_name_are_refused_in_a_table_too(tmp_path, gateway):
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
     with pytest.raises(batcher.JobError, match="two columns named 'prompt'"):
         batcher.run(table, output=tmp_path / "o.jsonl", models=["sim-small"])
+
+
+def test_values_of_other_packages_are_what_they_mean(tmp_path, gateway):
+    """And never the text by which they are shown, which loses most of a long array."""
+    np, pd, pl = (pytest.importorskip(name) for name in ("numpy", "pandas", "polars"))
+    row = {
+        "prompt": "a",
+        "vector": np.arange(2000, dtype="float32"),
+        "count": np.int64(3),
+        "yes": np.bool_(True),
+        "none": pd.NA,
+        "at": pd.Timestamp("2026-01-02 03:04"),
+        "never": pd.NaT,
+        "few": pl.Series([1, 2]),
+        "file": tmp_path,
+    }
+    batcher.run([row], output=tmp_path / "o.parquet", models=["sim-small"])
+    (out,) = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    assert out["vector"] == list(range(2000))
+    kept = [out[name] for name in ("count", "yes", "none", "at", "never", "few", "file")]
+    assert kept == [3, True, None, "2026-01-02T03:04:00", None, [1, 2], str(tmp_path)]
+    with pytest.raises(batcher.JobError, match="'object' is nothing that JSON has"):
+        batcher.run([{"prompt": object()}], output=tmp_path / "p.jsonl", models=["sim-small"])
+
+
+def test_rows_on_stdout_are_not_bought_from_python(gateway):
+    """They would be seen by nobody."""
+    with pytest.raises(batcher.JobError, match=r"use batcher\.stream"):
+        batcher.run([{"prompt": "a"}], output="-", models=["sim-small"])
+    assert not gateway.ledger.models
+
+
+def test_a_slow_generator_does_not_stop_the_loop_of_a_stream(gateway):
+    """It is read in a thread."""
+
+    def slow():
+        for n in range(4):
+            time.sleep(0.2)
+            yield {"prompt": f"p {n}"}
+
+    async def work():
+        beats = 0
+
+        async def beat():
+            nonlocal beats
+            while True:
+                await asyncio.sleep(0.02)
+                beats += 1
+
+        beating = asyncio.create_task(beat())
+        rows = [result.row async for result in batcher.stream(slow(), models=["sim-small"])]
+        beating.cancel()
+        return rows, beats
+
+    rows, beats = asyncio.run(work())
+    assert sorted(rows) == [0, 1, 2, 3]
+    assert beats > 10

@@ -1,6 +1,7 @@
 """The command line at its edges: bad input, exit statuses, pipes, routes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -482,3 +483,41 @@ def test_help_is_light_and_names_every_option(tmp_path):
         capture_output=True, check=True, text=True,
     ).stdout.split()  # fmt: skip
     assert not {"aiohttp", "pyarrow", "numpy", "jinja2", "tenacity"} & set(loaded)
+
+
+def test_an_export_replaces_nothing_but_an_output(tmp_path, gateway):
+    """Not the input, nor a file of somebody's with fewer rows."""
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(3)])
+    write_jsonl(tmp_path / "gold.jsonl", [{"id": 1, "precious": "by hand"}])
+    for name in ("o", "other"):
+        words = ("run", "in.jsonl", "-o", f"{name}.jsonl", "-m", "sim-small")
+        assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    for name, why in (
+        ("gold.jsonl", "is no output"), ("in.jsonl", "is the input"), ("other.jsonl", "of another run"),
+    ):  # fmt: skip
+        ended = batcher("export", "o.jsonl", name, cwd=tmp_path)
+        assert why in sentence(ended)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
+    for _time in range(2):
+        for to in ("part.parquet", "part.jsonl", "o.jsonl"):
+            assert batcher("export", "o.jsonl", to, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_nothing_to_end_by(tmp_path, one, gateway, closed):
+    """As of a job that was detached; its number would be taken by a socket."""
+    words = command("run", "one.jsonl", "-o", "o.jsonl", "-m", "sim-small", "--quiet")
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *words],
+        cwd=tmp_path, env=environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY=SECRET), check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0
+    assert len(read_jsonl(tmp_path / "o.jsonl")) == 1
+
+
+def test_a_named_pipe_is_no_input(tmp_path, gateway):
+    """It can be read only once."""
+    os.mkfifo(tmp_path / "in.jsonl")
+    words = ("run", "in.jsonl", "-o", "o.jsonl", "-m", "sim-small")
+    assert "it is no file" in sentence(batcher(*words, cwd=tmp_path, url=gateway.url))

@@ -146,6 +146,7 @@ def test_a_shell_completes_commands_and_options(tmp_path, shell):
         assert word in ended.stdout
     if shell != "bash":
         return
+    assert b"complete -o default -F _batcher batcher" in ended.stdout  # Files are completed, too.
     (tmp_path / "script").write_bytes(ended.stdout)
     asks = """
         source ./script
@@ -170,3 +171,29 @@ def test_the_command_that_goes_on_has_the_variables(tmp_path, gateway):
     assert (
         b"Go on with: BATCHER_SYSTEM='Be brief.' batcher run --max-total-tokens " in ended.stderr
     )
+
+
+def test_a_switch_of_the_file_is_switched_off_on_the_command_line(tmp_path):
+    """Or the file could be used for one kind of run only."""
+    told = "simulate = true\nquiet = true\nmodel = ['m']\n"
+    assert words(tmp_path, told, "--no-simulate", BATCHER_JSON="1") == [
+        "run",
+        "--quiet",
+        "--model=m",
+        "--json",
+    ]
+    assert words(tmp_path, told, "--no-json", BATCHER_JSON="1") == [
+        "run",
+        "--simulate",
+        "--quiet",
+        "--model=m",
+    ]
+    assert words(tmp_path, "", "--", "--no-json") == ["run", "--", "--no-json"]
+
+
+def test_other_commands_take_what_they_share(tmp_path):
+    """From the environment, as run does."""
+    told = {"BATCHER_MODEL": "m", "BATCHER_BASE_URL": "http://localhost:1/v1", "BATCHER_RPM": "5"}
+    assert with_settings(["convert", "a.jsonl", "-o", "b.jsonl"], told) == [
+        "convert", "--model=m", "a.jsonl", "-o", "b.jsonl"]  # fmt: skip
+    assert with_settings(["models"], told) == ["models", "--base-url=http://localhost:1/v1"]

@@ -312,3 +312,18 @@ def test_a_reason_that_nobody_knows_is_told(tmp_path):
     assert "2 ok with the finish_reason 'very_odd', which is not known here" in " ".join(
         ended.stderr.decode().split()
     )
+
+
+def test_what_a_row_alone_is_refused_for_ends_a_second_start_as_it_ended_the_first(tmp_path):
+    """Some answer 403 to a prompt that is moderated; the key is good, as other answers show."""
+
+    async def answer(request):
+        text = (await request.json())["messages"][-1]["content"]
+        if text == "bad":
+            return web.json_response({"error": {"message": "forced"}}, status=403)
+        return web.json_response(completion("yes"))
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "bad"}])
+    with echo.running(answer) as up:
+        assert [run_all(tmp_path, up.url).returncode for _time in range(2)] == [3, 3]
+    assert [row["status"] for row in read_jsonl(tmp_path / "o.jsonl")] == ["ok", "ok", "auth"]

@@ -17,5 +17,7 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
     """
     from batcher.cli.app import app  # Which knows this command itself.
 
-    print(app.generate_completion(prog_name="batcher", shell=shell))
+    script = app.generate_completion(prog_name="batcher", shell=shell)
+    # Else bash completes no names of files any more.
+    print(script.replace("\ncomplete -F ", "\ncomplete -o default -F "))
     return 0

@@ -23,6 +23,11 @@ from batcher.job import Job
 __all__ = ["with_settings"]
 
 _PREFIX = "BATCHER_"
+# Commands that take some of the options, from the environment as well.
+_SHARED = {
+    "convert": ("model", "prompt", "system", "param"),
+    "models": ("base_url", "api_key_env", "prices"),
+}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -36,18 +41,26 @@ def with_settings(words: Sequence[str], environment: Mapping[str, str] = os.envi
     Raises:
         JobError: The file cannot be read, or tells an option that there is not.
     """
-    if not words or words[0] not in ("run", "check"):
+    if not words or words[0] not in ("run", "check", *_SHARED):
         return list(words)
     command, *given = words
     if "--help" in given or "-h" in given:
         return list(words)
-    given, path = _without_config(given)
     options = _options()
-    path = path or environment.get(f"{_PREFIX}CONFIG")
-    told = {} if path is None else _of_file(path, options)
+    told: dict[str, Any] = {}
+    if command in _SHARED:
+        shared = _SHARED[command]
+        known = {f"{_PREFIX}{name.upper()}" for name in shared}
+        environment = {name: text for name, text in environment.items() if name in known}
+    else:
+        given, path = _without_config(given)
+        path = path or environment.get(f"{_PREFIX}CONFIG")
+        told = {} if path is None else _of_file(path, options)
     inputs = told.pop("inputs", None)
     for name, value in _of_environment(environment, options):
         told.setdefault(name, value)
+    given, off = _without_no(given, options)
+    told = {name: value for name, value in told.items() if name not in off}
     added: list[str] = []
     last: list[str] = []
     for name, value in told.items():
@@ -108,6 +121,18 @@ def _options() -> dict[str, tuple[list[str], Any]]:
         no = [f"--no-{long[2:]}"] if _is_switch(kind) and kind is not bool else []
         found[plain] = ([long, *(n for n in names if n != long), *no], kind)
     return found
+
+
+def _without_no(
+    given: Sequence[str], options: Mapping[str, tuple[list[str], Any]]
+) -> tuple[list[str], set[str]]:
+    """The words without --no-simulate and its like; which switches these name."""
+    switches = {
+        f"--no-{flags[0][2:]}": name for name, (flags, kind) in options.items() if kind is bool
+    }
+    at = len(_before_inputs(given))
+    left = [word for word in given[:at] if word not in switches]
+    return [*left, *given[at:]], {switches[word] for word in given[:at] if word in switches}
 
 
 def _without_config(given: list[str]) -> tuple[list[str], str | None]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from batcher import objects
-from batcher.errors import Damaged, JobError
+from batcher.errors import BatcherError, Damaged, JobError
 
 __all__ = ["export"]
+
+_COLUMNS = {"row", "model", "sample", "status", "attempts", "created_at"}
 
 
 def export(output: str, to: str | None = None, /) -> int:
@@ -45,6 +49,8 @@ def export(output: str, to: str | None = None, /) -> int:
             f"{name} is gone or changed since the run, so its rows and the answers cannot be put "
             "together; run the job again, which finds the answers that still fit."
         )
+    if path.exists():
+        _check_ours(path, Path(objects.here(output)), [file.path for file in inputs.files])
     before = _rows(path) if path.exists() else 0
 
     def enough(written: Written) -> None:
@@ -65,6 +71,36 @@ def export(output: str, to: str | None = None, /) -> int:
     lost = f", {written.lost:,} of them have a damaged answer" if written.lost else ""
     say(f"{written.rows:,} rows in {path}{missing}{lost}.")
     return 0 if written.all_ok and not written.missing else 3
+
+
+def _check_ours(path: Path, output: Path, inputs: Sequence[str]) -> None:
+    """Whether a file that is there may be replaced: the output itself, or an earlier export.
+
+    Raises:
+        JobError: It may not.
+    """
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise JobError(f"{path}: it is the input of the run; name another file.")
+    if output.exists() and os.path.samefile(path, output):
+        return
+    if path.with_name(f"{path.name}.run").exists():
+        raise JobError(f"{path}: it is the output of another run; name another file.")
+    if not _names(path) >= _COLUMNS:
+        raise JobError(
+            f"{path}: it is there already, and is no output of batcher's; name another file, or remove it."
+        )
+
+
+def _names(path: Path) -> set[str]:
+    """Columns of the first row; none where they cannot be read."""
+    from batcher.read.files import expand
+    from batcher.read.inputs import Inputs
+
+    try:
+        rows = islice(Inputs(expand([str(path)])).rows(), 1)
+        return {name for row in rows for name in row.columns or ()}
+    except BatcherError:
+        return set()
 
 
 def _rows(path: Path) -> int:

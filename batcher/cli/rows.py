@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import IO
 
 import msgspec
@@ -16,10 +17,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class RowWriter:
-    """Writes each result at once as a JSON line."""
+    """Writes each result at once as a JSON line; `batch` tells whether it is one of a batch."""
 
     def __init__(
-        self, file: IO[bytes], *, keep_raw: bool, parsed: bool, batch: bool = False
+        self, file: IO[bytes], *, keep_raw: bool, parsed: bool, batch: Callable[[], bool]
     ) -> None:
         self._file = file
         self._batch = batch
@@ -28,7 +29,7 @@ class RowWriter:
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
         columns, line = prompt.columns or {}, _encode(result)
-        if self._batch:
+        if self._batch():
             self._file.write(batch_line(line, prompt.custom_id)[0])
         else:
             self._file.write(json_row(columns, line, prompt.row, prompt.sample, **self._shown))

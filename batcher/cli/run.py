@@ -158,7 +158,7 @@ async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
             sys.stdout.buffer,
             keep_raw=job.keep_raw,
             parsed=bool(job.schema or job.labels),
-            batch=job.format == "openai",
+            batch=lambda: runner.batch,
         )
         emits.append(rows.write)
 

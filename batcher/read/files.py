@@ -190,6 +190,8 @@ def _pinned(path: str) -> InputFile:
             f"{path}: its format is not known by its name; rename it to end in one of "
             f"{', '.join(SUFFIXES)}."
         )
+    if not objects.is_object(path) and not os.path.isfile(path):
+        raise JobError(f"{path}: it is no file; JSONL from a pipe is read as - (stdin).")
     try:
         with objects.opened(path):
             pin = _pin(path)

@@ -21,7 +21,21 @@ from batcher.read.files import InputFile, Pin, digest
 __all__ = ["rows", "stdin", "sweep"]
 
 _LOOK_SECONDS = 0.2
-_encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
+
+
+def _plain(value: Any) -> Any:
+    """What numpy, pandas, polars and their like have in the place of a number, a date or a list."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    for name in ("isoformat", "tolist", "to_list", "to_pylist", "as_py", "model_dump"):
+        if callable(way := getattr(value, name, None)):
+            return way()
+    raise TypeError(f"{type(value).__name__!r} is nothing that JSON has")
+
+
+_encode = msgspec.json.Encoder(decimal_format="number", enc_hook=_plain).encode
 
 
 def stdin(folder: Path, go_on: Callable[[], None] = lambda: None) -> InputFile:
