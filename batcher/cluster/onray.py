@@ -144,13 +144,17 @@ class RayCluster:
         """As of `Cluster`."""
         how = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 1000}
         actor = self._ray.remote(_Actor).options(**how, scheduling_strategy=self._here)
+        self._end_hub()
         self._hub = actor.remote(self._job, folder.resolve(), spent)
 
-    def leave(self) -> None:
-        """Leaves it; what still runs there ends."""
+    def _end_hub(self) -> None:
         if self._hub is not None:
             with contextlib.suppress(Exception):
                 self._ray.kill(self._hub)
+
+    def leave(self) -> None:
+        """Leaves it; what still runs there ends."""
+        self._end_hub()
         if self._joined:
             self._ray.shutdown()
 
