@@ -48,7 +48,7 @@ def export(
     """Writes the output from what the journal holds now; the old file stays until the new is whole.
 
     Args:
-        output: The file to write, .jsonl or .parquet.
+        output: The file to write, .jsonl or .parquet; with another name a folder of parts.
         folder: The run folder.
         inputs: The rows of the present epoch.
         manifest: What was asked.
@@ -117,7 +117,6 @@ def _parquet(
 ) -> results.Written:
     import pyarrow as pa  # Takes its time to import, and is not needed for JSONL.
 
-    from batcher.read import parquet
     from batcher.read.columns import Columns, Misfit
     from batcher.write import parsed
     from batcher.write.parquet import NotOfType, write_parquet
@@ -129,8 +128,8 @@ def _parquet(
     mixed: set[str] = set()
     shape = None if checked is None else parsed.shape_of(checked)
     while True:
-        if len(inputs.files) == 1 and inputs.files[0].kind == "parquet":
-            columns = Columns.of_schema(parquet.schema(inputs.files[0].path))
+        if (known := inputs.schema()) is not None:
+            columns = Columns.of_schema(known)
         else:
             columns = Columns.found_in(inputs.native(), mixed)
         schema = pa.schema(list(columns.types.items()))

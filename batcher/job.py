@@ -21,6 +21,7 @@ from cyclopts import Group, Parameter
 
 from batcher.endpoint import Endpoint, endpoint_of
 from batcher.errors import JobError
+from batcher.objects import is_object
 from batcher.records import Outcome
 from batcher.words import concurrency_of, labels_of, limit_of, text_of
 
@@ -56,8 +57,9 @@ class Job:
     output: Annotated[
         str, Parameter(name=["--output", "-o"], group=_WHAT, allow_leading_hyphen=True)
     ]
-    """File to write, .jsonl or .parquet by suffix; "-" writes rows to stdout as they finish (such
-    a run cannot be resumed); s3:// or gs:// is uploaded at the end from the folder one is in."""
+    """File to write, .jsonl or .parquet by suffix; NAME/ is a folder of Parquet files; "-" writes rows
+    to stdout as they finish (such a run cannot be resumed); s3:// or gs:// is uploaded at the end
+    from the folder one is in."""
 
     models: Annotated[
         tuple[str, ...],
@@ -292,11 +294,7 @@ class Job:
         object.__setattr__(self, "models", tuple(dict.fromkeys(self.models)))
         if "" in self.models:
             raise JobError("--model is empty; give a model ID.")
-        if self.output != "-" and Path(self.output).suffix not in (".jsonl", ".parquet"):
-            raise JobError(
-                f"--output {self.output!r} has no suffix that tells the format; "
-                "end it in .jsonl or .parquet."
-            )
+        self._check_output()
         if self.route != "each" and len(self.models) < 2:
             raise JobError(
                 f"--route {self.route} chooses between models; give two or more with -m."
@@ -351,7 +349,7 @@ class Job:
                         f"{flag} {text}: there is no -m {name}; the models are "
                         f"{', '.join(self.models)}."
                     )
-        if self.format == "openai" and self.output.endswith(".parquet"):
+        if self.format == "openai" and self.output.endswith((".parquet", "/")):
             raise JobError(
                 "--format openai: lines of a batch are JSONL; name an --output in .jsonl."
             )
@@ -364,6 +362,21 @@ class Job:
             raise JobError(
                 "--simulate brings a gateway of its own; leave --base-url and --api-key-env out."
             )
+
+    def _check_output(self) -> None:
+        told, suffix = f"--output {self.output!r}", Path(self.output).suffix
+        if not self.output.endswith("/"):
+            if self.output != "-" and suffix not in (".jsonl", ".parquet"):
+                raise JobError(
+                    f"{told} has no suffix that tells the format; end it in .jsonl or .parquet, or in / "
+                    "for a folder of Parquet files."
+                )
+        elif is_object(self.output):
+            raise JobError(
+                f"{told}: a folder cannot appear whole in object storage; name a file in .parquet."
+            )
+        elif suffix in (".jsonl", ".parquet", ".run"):
+            raise JobError(f"{told}: no folder of Parquet files ends in {suffix}; leave it out.")
 
     def _check_cluster(self) -> None:
         if self.on is None:

@@ -24,7 +24,7 @@ from batcher.report.summary import Projected, Summary
 from batcher.report.table import human, money
 from batcher.send import catalogue
 from batcher.send.budget import Amount, Budget
-from batcher.write import spending
+from batcher.write import parts, spending
 from batcher.write.spending import Spent
 
 __all__ = ["Account", "known_prices", "opened", "project"]
@@ -210,12 +210,13 @@ _ANSWERED = {str(outcome) for outcome in Outcome if outcome.answered}
 
 def _costs(output: Path) -> Iterator[Mapping[str, Any]]:
     """`model`, `status` and `cost_usd` of each row of an output."""
-    if output.suffix == ".parquet":
+    if output.suffix != ".jsonl":
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(output) as file:
-            for batch in file.iter_batches(columns=["model", "status", "cost_usd"]):
-                yield from batch.to_pylist()
+        for part in parts.files(output):
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(columns=["model", "status", "cost_usd"]):
+                    yield from batch.to_pylist()
     else:
         decode = msgspec.json.Decoder(_Cost).decode
         with output.open("rb") as lines:

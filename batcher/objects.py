@@ -61,11 +61,14 @@ def parent(path: str) -> str:
 
 
 def here(path: str) -> str:
-    """Where the file of an output is made: an address's under its name in the working folder.
+    """Where an output is made: an address's under its name in the working folder.
 
-    >>> here("s3://bucket/a/rows.jsonl"), here("/data/rows.jsonl")
-    ('rows.jsonl', '/data/rows.jsonl')
+    The slash behind the name of a folder is left out.
+
+    >>> here("s3://bucket/a/rows.jsonl"), here("/data/rows.jsonl"), here("labels/")
+    ('rows.jsonl', '/data/rows.jsonl', 'labels')
     """
+    path = path.rstrip("/") or path
     return path.rpartition("/")[2] if is_object(path) else path
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from batcher import objects
 from batcher.errors import JobError
 from batcher.job import Job
-from batcher.write import aside
+from batcher.read.files import is_of
+from batcher.write import aside, parts
 from batcher.write.manifest import Manifest
 
 __all__ = ["check_output", "sweep"]
@@ -26,10 +27,13 @@ def check_output(output: Path, folder: Path, job: Job) -> None:
     Raises:
         JobError: It cannot, or is somebody else's.
     """
-    if job.output in job.inputs or os.path.realpath(output) in map(os.path.realpath, job.inputs):
+    if job.output in job.inputs or any(is_of(job.output, path) for path in job.inputs):
         raise JobError(f"{job.output}: it is the input and the output; name another --output.")
     parent = output.parent
-    if output.is_dir():
+    if job.output.endswith("/"):
+        if told := parts.in_the_way(output):
+            raise JobError(told)
+    elif output.is_dir():
         raise JobError(
             f"{output}: it is a folder; name a file in it, such as {output / 'out.jsonl'}."
         )
@@ -48,7 +52,7 @@ def check_output(output: Path, folder: Path, job: Job) -> None:
         if names and not {"LOCK", "run.json", "journal-000001.jsonl"} & {*names}:
             raise JobError(f"{folder}: it is in the way of the run folder; move it.")
     recorded = any(name.startswith(("run.json", "journal-", aside.ASIDE)) for name in names)
-    if output.exists() and not recorded and not job.overwrite:
+    if parts.files(output) and not recorded and not job.overwrite:
         raise JobError(
             f"{output} is there already and batcher has no record of having written it; choose "
             "another --output, move it away, or replace it with --overwrite."
@@ -73,12 +77,13 @@ def _check_address(job: Job, folder: Path) -> None:
 
 
 def sweep(output: Path) -> None:
-    """Removes outputs that a kill left unfinished."""
+    """Removes outputs that a kill left unfinished, and puts back what it left aside."""
     for path in output.parent.glob(f".{glob.escape(output.name)}.tmp-*"):
         pid = path.name.rpartition("-")[2]
         try:
             os.kill(int(pid), 0)
         except (ValueError, ProcessLookupError):
-            path.unlink(missing_ok=True)
+            parts.remove(path)
         except PermissionError:
             continue  # Somebody else's process is alive under this number.
+    parts.settle(output)

@@ -28,18 +28,20 @@ def map(dataset: Any, output: str | os.PathLike[str], **options: Any) -> Any:
 
     Args:
         dataset: A `ray.data.Dataset`, of columns that Parquet can hold.
-        output: File to write, .parquet, in a folder that all machines share.
+        output: File to write, .parquet, or "NAME/" for a folder of them; where all machines see it.
         **options: The fields of `Job`, such as `models=["m"]`, `rpm=500`; `on="ray"` is told.
 
     Raises:
         BatcherError: As for `batcher.run`.
     """
-    path = Path(os.fspath(output))
-    if path.suffix != ".parquet":
-        raise JobError(f"{path}: the output of a Ray dataset is a .parquet file.")
-    rows = path.with_name(f"{path.name}.rows")
+    path, told = Path(output), os.fspath(output)
+    if path.suffix != ".parquet" and not told.endswith("/"):
+        raise JobError(
+            f"{told}: the output of a Ray dataset is a .parquet file, or a folder/ of them."
+        )
+    rows = path.parent / f"{path.name}.rows"
     _write(dataset, rows)
-    run(rows, path, **{"on": "ray", **options})
+    run(rows, told, **{"on": "ray", **options})
     import ray.data
 
     return ray.data.read_parquet(str(path))

@@ -46,7 +46,7 @@ from batcher.report.summary import Summary
 from batcher.send.client import open_files
 from batcher.send.concurrency import MOST
 from batcher.watch import heartbeat, snapshot
-from batcher.write import aside, status
+from batcher.write import aside, parts, status
 from batcher.write.journal import Journal
 from batcher.write.lock import FULL, Lock
 from batcher.write.manifest import Manifest, Pictures
@@ -173,7 +173,7 @@ class Runner:
             with tempfile.TemporaryDirectory(prefix="batcher-") as temporary:
                 return await self._locked(Path(temporary))
         output = Path(objects.here(job.output))
-        folder = output.with_name(output.name + ".run")
+        folder = output.parent / f"{output.name}.run"
         check_output(output, folder, job)
         new = not folder.exists()
         lock = Lock(folder)
@@ -362,14 +362,20 @@ class Runner:
     def _keep_output(self, folder: Path) -> None:
         """Keeps the output as it is, when it may be the only place of answers the journal lost."""
         output = Path(objects.here(self._job.output))
-        kept = folder.glob("output-*")
-        if not output.exists() or any(output.samefile(path) for path in kept):
+        files, kept = parts.files(output), [parts.files(p) for p in folder.glob("output-*")]
+        if not files or any(
+            len(of) == len(files) and all(map(os.path.samefile, files, of)) for of in kept
+        ):
             return
         path = folder / f"output-{time.strftime('%Y%m%dT%H%M%S')}{output.suffix}"
-        try:
-            os.link(output, path)
-        except OSError:  # Not every file system has links.
-            shutil.copy2(output, path)
+        if output.is_dir():
+            path.mkdir(exist_ok=True)
+        for file in files:
+            copy = path / file.name if output.is_dir() else path
+            try:
+                os.link(file, copy)
+            except OSError:  # Not every file system has links.
+                shutil.copy2(file, copy)
         self._say(f"The output as it is stays in {path}.")
 
     def _say_if_killed(self, folder: Path) -> None:

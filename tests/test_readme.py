@@ -66,7 +66,7 @@ def test_every_option_is_in_the_table():
     there = {f"--{names.get(f.name, f.name).replace('_', '-')}" for f in fields(Job)} - {
         "--inputs"
     }
-    assert told - {"--dry-run", "--config"} == there - {"--dry-run"}
+    assert told - {"--dry-run", "--config", "--no-simulate"} == there - {"--dry-run"}
 
 
 def test_every_column_status_and_fault_is_named():

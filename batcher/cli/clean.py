@@ -23,6 +23,7 @@ def clean(output: str, /) -> int:
         output: Output of a run.
     """
     from batcher.cli.folder import found
+    from batcher.write import parts
     from batcher.write.lock import Lock
     from batcher.write.segment import segments
 
@@ -33,7 +34,8 @@ def clean(output: str, /) -> int:
     lock = Lock(folder)
     try:
         times = [segment.stat().st_mtime_ns for _number, segment in segments(folder)]
-        if times and (not path.exists() or path.stat().st_mtime_ns < max(times)):
+        written = min((file.stat().st_mtime_ns for file in parts.files(path)), default=0)
+        if times and written < max(times):
             raise JobError(
                 f"{folder} holds answers that are not in {path}; write them with "
                 f"batcher export {path}, or finish the run, and clean then."

@@ -24,12 +24,14 @@ def export(output: str, to: str | None = None, /) -> int:
 
     Args:
         output: Output of a run, finished or not.
-        to: File to write, .jsonl or .parquet. Default: the output itself.
+        to: File to write, .jsonl or .parquet; NAME/ is a folder of Parquet files. Default: the output
+            itself.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
     from batcher import finish
     from batcher.cli.folder import found, inputs_of
+    from batcher.write import parts
     from batcher.write.results import Written
 
     def say(text: str) -> None:
@@ -37,8 +39,15 @@ def export(output: str, to: str | None = None, /) -> int:
 
     path = Path(to or objects.here(output))
     if path.suffix not in (".jsonl", ".parquet"):
-        raise JobError(f"{path}: its suffix tells no format; end it in .jsonl or .parquet.")
-    if path.is_dir():
+        if not ((to or output).endswith("/") or path.is_dir()):
+            raise JobError(
+                f"{path}: its suffix tells no format; end it in .jsonl or .parquet, or in / for a folder of "
+                "Parquet files."
+            )
+        if told := parts.in_the_way(path):
+            raise JobError(told)
+        parts.settle(path)
+    elif path.is_dir():
         raise JobError(f"{path}: it is a folder; name a file in it.")
     if not path.parent.is_dir():
         raise JobError(f"{path}: there is no folder {path.parent}; make it first.")
@@ -49,9 +58,9 @@ def export(output: str, to: str | None = None, /) -> int:
             f"{name} is gone or changed since the run, so its rows and the answers cannot be put "
             "together; run the job again, which finds the answers that still fit."
         )
-    if path.exists():
+    if parts.files(path):
         _check_ours(path, Path(objects.here(output)), [file.path for file in inputs.files])
-    before = _rows(path) if path.exists() else 0
+    before = sum(map(_rows, parts.files(path)))
 
     def enough(written: Written) -> None:
         if written.missing and written.rows < before:
@@ -79,7 +88,9 @@ def _check_ours(path: Path, output: Path, inputs: Sequence[str]) -> None:
     Raises:
         JobError: It may not.
     """
-    if os.path.realpath(path) in map(os.path.realpath, inputs):
+    from batcher.read.files import is_of
+
+    if any(is_of(f"{path}/" if path.is_dir() else str(path), name) for name in inputs):
         raise JobError(f"{path}: it is the input of the run; name another file.")
     if output.exists() and os.path.samefile(path, output):
         return

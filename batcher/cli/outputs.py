@@ -62,12 +62,15 @@ def source(output: str) -> Inputs:
     """
     from batcher.read.files import expand
     from batcher.read.inputs import Inputs
+    from batcher.write import parts
 
-    if not (objects.is_object(output) or Path(output).is_file()):
-        unfinished = Path(f"{output}.run").is_dir()
+    local = not objects.is_object(output)
+    paths = [str(path) for path in parts.files(Path(output))] if local else [output]
+    if not paths:
+        unfinished = Path(f"{objects.here(output)}.run").is_dir()
         how = f"; write what there is with: batcher export {output} FILE" if unfinished else ""
         raise JobError(f"{output}: there is no such output{how}.")
-    return Inputs(expand([output]))
+    return Inputs(expand(paths))
 
 
 def writable(
@@ -94,7 +97,7 @@ def writable(
         raise JobError(f"{told}: it is a folder; name a file in it.")
     if not path.parent.is_dir():
         raise JobError(f"{told}: there is no folder {path.parent}; make it first.")
-    if path.exists() and os.path.realpath(path) == os.path.realpath(output):
+    if os.path.realpath(output) in (os.path.realpath(path), os.path.realpath(path.parent)):
         raise JobError(f"{told}: that is the output itself; name another file.")
     if path.exists() and path.stat().st_size and not _is_of(path, made):
         raise JobError(

@@ -34,7 +34,7 @@ def show(
     """Print rows of an output so that a person can read them: what was asked, what was answered.
 
     Args:
-        output: A finished output, .jsonl or .parquet (batcher export makes one of a run that is not).
+        output: A finished output (batcher export makes one of a run that is not).
         status: Only rows that ended so; several are allowed.
         disputed: Only rows whose answers differ, the most disputed first (at most 1,000).
         sample: Only so many rows, drawn by chance; the same ones each time.

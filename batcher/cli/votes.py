@@ -71,7 +71,6 @@ def _parquet(path: Path, output: str, rows: _Rows) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from batcher.read import parquet
     from batcher.read.columns import Columns, Misfit
 
     text = pa.string()
@@ -82,10 +81,11 @@ def _parquet(path: Path, output: str, rows: _Rows) -> None:
         "answers": pa.list_(answer),
     }  # fmt: skip
     added = [(name, types[name]) for name in VOTE]
-    if Path(output).suffix == ".parquet":
-        columns = Columns.of_schema(parquet.schema(output))
+    inputs = source(output)
+    if (known := inputs.schema()) is not None:
+        columns = Columns.of_schema(known)
     else:
-        columns = Columns.found_in(source(output).native())
+        columns = Columns.found_in(inputs.native())
     own = {name: kind for name, kind in columns.types.items() if name not in COLUMNS}
     new = renames(own, VOTE)
     columns.types = {new.get(name, name): kind for name, kind in own.items()}

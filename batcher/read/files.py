@@ -15,7 +15,7 @@ import msgspec
 from batcher import objects
 from batcher.errors import JobError, RunStopped
 
-__all__ = ["SUFFIXES", "InputFile", "Pin", "digest", "expand", "grown"]
+__all__ = ["SUFFIXES", "InputFile", "Pin", "digest", "expand", "grown", "is_of"]
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -122,7 +122,6 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
         JobError: Something named is not there, cannot be read, or is of no known format.
     """
     found: list[str] = []
-    written = os.path.realpath(output)
     for path in paths:
         if objects.is_object(path):
             found += _objects(path, output)
@@ -134,7 +133,7 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
                 and _kind(entry.name)
                 and not _hidden(entry.relative_to(path).parts)
             )
-            inside = [entry for entry in inside if os.path.realpath(entry) != written]
+            inside = [entry for entry in inside if not is_of(output, entry)]
             if not inside:
                 raise JobError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
             found += inside
@@ -144,7 +143,7 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
             matched = sorted(
                 match
                 for match in glob.glob(path, recursive=True)
-                if os.path.isfile(match) and os.path.realpath(match) != written
+                if os.path.isfile(match) and not is_of(output, match)
             )
             if not matched:
                 raise JobError(f"{path}: no file matches.")
@@ -152,6 +151,12 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
         else:
             raise JobError(f"{path or repr(path)}: there is no such file.")
     return [_pinned(path) for path in found]
+
+
+def is_of(output: str, path: str) -> bool:
+    """Whether a path is an output, or in one that is a folder."""
+    written, real = os.path.realpath(output), os.path.realpath(path)
+    return real == written or (output.endswith("/") and real.startswith(f"{written}/"))
 
 
 def _objects(path: str, output: str) -> list[str]:

@@ -57,6 +57,15 @@ class Inputs:
         """What `run.json` keeps to know the same input again."""
         return [file.pin for file in self.files]
 
+    def schema(self) -> pa.Schema | None:
+        """The columns, where all files are Parquet and have the same ones; else None."""
+        if any(file.kind != "parquet" for file in self.files):
+            return None
+        from batcher.read import parquet
+
+        found = [parquet.schema(file.path) for file in self.files]
+        return found[0] if found and all(found[0] == other for other in found) else None
+
     def rows(
         self, columns: frozenset[str] | None = None, start: int = 0, settled: bytes = b""
     ) -> Iterator[Row]:

@@ -1,7 +1,11 @@
-"""The output as Parquet: the input's columns in their types, then the result's. Touches: files."""
+"""The output as Parquet: the input's columns in their types, then the result's. Touches: files.
+
+It is one file, or a folder of parts that together are the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Collection, Iterator
@@ -16,12 +20,14 @@ import pyarrow.parquet as pq
 
 from batcher.write.columns import COLUMNS, renames, result_names
 from batcher.write.parsed import Shape
-from batcher.write.results import Confirm, Picks, Written, whole
+from batcher.write.parts import name_of
+from batcher.write.results import Confirm, Picks, Written, synced, whole, whole_folder
 
 __all__ = ["NotOfType", "result_schema", "write_parquet"]
 
 _GROUP_BYTES = 8 << 20
 _GROUP_ROWS = 32 << 10
+_PART_BYTES = 512 << 20
 _TIME = pa.timestamp("ms", "UTC")
 _RESULT = pa.schema(
     (name, _TIME if kind.startswith("timestamp") else pa.type_for_alias(kind))
@@ -59,7 +65,7 @@ def write_parquet(
     `confidences`, `tool_calls`, `logprobs` and `copied` are there when any row has them.
 
     Args:
-        path: The output.
+        path: The output; without the suffix `.parquet` it is a folder of parts.
         blocks: (positions, one array for each field of `schema`).
         schema: The input's columns.
         picks: Finds the lines.
@@ -89,7 +95,7 @@ def write_parquet(
         results[names.index("parsed")] = pa.field("parsed", parsed.type)
     out = pa.schema([*fields, *results])
     table = partial(_table, out, kept, names, parsed)
-    with whole(path) as file, pq.ParquetWriter(file, out, compression="zstd") as writer:
+    with _writer(path, out) as writer:
         held: list[pa.Table] = []
         size = rows = 0
         for positions, arrays in blocks:
@@ -123,7 +129,41 @@ def write_parquet(
     return written
 
 
-def _flush(writer: pq.ParquetWriter, held: list[pa.Table], written: Written) -> None:
+@contextlib.contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter | _Parts]:
+    if path.suffix == ".parquet":
+        with whole(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            yield writer
+    else:
+        with whole_folder(path) as folder, contextlib.ExitStack() as opened:
+            yield _Parts(folder, schema, opened)
+
+
+class _Parts:
+    """A writer of files in a folder: what has come to `_PART_BYTES` is followed by another one."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, opened: contextlib.ExitStack) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._opened = opened
+        self._count = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._opened.close()
+        self._file = self._opened.enter_context(synced(self._folder / name_of(self._count)))
+        writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
+        self._writer = self._opened.enter_context(writer)
+        self._count += 1
+
+    def write_table(self, table: pa.Table, row_group_size: int) -> None:
+        for at in range(0, len(table), row_group_size):
+            if self._file.tell() >= _PART_BYTES:
+                self._begin()
+            self._writer.write_table(table.slice(at, row_group_size))
+
+
+def _flush(writer: pq.ParquetWriter | _Parts, held: list[pa.Table], written: Written) -> None:
     if not held:
         return
     table = pa.concat_tables(held)

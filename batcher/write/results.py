@@ -1,4 +1,4 @@
-"""What an output is made of: the journal's lines in input order, a file that is whole or not there.
+"""What an output is made of: the journal's lines in input order, files that are whole or not there.
 
 Touches: files.
 """
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import IO, Self
 
 from batcher.errors import OutputError
-from batcher.write import index
+from batcher.write import index, parts
+from batcher.write.segment import sync_folder
 from batcher.write.winners import Winners
 
-__all__ = ["Confirm", "Picks", "Written", "whole"]
+__all__ = ["Confirm", "Picks", "Written", "synced", "whole", "whole_folder"]
 
 
 @dataclass
@@ -146,21 +147,46 @@ def whole(path: Path, *, of_run: bool = True) -> Iterator[IO[bytes]]:
     Raises:
         OutputError: The disk refuses.
     """
+    with _beside(path, of_run=of_run) as temporary:
+        with synced(temporary) as file:
+            yield file
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Likewise a folder, to make parts in.
+
+    Raises:
+        OutputError: The disk refuses, or something else than parts is in the place.
+    """
+    with _beside(path, of_run=True) as temporary:
+        parts.remove(temporary)  # In containers the next process often has the same number.
+        temporary.mkdir()
+        yield temporary
+        sync_folder(temporary)
+        parts.put(temporary, path)
+
+
+@contextlib.contextmanager
+def synced(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that is on the disk in the end."""
+    with open(path, "wb", buffering=1 << 20) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _beside(path: Path, *, of_run: bool) -> Iterator[Path]:
+    """Where to make what is to take the place of `path`; nothing is left there after a failure."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb", buffering=1 << 20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        yield temporary
     except BaseException as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            parts.remove(temporary)
         if isinstance(error, OSError):
             safe = f" All answers are in {path}.run; make room and run the same command again."
             raise OutputError(
