@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from batcher.read.files import InputFile, Pin, digest
 __all__ = ["rows", "stdin", "sweep"]
 
 _LOOK_SECONDS = 0.2
+_TABLE_ROWS = 1000
 
 
 def _plain(value: Any) -> Any:
@@ -69,7 +71,8 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
     Raises:
         JobError: It is neither, or a row is not a dict.
     """
-    if hasattr(given, "__arrow_c_stream__"):
+    of_hugging_face = hasattr(given, "with_format") and hasattr(given, "iter")
+    if hasattr(given, "__arrow_c_stream__") or of_hugging_face:
         import pyarrow as pa  # Takes its time to import.
         import pyarrow.parquet as pq
 
@@ -77,7 +80,10 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
 
         def write_table(file: IO[bytes]) -> None:
             try:
-                reader = pa.RecordBatchReader.from_stream(given)
+                if of_hugging_face:
+                    reader = _of_tables(given.with_format("arrow").iter(_TABLE_ROWS))
+                else:
+                    reader = pa.RecordBatchReader.from_stream(given)
                 parquet.check_names(reader.schema.names, "rows")
                 fields = [field.with_type(parquet.plain(field.type)) for field in reader.schema]
                 with pq.ParquetWriter(file, pa.schema(fields), compression="zstd") as writer:
@@ -104,6 +110,15 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
                 raise JobError(f"rows: item {number} cannot be kept as JSON ({error}).") from None
 
     return _copied(folder, "rows", "jsonl", write)
+
+
+def _of_tables(tables: Iterator[Any]) -> Any:
+    """A reader of tables that have the columns of the first."""
+    import pyarrow as pa
+
+    first = next(tables, pa.table({}))
+    batches = (batch for table in chain([first], tables) for batch in table.to_batches())
+    return pa.RecordBatchReader.from_batches(first.schema, batches)
 
 
 def sweep(folder: Path, pins: Iterable[Pin]) -> None:
