@@ -120,9 +120,9 @@ def test_only_gateways_that_tell_prices_are_asked_for_them(url, where):
           "completion_tokens_details": {"reasoning_tokens": 2809}}, "0.0041028"),
         # Gemini: not even named.
         ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 115}, "0.0000645"),
-        # More cached tokens than there are do not make it cheaper than all cached.
+        # More cached tokens than the prompt has stand beside it.
         ({"prompt_tokens": 1000, "completion_tokens": 0, "prompt_cache_hit_tokens": 4000},
-         "0.000075"),
+         "0.00045"),
         ({"prompt_tokens": 1000}, None),
         ({}, None),
         (None, None),

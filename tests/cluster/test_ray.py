@@ -192,7 +192,7 @@ def test_a_dataset_comes_out_with_its_answers_and_is_paid_for_once(tmp_path, gat
     """The second call finds them."""
     words = [sys.executable, "-c", MAPS]
     ended = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, timeout=120, check=False,
+        words, cwd=tmp_path, capture_output=True, timeout=240, check=False,
         env=environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY="k", RAY_AUTH_MODE="disabled"),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr.decode()

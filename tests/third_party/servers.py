@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -102,12 +103,12 @@ def aimock(folder: Path, *flags: str) -> Iterator[str]:
     """aimock that answers by `SAYINGS`; its address without /v1."""
     home = HOME / "aimock-1.43.0"
     command = home / "node_modules" / ".bin" / "llmock"
-    if not command.exists():
-        if shutil.which("npm") is None:
-            pytest.skip("aimock: there is no npm")
-        _install(
-            "aimock", ["npm", "install", "--prefix", str(home), "--no-audit", "--no-fund", AIMOCK]
-        )
+    if shutil.which("npm") is None and not command.exists():
+        pytest.skip("aimock: there is no npm")
+    with _alone("aimock"):
+        if not command.exists():
+            words = ["npm", "install", "--prefix", str(home), "--no-audit", "--no-fund", AIMOCK]
+            _install("aimock", words)
     said = [{"match": {"userMessage": of}, "response": answer} for of, answer in SAYINGS.items()]
     (folder / "fixtures").mkdir()
     (folder / "fixtures" / "chat.json").write_text(json.dumps({"fixtures": said}))
@@ -233,15 +234,25 @@ def python_of(name: str) -> Path:
 
 def _venv(name: str, packages: Sequence[str], *, always: bool = False) -> Path:
     venv = HOME / name
-    if not (venv / "ready").exists():
-        if not (ALL or always):
-            pytest.skip(f"{name}: not installed; scripts/third_party does that")
-        subprocess.run(
-            [sys.executable, "-m", "venv", "--clear", venv], check=True, timeout=INSTALL_S
-        )
-        _install(name, [str(venv / "bin" / "pip"), "install", "-q", *packages])
-        (venv / "ready").touch()
+    if not (venv / "ready").exists() and not (ALL or always):
+        pytest.skip(f"{name}: not installed; scripts/third_party does that")
+    with _alone(name):
+        if not (venv / "ready").exists():
+            subprocess.run(
+                [sys.executable, "-m", "venv", "--clear", venv], check=True, timeout=INSTALL_S
+            )
+            _install(name, [str(venv / "bin" / "pip"), "install", "-q", *packages])
+            (venv / "ready").touch()
     return venv
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Tests run side by side, and want the same server at once."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _install(name: str, words: list[str]) -> None:
