@@ -155,7 +155,9 @@ def take(
                 if journal is None:
                     journal = Journal(folder)
                 request = plan.request(prompt, model)
-                journal.put(result_of(request, terms.judged(found)))
+                result = result_of(request, terms.judged(found))
+                # By nobody's attempt here: it counts for no budget of this output.
+                journal.put(msgspec.structs.replace(result, attempts=0, cost_usd=None))
                 while journal.full:
                     time.sleep(0.01)
     finally:

@@ -169,6 +169,8 @@ class Engine:
             paid = record.stopped(failed.request, failed.error, failed.tries, failed.talk)
             if paid is not None:
                 await self._record(prompt, paid)
+            else:
+                self._summary.add_pending(failed.request.model, failed.tries)
         lanes = list(self._lanes.values())
         for lane in lanes:
             of = self._summary.models[lane.model]
@@ -269,7 +271,8 @@ class Engine:
         if self._split is None:
             return await lane.queue.take()
         async with lane.turn:
-            while lane.dead is None and not (lane.queue.closed and not lane.queue):
+            ended = self._stop.is_set
+            while lane.dead is None and not (ended() or (lane.queue.closed and not lane.queue)):
                 if (prompt := self._split.pick(lane)) is not None:
                     return prompt
                 await asyncio.sleep(_POLL_SECONDS)
@@ -310,6 +313,7 @@ class Engine:
         try:
             await self._done(lane, prompt, await self._sender.again(failed, lane.way))
         except Closed:  # Stopped while it waited: the request stays pending.
+            self._summary.add_pending(lane.model, failed.tries)
             if lane.dead is not None:
                 await self._bury(lane, prompt)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 
 from batcher.endpoint import Endpoint
-from batcher.errors import JobError, RunStopped
+from batcher.errors import JobError, OutputError, RunStopped
 from batcher.job import Job
 from batcher.prices import Price, Prices, of_catalogue, of_package
 from batcher.read.inputs import Inputs
@@ -125,8 +126,9 @@ class Account:
         )
 
     def close(self) -> None:
-        """Records what was spent."""
-        self._save(self.budget.committed)
+        """Records what was spent; where that fails what was claimed before stays, which is more."""
+        with contextlib.suppress(OutputError):
+            self._save(self.budget.committed)
 
     def larger(
         self, stopped: RunStopped, summary: Summary, now: Snapshot, rows: int | None
@@ -174,7 +176,13 @@ class Account:
         return known.dollars * share, known.tokens * share
 
     def _save(self, committed: Amount) -> None:
-        spending.save(self._folder, *committed, self.spent)
+        try:
+            spending.save(self._folder, *committed, self.spent)
+        except OSError as error:
+            raise OutputError(
+                f"{self._folder}: {error.strerror}, so what is spent cannot be recorded and nothing more was "
+                "sent. What was answered is written; see to the disk and run the same command again."
+            ) from None
 
 
 def project(summary: Summary, output: Path, inputs: Inputs, job: Job) -> None:

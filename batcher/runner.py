@@ -562,7 +562,7 @@ class Runner:
         lanes = self._engine.lanes if self._engine is not None else []
         rows = None if self._surveyed is None else self._surveyed * self._job.samples
         equals = self._engine.equals if self._engine is not None else {}
-        return snapshot(self._state, lanes, self.summary, rows, equals)
+        return snapshot(self._state, lanes, self.summary, rows, equals, self._job.route)
 
     # After
 

@@ -18,6 +18,7 @@ def snapshot(
     summary: Summary,
     rows: int | None,
     waiting_for_equals: Mapping[str, int],
+    route: str = "each",
 ) -> Snapshot:
     """One picture.
 
@@ -27,9 +28,18 @@ def snapshot(
         summary: What ended so far.
         rows: How many rows each model is to answer, None when not known.
         waiting_for_equals: How many requests take no time of their own, by model ("" for all).
+        route: Of the job. Which rows a model is to answer is known of `each` alone; of a split each is
+            taken to answer as many of the rest as of those that were, of a fallback to get as many from
+            the one before.
     """
     seconds = max(summary.seconds, 1e-3)
-    models = []
+    totals = [summary.models[lane.model] for lane in lanes]
+    split_done = sum(sum(of.outcomes.values()) + sum(of.earlier.values()) for of in totals)
+    split_asked = sum(of.rows - of.copied for of in totals)
+    before: tuple[int, int] | None = (
+        None  # Of a fallback's model: rows that ended, and those to come.
+    )
+    models: list[ModelSnapshot] = []
     for lane in lanes:
         of = summary.models[lane.model]
         fresh, earlier = sum(of.outcomes.values()), sum(of.earlier.values())
@@ -39,6 +49,11 @@ def snapshot(
         left = in_all = ahead = None
         if rows is not None and asked:
             ahead = max(0, rows - done + of.stopped - max(0, equals))
+            if route == "split":
+                ahead = max(0, rows - split_done) * asked // split_asked
+            elif route == "fallback" and before is not None:
+                ahead = before[1] * fresh // before[0]
+            before = fresh, ahead
             left = ahead * seconds / asked
             if of.cost is not None and not of.cost_missing:
                 in_all = of.cost * (asked + ahead) / asked
@@ -49,9 +64,13 @@ def snapshot(
             ModelSnapshot(
                 model=lane.model,
                 done=done,
-                total=rows,
+                total=rows if route == "each" or (route == "fallback" and not models) else None,
                 ok=of.outcomes.get(Outcome.OK, 0) + of.earlier.get(Outcome.OK, 0),
-                not_ok={o: n for o, n in of.outcomes.items() if o is not Outcome.OK},
+                not_ok={
+                    o: of.outcomes.get(o, 0) + of.earlier.get(o, 0)
+                    for o in dict.fromkeys((*of.outcomes, *of.earlier))
+                    if o is not Outcome.OK
+                },
                 in_flight=stands.in_flight,
                 waiting=stands.waiting,
                 waiting_for=stands.waiting_for,

@@ -155,8 +155,11 @@ def test_answers_of_a_finished_batch_are_taken_and_the_rest_is_sent(run, tmp_pat
         "sim-small-2026",
         "req_0",
     )
-    assert run(*words).returncode == 0
+    assert run(*words, "--max-total-tokens", "100000").returncode == 0
     assert billed(gateway) == 3
+    assert [row["attempts"] == 0 for row in rows] == [
+        row["content"] == "from the batch" for row in rows
+    ]
     # A row that asks something else now is not answered by what the batch was asked.
     changed = [line(n) for n in range(6)]
     changed[0]["body"]["messages"][0]["content"] = "What is 10 + 10?"

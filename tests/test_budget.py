@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shlex
 import signal
 import threading
@@ -422,3 +423,102 @@ def test_what_two_signals_left_in_flight_counts_as_perhaps_billed(tmp_path, afte
     assert ended.returncode == 4
     assert billed["dollars"] <= Decimal("0.05")
     assert spending.begin(folder, 0, bounded=True).perhaps_dollars >= 16 * Decimal("0.0013")
+
+
+def test_what_is_in_flight_is_kept_when_the_spending_cannot_be_recorded(tmp_path):
+    """The disk has room for the journal, and not for one more file."""
+    bought = Counter()
+
+    async def answer(request):
+        bought[(await request.json())["messages"][-1]["content"]] += 1
+        await asyncio.sleep(0.2)
+        usage = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+        choice = {"message": {"content": "yes"}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice], "usage": usage})
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(400)])
+    words = ("run", "in.jsonl", "-o", "o.jsonl", "-m", "m", "--param", "max_tokens=10", "--concurrency", "20",
+             "--max-total-tokens", "30000")  # fmt: skip
+    with echo.running(answer) as up:
+        process = started(*words, cwd=tmp_path, url=up.url)
+        while sum(bought.values()) < 60:
+            time.sleep(0.02)
+        in_the_way = tmp_path / "o.jsonl.run" / "budget.json.tmp"
+        while True:
+            try:
+                in_the_way.mkdir()
+                break
+            except FileExistsError:  # Just being written.
+                time.sleep(0.001)
+        said = process.communicate(timeout=60)[1].decode()
+        assert process.returncode == 1, said
+        assert "what is spent cannot be recorded" in " ".join(said.split())
+        journal = "".join(
+            path.read_text() for path in tmp_path.glob("o.jsonl.run/journal-*.jsonl")
+        )
+        assert journal.count('"status":"ok"') == sum(bought.values()) < 400
+        in_the_way.rmdir()
+        assert program.batcher(*words, cwd=tmp_path, url=up.url).returncode == 0
+    assert set(bought.values()) == {1}
+    assert len(bought) == 400
+
+
+@pytest.mark.parametrize("route", ["each", "split"])
+def test_a_stop_does_not_wait_for_a_limit_and_its_refusals_are_counted(tmp_path, route):
+    """Nothing is in flight, so there is nothing to wait for."""
+    asked = Counter()
+
+    async def answer(request):
+        model = (await request.json())["model"]
+        asked[model] += 1
+        if asked[model] > 5:
+            asked["429"] += 1
+            return web.json_response(
+                {"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "50"}
+            )
+        choice = {"message": {"content": "yes"}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice]})
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(60)])
+    words = ("run", "in.jsonl", "-o", "o.jsonl", "-m", "a", "-m", "b", "--route", route, "--json")
+    with echo.running(answer) as up:
+        process = started(*words, cwd=tmp_path, url=up.url)
+        while min(asked["a"], asked["b"]) < 6:
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, said = process.communicate(timeout=90)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 130, said.decode()
+    told = json.loads(out)["models"]
+    assert sum(of["answered_429"] for of in told.values()) == asked["429"]
+    assert sum(of["requests"] for of in told.values()) == asked["a"] + asked["b"]
+
+
+def test_what_a_split_may_still_take_is_what_its_rows_take(tmp_path):
+    """And not what they would if each model had to answer them all."""
+
+    async def answer(_request):
+        usage = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+        choice = {"message": {"content": "yes"}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice], "usage": usage})
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"p {n}"} for n in range(300)])
+    words = ("run", "in.jsonl", "-o", "o.jsonl", "-m", "a", "-m", "b", "-m", "c", "--route", "split", "--param",
+             "max_tokens=5")  # fmt: skip
+    with echo.running(answer) as up:
+        ended = program.batcher(*words, "--max-total-tokens", "2000", cwd=tmp_path, url=up.url)
+        said = ended.stderr.decode()
+        assert ended.returncode == 4, said
+        rest, unit = re.search(r"The rest may take ([\d.]+)(k?) tokens", said).groups()
+        assert (
+            900 <= float(rest) * (1000 if unit else 1) <= 1400
+        )  # 1,000 and what 2,000 did not reach.
+        assert program.batcher(*words, cwd=tmp_path, url=up.url).returncode == 0
+    told = program.batcher("status", "o.jsonl", cwd=tmp_path).stdout.decode()
+    assert "300 of 300 rows done" in told
+    assert "pending" not in told
+    models = json.loads((tmp_path / "o.jsonl.run" / "status.json").read_text())["models"].values()
+    assert [of["total"] for of in models] == [None, None, None]
+    assert sum(of["done"] for of in models) == 300

@@ -19,6 +19,7 @@ def status(output: str, /) -> int:
     import numpy as np
 
     from batcher.cli.folder import at_work, found, inputs_of
+    from batcher.plan.requests import settled
     from batcher.report.table import duration, money, others
     from batcher.write import index
     from batcher.write import status as heartbeat
@@ -45,6 +46,12 @@ def status(output: str, /) -> int:
     for segment in loaded(folder, manifest.trusted_from):
         winners.add(index.last_words(segment.entries), places_of(segment.models, models))
     rows = None if rows is None else rows * samples
+    route = manifest.asked.route
+    if route != "each" and rows is not None:
+        answered = [winners.outcomes(slot) for slot in range(len(models) * samples)]
+        ended = settled(answered, np.arange(256) > 0, route, samples, rows // samples)
+        whole = int(_asked(ended, asked).sum())
+        print(f"  {whole:,} of {rows // samples:,} rows done")
     for place, model in enumerate(models or ("the rows' own models",)):
         slots = range(place * samples, (place + 1) * samples)
         states = np.concatenate([_asked(winners.outcomes(slot), asked) for slot in slots])
@@ -54,7 +61,7 @@ def status(output: str, /) -> int:
             if (n := int((states == number).sum()))
         }
         facts = [f"{counts.get(Outcome.OK, 0):,} ok", others(counts)]
-        if rows is not None:
+        if rows is not None and route == "each":  # Else which are its rows is not known.
             facts.append(f"{rows - sum(counts.values()):,} of {rows:,} pending")
         now = told.get("models", {}).get(model, {}) if holder is not None else {}
         if now:

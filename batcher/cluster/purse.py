@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from batcher.errors import BatcherError
 from batcher.send.budget import NOTHING, Amount, Budget, Hold
 from batcher.send.gate import Closed
 
@@ -271,9 +270,6 @@ class Lender:
         try:
             hold = await self.budget.enter(plea.most, plea.model, again=plea.again)
         except Closed:
-            return
-        except (OSError, BatcherError) as error:  # It cannot be recorded: that ends the run.
-            self.budget.stop(error)
             return
         del of.pleas[plea.number]
         of.lent[plea.number] = hold

@@ -25,7 +25,17 @@ from batcher.write.index import OUTCOMES
 from batcher.write.segment import Kept
 from batcher.write.winners import Winners
 
-__all__ = ["Part", "Plan", "Requests", "Settings", "Stopped", "Todo", "expected_of", "settings_of"]
+__all__ = [
+    "Part",
+    "Plan",
+    "Requests",
+    "Settings",
+    "Stopped",
+    "Todo",
+    "expected_of",
+    "settings_of",
+    "settled",
+]
 
 _BATCH_ROWS = 200
 _BATCH_BYTES = 4 << 20
@@ -237,7 +247,7 @@ class Plan(Requests):
             for slot in range(len(self.slots))
         ]
         self._answered = [states.tobytes() for states in answered]
-        self._settled = _settled(answered, np.array(self._ends), job.route, job.samples).tobytes()
+        self._settled = settled(answered, np.array(self._ends), job.route, job.samples).tobytes()
 
     def settled(self, slot: int) -> dict[Outcome, int]:
         """How many rows of a slot were ended by earlier runs, by outcome."""
@@ -340,9 +350,18 @@ class Plan(Requests):
         return self.slots[slot] or prompt.model or ""
 
 
-def _settled(answered: Sequence[Any], ends: Any, route: str, samples: int) -> Any:
-    """By position, whether no slot of the row is still to be sent."""
+def settled(answered: Sequence[Any], ends: Any, route: str, samples: int, least: int = 0) -> Any:
+    """By position, whether no slot of the row is still to be sent.
+
+    Args:
+        answered: For each slot the numbers of outcomes by position.
+        ends: By number of an outcome, whether it ends a slot.
+        route: Of the job.
+        samples: Of each row.
+        least: How many rows there are at least.
+    """
     rows = max((len(states) for states in answered), default=0)
+    rows = max(rows, least)
     settled = np.ones(rows, np.bool_)
     for sample in range(samples):
         every, some, ok = (

@@ -128,13 +128,13 @@ class ModelSummary:
         bill: What its answers cost, by whose word.
         loose: Answers of which only a part was what was asked for.
         copied: Rows that were given the answer to an equal request.
+        tried_429: HTTP exchanges answered 429, as found when their rows ended.
         stopped: Rows that are still to be asked again, as the run was stopped.
         unknown: Rows that are `ok` with a `finish_reason` that is not known here, by that.
     """
 
     __slots__ = (
         "_heard_429",
-        "_tried_429",
         "bill",
         "copied",
         "cost",
@@ -154,6 +154,7 @@ class ModelSummary:
         "thrown_cost",
         "thrown_tokens",
         "tokens",
+        "tried_429",
         "unknown",
         "unusable_cost",
         "usage_missing",
@@ -178,7 +179,7 @@ class ModelSummary:
         self.thrown_cost = self.unusable_cost = Decimal(0)
         self.bill = Bill(None)
         self._heard_429 = 0
-        self._tried_429 = 0
+        self.tried_429 = 0
         self.projected: Projected | None = None
         self.unknown: dict[str, int] = {}
 
@@ -193,7 +194,7 @@ class ModelSummary:
 
         The larger one, because a 429 that was told at once is found again when its row ends.
         """
-        return max(self._heard_429, self._tried_429)
+        return max(self._heard_429, self.tried_429)
 
     def hear_429(self) -> None:
         """Counts a 429 at the moment it came."""
@@ -218,9 +219,9 @@ class ModelSummary:
             for attempt in paid:
                 if not kept or attempt is not kept[0]:
                     self._throw_away(attempt)
-            self._tried_429 += sum(attempt.http_status == 429 for attempt in own)
+            self.tried_429 += sum(attempt.http_status == 429 for attempt in own)
         else:
-            self._tried_429 += result.http_status == 429
+            self.tried_429 += result.http_status == 429
             if not answered and (result.prompt_tokens, result.cost_usd) != (None, None):
                 self._throw_away(result)
         self.requests += attempts
@@ -260,7 +261,7 @@ class ModelSummary:
     def add_attempt(self, attempt: Attempt) -> None:
         """Counts an exchange for a row that another model ended."""
         self.requests += 1
-        self._tried_429 += attempt.http_status == 429
+        self.tried_429 += attempt.http_status == 429
         if attempt.paid:
             self._throw_away(attempt)
             for at, field in enumerate(_FIELDS):
@@ -379,6 +380,13 @@ class Summary:
         for attempt in result.tries or ():
             if attempt.model is not None:
                 self.models[attempt.model].add_attempt(attempt)
+
+    def add_pending(self, model: str, tries: Iterable[Attempt]) -> None:
+        """Counts the exchanges for a row that is still to be sent, as the run was stopped."""
+        for attempt in tries:
+            of = self.models[attempt.model or model]
+            of.requests += 1
+            of.tried_429 += attempt.http_status == 429
 
     def add_earlier(self, model: str, outcome: Outcome, n: int = 1) -> None:
         """Counts `n` rows that ended like this in an earlier run, apart from those of this one."""

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from decimal import ROUND_UP, Decimal
 from typing import NamedTuple, Protocol
 
-from batcher.errors import RunStopped
+from batcher.errors import BatcherError, RunStopped
 from batcher.send.gate import Closed
 
 __all__ = ["NOTHING", "Amount", "Budget", "Hold", "Purse", "State"]
@@ -107,7 +107,8 @@ class Budget:
         dollars: At most; None for no bound.
         tokens: Likewise, prompt and answer.
         spent: By earlier runs.
-        claim: Records that so much may be spent before anything of it is; in a thread.
+        claim: Records that so much may be spent before anything of it is; in a thread. What it raises
+            ends the run.
         perhaps: A part of what earlier runs spent, as `perhaps` below.
         clock: In seconds.
 
@@ -187,8 +188,11 @@ class Budget:
                         claimed = self._next_claim()
                         await asyncio.to_thread(self._claim, claimed)
                         self._claimed = claimed
-        except BaseException:
+        except BaseException as error:
             hold.settle()
+            if isinstance(error, OSError | BatcherError):
+                self.stop(error)  # What is in flight was paid for, and is waited for.
+                raise Closed from None
             raise
         return hold
 

@@ -70,6 +70,7 @@ class _Try(msgspec.Struct):
 
 class _Line(_Try):
     total_tokens: int | None = None
+    attempts: int = 0
     at: tuple[int, int, int] | None = None
     tries: list[_Try] | None = None
 
@@ -175,7 +176,8 @@ def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int, int]:
                     found = _decode(line)
                 except msgspec.DecodeError:
                     continue
-                if found.at is None:  # Else it refers to an answer that another line holds.
+                # Else it refers to an answer that another line holds, or that a batch gave.
+                if found.at is None and found.attempts:
                     cost, used = _of(found)
                     dollars, tokens = dollars + cost, tokens + used
                     dearest, longest = max(dearest, cost), max(longest, used)

@@ -89,15 +89,17 @@ def test_those_who_wait_are_let_go_when_the_run_stops():
 
 
 def test_a_claim_that_cannot_be_written_sends_nothing():
-    """A disk that is full: what was set aside is free again."""
+    """A disk that is full: what was set aside is free again, and the run ends with that."""
 
     def refuse(_claimed):
         raise OSError(28, "No space left on device")
 
     async def work():
-        budget = Budget(CENT, None, NOTHING, refuse)
-        with pytest.raises(OSError, match="No space"):
+        budget, ended = Budget(CENT, None, NOTHING, refuse), []
+        budget.ends = ended.append
+        with pytest.raises(Closed):
             await budget.enter(Amount(CENT, 1))
         assert budget.committed == NOTHING
+        assert [str(error) for error in ended] == ["[Errno 28] No space left on device"]
 
     asyncio.run(work())
