@@ -383,7 +383,7 @@ class Job:
             if self.shards is not None:
                 raise JobError("--shards: it parts what goes to a cluster; give --on ray too.")
             return
-        if self.on.partition("=")[0] != "ray":
+        if self.on.partition("=")[0] != "ray" or self.on == "ray=":
             raise JobError(f"--on {self.on}: write ray, or ray=ADDRESS.")
         if self.shards is not None and self.shards < 1:
             raise JobError(f"--shards {self.shards}: it must be 1 or more.")

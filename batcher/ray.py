@@ -39,6 +39,8 @@ def map(dataset: Any, output: str | os.PathLike[str], **options: Any) -> Any:
         raise JobError(
             f"{told}: the output of a Ray dataset is a .parquet file, or a folder/ of them."
         )
+    if not path.parent.is_dir():
+        raise JobError(f"{told}: there is no folder {path.parent}; make it first.")
     rows = path.parent / f"{path.name}.rows"
     _write(dataset, rows)
     run(rows, told, **{"on": "ray", **options})
@@ -54,6 +56,8 @@ def _write(dataset: Any, folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir(mode=0o700)  # Prompts are private.
     dataset.write_parquet(str(new.resolve()))
+    if not any(new.glob("*.parquet")):
+        raise JobError("The dataset has no rows.")
     for number, path in enumerate(sorted(new.glob("*.parquet"))):
         path.rename(new / f"rows-{number:06}.parquet")
     if folder.exists():

@@ -49,9 +49,10 @@ def status(output: str, /) -> int:
     route = manifest.asked.route
     if route != "each" and rows is not None:
         answered = [winners.outcomes(slot) for slot in range(len(models) * samples)]
-        ended = settled(answered, np.arange(256) > 0, route, samples, rows // samples)
+        each = rows // samples
+        ended = settled(answered, np.arange(256) > 0, route, samples, each)
         whole = int(_asked(ended, asked).sum())
-        print(f"  {whole:,} of {rows // samples:,} rows done")
+        print(f"  all models: {whole:,} done, {each - whole:,} of {each:,} pending")
     for place, model in enumerate(models or ("the rows' own models",)):
         slots = range(place * samples, (place + 1) * samples)
         states = np.concatenate([_asked(winners.outcomes(slot), asked) for slot in slots])

@@ -86,6 +86,7 @@ class Turn(NamedTuple):
         lines: How it stands, by model.
         flying, paces: What is under way, and the paces it was told; only when asked for.
         spends: What it tells of the budget.
+        serial: Counts the turns of an attempt. One that was overtaken by a later one is not heard.
     """
 
     shard: int
@@ -98,6 +99,7 @@ class Turn(NamedTuple):
     flying: Sequence[Flying] | None = None
     paces: Mapping[str, Pace] = {}
     spends: Spends = Spends()
+    serial: int = 0
 
 
 class Grant(NamedTuple):
@@ -233,6 +235,7 @@ class Hub:
         self._clock = clock
         self._workers: dict[int, _Worker] = {}
         self._latest: dict[int, int] = {}
+        self._serials: dict[int, int] = {}
         self._ended: list[Result] = []
         self._stopped = False
 
@@ -241,6 +244,9 @@ class Hub:
     def turn(self, told: Turn) -> Reply:
         """One worker's call."""
         now = self._clock()
+        if told.serial < self._serials.get(told.attempt, 0):
+            return Reply(known=False, now=now)  # Nobody waits for it any more.
+        self._serials[told.attempt] = told.serial + 1
         self._miss(now)
         worker = self._workers.get(told.attempt)
         if worker is None or not worker.there or told.flying is not None:

@@ -88,7 +88,7 @@ class Link:
         self._on_stop, self._lines = on_stop, lines
         self._clock = clock
         self._gates: dict[str, SharedGate] = {}
-        self._numbers = itertools.count()
+        self._numbers, self._serials = itertools.count(), itertools.count()
         self._new = asyncio.Event()
         self.budget = None if in_dollars is None else SharedBudget(in_dollars, self._new.set)
         self._wants: list[Want] = []
@@ -178,6 +178,7 @@ class Link:
             flying,
             self._paces() if anew else {},
             Spends() if self.budget is None else self.budget.tell(anew=anew),
+            next(self._serials),
         )
         self._wants, self._gone, self._heard, self._ended = [], [], [], []
         self._known = True
@@ -196,6 +197,8 @@ class Link:
         self._workers = reply.workers
         if self.alone:
             self.alone = False
+            # What came to the line while this call was under way was told to nobody.
+            self._known = False
             for gate in self._gates.values():
                 gate.be_together()
         for model, view in reply.views.items():

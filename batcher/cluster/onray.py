@@ -24,12 +24,15 @@ from batcher.cluster.shard import Done, Errand, Shard, work
 from batcher.errors import JobError
 from batcher.job import Job
 from batcher.money import Account
+from batcher.send.budget import Amount
 from batcher.write import spending
 from batcher.write.spending import Spent
 
 __all__ = ["RayCluster"]
 
 _PATIENCE_SECONDS = 2.0
+# How a client of HTTP/2 begins, which a head speaks: a preface, and settings without any (RFC 9113, 3.4).
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
 class _Actor:
@@ -37,8 +40,10 @@ class _Actor:
 
     def __init__(self, job: Job, folder: Path, spent: Spent | None) -> None:
         self._account = None
+        self._folder, self._anew = folder, False
         if spent is not None:
-            self._account = Account(job, folder, spending.recorded(folder, spent))
+            recorded = spending.recorded(folder, spent)
+            self._account, self._anew = Account(job, folder, recorded), recorded != spent
         budget = None if self._account is None else self._account.budget
         self._hub = Hub(job.limits, job.total, job.row_timeout, budget=budget)
 
@@ -53,6 +58,8 @@ class _Actor:
 
     async def end(self) -> Told:
         if self._account is not None:
+            if self._anew:  # What became of all that the hub before lent is not known here.
+                self._account.budget.known(Amount(*spending.known(self._folder)))
             self._account.close()
         return self._hub.told()
 
@@ -130,7 +137,8 @@ class RayCluster:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 first = str(error).splitlines()[0]
                 raise JobError(
-                    f"--on {self._job.on}: the cluster cannot be reached: {first}"
+                    f"--on {self._job.on}: the cluster cannot be reached: {first} If it wants a token (Ray "
+                    "makes ~/.ray/auth_token), set RAY_AUTH_MODE=token."
                 ) from None
         # It tells of dead workers on standard output, where a summary may be; they are tried again.
         ray._private.worker._worker_logs_enabled = False  # noqa: SLF001 (there is no other way)
@@ -160,7 +168,16 @@ class RayCluster:
 
     async def run(self, errand: Errand, shard: Shard) -> Done:
         """Runs a shard to its end, through as many deaths as it takes."""
-        done: Done = await self._task.remote(errand, shard, self._hub)
+        from ray.exceptions import RayError
+
+        try:
+            done: Done = await self._task.remote(errand, shard, self._hub)
+        except RayError as error:  # Not the death of a worker, which is tried again.
+            last = str(error).strip().splitlines()[-1]
+            why = "pip install 'batcher[ray]' on every machine, in one version"
+            return Done(
+                (), JobError(f"--on {self._job.on}: a worker cannot begin ({last}); {why}.")
+            )
         return done
 
     async def told(self) -> Told | None:
@@ -200,9 +217,15 @@ def _check_reachable(on: str | None, address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdecimal():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+            with socket.create_connection(
+                (host.strip("[]"), int(port)), _PATIENCE_SECONDS
+            ) as line:
+                line.sendall(_HTTP2)
+                answer = line.recv(9)
         except OSError as error:
             raise JobError(f"--on {on}: nobody answers there: {error}") from None
+        if answer[3:4] != b"\x04":  # A frame of settings.
+            raise JobError(f"--on {on}: what answers there is no head of a Ray cluster.")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from batcher.prices import Price, Prices
 from batcher.records import Outcome, Result
 from batcher.report.summary import Summary
 from batcher.write.index import checked
-from batcher.write.journal import Journal
+from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.segment import segments
 
 __all__ = ["BLOCK", "TOKEN", "Done", "Errand", "Shard", "owned", "work"]
@@ -198,6 +198,7 @@ def owned(folder: Path) -> Iterator[str]:
         yield token
     finally:
         path.unlink(missing_ok=True)
+        sweep_reserves(folder)
 
 
 def _is_ours(folder: Path, token: str) -> bool:

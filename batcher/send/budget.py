@@ -233,6 +233,13 @@ class Budget:
         self.perhaps = self.perhaps.minus(lost.amount)
         return self.adopt(lost.model, lost.amount)
 
+    def known(self, spent: Amount) -> None:
+        """What of all that is committed is known to be spent; the rest is perhaps."""
+        besides = self._committed.minus(spent)
+        self.perhaps = Amount(
+            max(self.perhaps.dollars, besides.dollars), max(self.perhaps.tokens, besides.tokens)
+        )
+
     @property
     def state(self) -> State:
         """How it stands."""
@@ -261,7 +268,10 @@ class Budget:
         self._step = Amount(
             min(grown.dollars, self._widest.dollars), min(grown.tokens, self._widest.tokens)
         )
-        return self._committed.plus(self._step)
+        ahead, most = self._committed.plus(self._step), self._most
+        if ahead.within(most):
+            return ahead
+        return Amount(min(ahead.dollars, most.dollars), min(ahead.tokens, most.tokens))
 
     @property
     def in_dollars(self) -> bool:

@@ -36,7 +36,7 @@ from batcher.write.index import checked
 from batcher.write.lock import FULL
 from batcher.write.segment import Kept, OpenSegment, segments
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "sweep_reserves"]
 
 _decode = msgspec.json.Decoder(Result).decode
 _SEAL_BYTES = 32 << 20
@@ -81,6 +81,8 @@ class Journal:
         last = max((number for number, _ in segments(folder)), default=0)
         self._number = last if first is None else first - 1
         self._reserve = folder / ("reserve" if first is None else f"reserve-{first:06}")
+        if first is None:
+            sweep_reserves(folder)
         try:
             _reserve(self._reserve)
             self._segment = self._next()
@@ -317,6 +319,12 @@ def _told(folder: Path, trouble: Exception, lost: int) -> str:
         what += "All that was answered is written. "
     mend = "Make room" if getattr(trouble, "errno", 0) in FULL else "See to the disk"
     return f"{what}{mend}, and run the same command again."
+
+
+def sweep_reserves(folder: Path) -> None:
+    """Removes those of workers that were killed."""
+    for path in folder.glob("reserve-*"):
+        path.unlink(missing_ok=True)
 
 
 def _reserve(path: Path) -> None:

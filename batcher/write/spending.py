@@ -18,7 +18,7 @@ import msgspec
 from batcher.write.index import checked
 from batcher.write.segment import segments, sync_folder
 
-__all__ = ["NAME", "Spent", "begin", "recorded", "save"]
+__all__ = ["NAME", "Spent", "begin", "known", "recorded", "save"]
 
 NAME = "budget.json"
 _A_PROMPT = 1000  # Tokens, where no answer tells of any.
@@ -139,6 +139,11 @@ def recorded(folder: Path, earlier: Spent) -> Spent:
     if record.committed_usd is None or record.committed_tokens is None:
         return earlier
     return earlier._replace(dollars=record.committed_usd, tokens=record.committed_tokens)
+
+
+def known(folder: Path) -> tuple[Decimal, int]:
+    """(dollars, tokens) of all answers in the journal."""
+    return _journal(folder)[:2]
 
 
 def save(folder: Path, dollars: Decimal, tokens: int, earlier: Spent) -> None:

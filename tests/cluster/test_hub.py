@@ -213,3 +213,46 @@ def test_a_later_attempt_at_a_shard_stops_the_one_before():
         return stopped
 
     assert clock.run(work()) == {1: [1], 2: []}
+
+
+@pytest.mark.parametrize("seconds", [6, 12, 25])
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_a_hub_that_stalls_and_comes_back_leaves_nobody_standing(seconds, overtaken):
+    """It then hears all calls of the meantime, to which nobody waits for an answer."""
+
+    async def work():
+        time, rng = asyncio.get_running_loop().time, random.Random(seconds)
+        hub = Hub(lambda _model: Limits(rpm=6000), Limits(), 3600.0, time)
+        goes = asyncio.Event()
+        goes.set()
+        calls = set()
+
+        async def heard(turn):
+            await goes.wait()
+            await asyncio.sleep(rng.uniform(0.001, 0.3 if overtaken else 0.001))
+            return hub.turn(turn)
+
+        async def call(turn):
+            task = asyncio.create_task(heard(turn))
+            calls.add(task)
+            return await asyncio.shield(task)
+
+        async def send(gate):
+            for _time in range(40):
+                ticket = await gate.enter(100.0)
+                await asyncio.sleep(rng.uniform(0.1, 0.9))
+                gate.leave(ticket, Heard("answered", 0.5, 100.0))
+
+        links = [Link(call, n, n, lambda: None, clock=time) for n in (1, 2)]
+        running = [asyncio.create_task(link.run()) for link in links]
+        senders = [asyncio.create_task(send(link.gate("m"))) for link in links for _ in range(20)]
+        await asyncio.sleep(5)
+        goes.clear()
+        await asyncio.sleep(seconds)
+        goes.set()
+        await asyncio.sleep(120)
+        left = sum(not task.done() for task in senders)
+        end([*senders, *running, *calls])
+        return left
+
+    assert clock.run(work()) == 0

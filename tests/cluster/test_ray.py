@@ -209,6 +209,7 @@ def test_the_output_of_a_dataset_is_parquet():
     ("options", "said"),
     [
         ({"on": "spark"}, "write ray, or ray=ADDRESS"),
+        ({"on": "ray="}, "write ray, or ray=ADDRESS"),
         ({"shards": 3}, "give --on ray too"),
         ({"on": "ray", "shards": 0}, "1 or more"),
         ({"on": "ray", "output": "-"}, "it needs an --output file"),

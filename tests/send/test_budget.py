@@ -103,3 +103,17 @@ def test_a_claim_that_cannot_be_written_sends_nothing():
         assert [str(error) for error in ended] == ["[Errno 28] No space left on device"]
 
     asyncio.run(work())
+
+
+def test_no_more_is_claimed_than_the_budget():
+    """After a kill all that was claimed counts as spent, which would be more than may be."""
+    claims = []
+
+    async def work():
+        budget = Budget(None, 1000, NOTHING, claims.append)
+        holds = [await budget.enter(Amount(Decimal(0), 99)) for _ in range(10)]
+        for hold in holds:
+            hold.settle()
+
+    asyncio.run(work())
+    assert max(claim.tokens for claim in claims) <= 1000
