@@ -137,7 +137,7 @@ class RayCluster:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 first = str(error).splitlines()[0]
                 raise JobError(
-                    f"--on {self._job.on}: the cluster cannot be reached: {first} If it wants a token (Ray "
+                    f"--on {self._job.on}: the cluster cannot be reached: {first.rstrip('.')}. If it wants a token (Ray "
                     "makes ~/.ray/auth_token), set RAY_AUTH_MODE=token."
                 ) from None
         # It tells of dead workers on standard output, where a summary may be; they are tried again.
