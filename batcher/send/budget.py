@@ -268,10 +268,13 @@ class Budget:
         self._step = Amount(
             min(grown.dollars, self._widest.dollars), min(grown.tokens, self._widest.tokens)
         )
-        ahead, most = self._committed.plus(self._step), self._most
-        if ahead.within(most):
-            return ahead
-        return Amount(min(ahead.dollars, most.dollars), min(ahead.tokens, most.tokens))
+        held, most = self._committed, self._most
+        ahead = held.plus(self._step)
+        # Not beyond the budget, which only bills above what was set aside for them exceed.
+        return Amount(
+            max(held.dollars, min(ahead.dollars, most.dollars)),
+            max(held.tokens, min(ahead.tokens, most.tokens)),
+        )
 
     @property
     def in_dollars(self) -> bool:
