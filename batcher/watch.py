@@ -34,15 +34,15 @@ def snapshot(
     """
     seconds = max(summary.seconds, 1e-3)
     totals = [summary.models[lane.model] for lane in lanes]
-    split_done = sum(sum(of.outcomes.values()) + sum(of.earlier.values()) for of in totals)
-    split_asked = sum(of.rows - of.copied for of in totals)
-    before: tuple[int, int] | None = (
-        None  # Of a fallback's model: rows that ended, and those to come.
-    )
+    all_done = sum(of.rows + sum(of.earlier.values()) for of in totals)
+    all_copied = sum(of.copied for of in totals)
+    all_equals = max(0, waiting_for_equals.get("", 0) - all_copied)
+    all_asked = sum(of.rows for of in totals) - all_copied
+    before: tuple[int, int] | None = None  # (rows that ended, rows to come) of the model before.
     models: list[ModelSnapshot] = []
     for lane in lanes:
         of = summary.models[lane.model]
-        fresh, earlier = sum(of.outcomes.values()), sum(of.earlier.values())
+        fresh, earlier = of.rows, sum(of.earlier.values())
         done = fresh + earlier
         equals = waiting_for_equals.get(lane.model, waiting_for_equals.get("", 0)) - of.copied
         asked = fresh - of.copied
@@ -50,7 +50,8 @@ def snapshot(
         if rows is not None and asked:
             ahead = max(0, rows - done + of.stopped - max(0, equals))
             if route == "split":
-                ahead = max(0, rows - split_done) * asked // split_asked
+                left_in_all = rows - all_done + sum(of.stopped for of in totals) - all_equals
+                ahead = max(0, left_in_all) * asked // all_asked
             elif route == "fallback" and before is not None:
                 ahead = before[1] * fresh // before[0]
             before = fresh, ahead

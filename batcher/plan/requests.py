@@ -153,7 +153,7 @@ class Requests:
 
     def pending(self, row: int) -> tuple[int, ...]:
         """Slots to which the row at this position is still to be sent."""
-        raise NotImplementedError
+        raise NotImplementedError  # Of a whole run and of a part it is known in different ways.
 
     def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
         """Rows that are still to be sent, from position `start` on, in small batches.
@@ -162,7 +162,7 @@ class Requests:
             start: First position.
             place: Only what is for the model at this place.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # Of a whole run and of a part it is known in different ways.
 
     def sampled(self, prompt: Prompt, slot: int) -> Prompt:
         """The prompt for the sample of a slot."""
