@@ -85,7 +85,7 @@ _ANSWERED = frozenset(
 )
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """A record of the input.
 
     Attributes:
@@ -104,7 +104,7 @@ class Row(msgspec.Struct, frozen=True):
     folder: str = ""
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What a row asks, before it is known of which model.
 
     Attributes:
@@ -133,7 +133,7 @@ class Prompt(msgspec.Struct, frozen=True):
     exact: bool = False
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One prompt for one model.
 
     Attributes:
@@ -152,7 +152,7 @@ class Request(msgspec.Struct, frozen=True):
     excess: int = 0
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens as the server reported them; None means "not reported", never 0.
 
     Attributes:
@@ -170,7 +170,7 @@ class Usage(msgspec.Struct, frozen=True):
     cost_usd: float | None = None
 
 
-class Completion(msgspec.Struct, frozen=True):
+class Completion(msgspec.Struct, frozen=True, gc=False):
     """What the model answered, and whether that is usable (`outcome`).
 
     Attributes:
@@ -196,7 +196,7 @@ class Completion(msgspec.Struct, frozen=True):
     confidences: str | None = None
 
 
-class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One HTTP exchange of a request that needed more than one.
 
     Attributes:
@@ -230,7 +230,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.status.answered or (self.prompt_tokens, self.cost_usd) != (None, None)
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """How one request ended: one line of the journal, one row of the output.
 
     The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in

@@ -45,7 +45,7 @@ class Unreachable(Exception):
     """The hub gave no answer."""
 
 
-class _Given(Ticket):
+class _Given(Ticket, frozen=True):
     """A ticket of the hub's, with its number."""
 
     number: int
@@ -322,8 +322,8 @@ class SharedGate:
         entry = self._line.pop(grant.number, None)
         if entry is None or entry.place.done():
             return False
-        ticket = _Given(*grant.ticket)
-        ticket.number = grant.number
+        given = grant.ticket
+        ticket = _Given(given.tokens, given.sent_at, given.cause, given.most, grant.number)
         self._flying[grant.number] = ticket
         entry.place.set_result((ticket, due))
         return True

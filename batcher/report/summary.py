@@ -17,7 +17,6 @@ from batcher.records import FINISHED, Attempt, Outcome, Result
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Projected", "Summary"]
 
 TOKENS = ("prompt", "completion", "total", "cached", "reasoning")
-_FIELDS = tuple(f"{name}_tokens" for name in TOKENS)
 
 # Latencies of one bucket share their first six bits: exact below 64 ms, wrong by 1/64 at most
 # above, and an hour needs no more than 600 buckets.
@@ -236,11 +235,10 @@ class ModelSummary:
         self.stopped += result.stopped
         tokens = self.tokens
         others = [t for t in result.tries or () if t.model is not None and t.paid]
-        for at, field in enumerate(_FIELDS):
-            count = getattr(result, field)
+        for at, count in enumerate(_counts(result)):
             if count is not None:
-                for attempt in others:  # Of which the row's sum holds all, and this model none.
-                    count -= getattr(attempt, field) or 0
+                if others:  # Of which the row's sum holds all, and this model none.
+                    count -= sum(_counts(attempt)[at] or 0 for attempt in others)
                 tokens[at] = (tokens[at] or 0) + count
             elif answered:
                 self.missing[at] += 1
@@ -264,8 +262,8 @@ class ModelSummary:
         self.tried_429 += attempt.http_status == 429
         if attempt.paid:
             self._throw_away(attempt)
-            for at, field in enumerate(_FIELDS):
-                if (count := getattr(attempt, field)) is not None:
+            for at, count in enumerate(_counts(attempt)):
+                if count is not None:
                     self.tokens[at] = (self.tokens[at] or 0) + count
             if attempt.cost_usd is not None:
                 self.cost = (self.cost or 0) + _dollars(attempt.cost_usd)
@@ -312,6 +310,17 @@ class ModelSummary:
             "requests_per_second": round(self.requests / seconds, 3) if seconds > 0 else None,
             "earlier": {str(outcome): n for outcome, n in self.earlier.items()},
         }
+
+
+def _counts(of: Result | Attempt) -> tuple[int | None, ...]:
+    """Tokens in the order of `TOKENS`."""
+    return (
+        of.prompt_tokens,
+        of.completion_tokens,
+        of.total_tokens,
+        of.cached_tokens,
+        of.reasoning_tokens,
+    )
 
 
 def _dollars(reported: float | None) -> Decimal:

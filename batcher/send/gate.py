@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 from batcher.job import Limits
 from batcher.send.breaker import Breaker
 from batcher.send.concurrency import Concurrency
@@ -28,7 +30,7 @@ _SILENT_FAILED, _SILENT_REFUSED = 60.0, 180.0
 _TICK = 1e-4  # A shorter wait may be no wait at all by the clock.
 
 
-class Ticket(NamedTuple):
+class Ticket(msgspec.Struct, frozen=True, gc=False):
     """The right to one HTTP exchange.
 
     Attributes:
@@ -44,7 +46,7 @@ class Ticket(NamedTuple):
     most: float | None
 
 
-class Heard(NamedTuple):
+class Heard(msgspec.Struct, frozen=True, gc=False):
     """What came of an exchange, as far as limits are concerned.
 
     Attributes:
@@ -279,6 +281,11 @@ class Gate:
         """
         if self._closed:
             raise Closed
+        if not self._line and not self._key.limited:  # Most often nothing is to be waited for.
+            now = self._clock()
+            asked = self._asked(tokens, most)
+            if self._waits(asked, now)[0] <= 0.0:
+                return self._let(asked, tokens, most, now)
         place: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         if not self._line and self._key.limited:
             self._key.catch_up(self)
@@ -314,6 +321,9 @@ class Gate:
     def asked(self) -> float:
         """Tokens that the first in line asks for."""
         _place, tokens, most = self._line[0]
+        return self._asked(tokens, most)
+
+    def _asked(self, tokens: float, most: float | None) -> float:
         return most if self._up_front and most is not None else tokens
 
     def free(self, tokens: float, most: float | None = None) -> bool:
@@ -323,7 +333,7 @@ class Gate:
         one, of the models that work above all.
         """
         now = self._clock()
-        asked = most if self._up_front and most is not None else tokens
+        asked = self._asked(tokens, most)
         waits = (
             self._own.wait(asked, now)[0],
             self._key.level.wait(asked, now)[0],
@@ -343,14 +353,7 @@ class Gate:
         if not self._line:
             self.mark(now, "")
             return False
-        wait, cause = 0.0, ""
-        if self._paid is None:
-            wait, cause = self._own.wait(self.asked, now)
-        shut = self._shut_until - now
-        if shut > wait:
-            wait, cause = shut, self._shut_by
-        if (probe := max(self.breaker.wait(now), self._key.breaker.wait(now))) > wait:
-            wait, cause = probe, "an outage"
+        wait, cause = self._waits(self.asked if self._paid is None else None, now)
         if wait <= 0.0:
             if self._key.limited and self._paid is None:
                 # Its own limits give now: what they would save up while it waits for the key is
@@ -366,24 +369,38 @@ class Gate:
             self._timer = asyncio.get_running_loop().call_later(max(wait, _TICK), self.look)
         return False
 
+    def _waits(self, asked: float | None, now: float) -> tuple[float, str]:
+        """(seconds, what for) as far as its own model is concerned; None where its limits gave already."""
+        wait, cause = (0.0, "") if asked is None else self._own.wait(asked, now)
+        shut = self._shut_until - now
+        if shut > wait:
+            wait, cause = shut, self._shut_by
+        if (probe := max(self.breaker.wait(now), self._key.breaker.wait(now))) > wait:
+            wait, cause = probe, "an outage"
+        return wait, cause
+
     def admit(self, now: float) -> None:
         """Lets the first in line go."""
         asked = self.asked if self._paid is None else self._paid
         place, tokens, most = self._line.popleft()
-        cause = self._cause
+        ticket = self._let(asked, tokens, most, now)
+        if not self._line:
+            self.mark(now, "")
+        place.set_result(ticket)
+
+    def _let(self, asked: float, tokens: float, most: float | None, now: float) -> Ticket:
         if self._paid is None:
             self._own.take(asked, now)
         self._paid = None
-        self._key.level.take(asked, now)
+        if self._key.limited:
+            self._key.level.take(asked, now)
         self.breaker.take(now)
         self._key.breaker.take(now)
         self.served += asked
         if most is not None:
             self._most += most
             self._booked += tokens
-        if not self._line:
-            self.mark(now, "")
-        place.set_result(Ticket(asked, now, cause, most))
+        return Ticket(asked, now, self._cause, most)
 
     def _pay_back(self) -> None:
         """The first in line goes away unsent."""
@@ -403,7 +420,8 @@ class Gate:
         """Takes a request that is under way already for one of its own."""
         now = self._clock()
         self._own.take(tokens, now)
-        self._key.level.take(tokens, now)
+        if self._key.limited:
+            self._key.level.take(tokens, now)
         return Ticket(tokens, now, "", most)
 
     def pace(self) -> Pace:
@@ -439,7 +457,8 @@ class Gate:
         if self._up_front and heard.how == "answered":
             used = None  # The server keeps what it took.
         self._own.leave(ticket.tokens, used, now)
-        self._key.level.leave(ticket.tokens, used, now)
+        if self._key.limited:
+            self._key.level.leave(ticket.tokens, used, now)
         if used is not None:
             self.served += used - ticket.tokens
         outage = self._key.breaker.open
@@ -461,9 +480,10 @@ class Gate:
             self.refusing = heard.how == "refused"
             if self._unheard_since is None:
                 self._unheard_since = now
-        named = heard.retry_after or 0.0  # By a refusal it is obeyed, however long.
-        named = named if heard.how == "refused" else min(named, LONGEST_NAMED)
-        self._longest_wait = max(self._longest_wait, named)
+        if (named := heard.retry_after) is not None:
+            # By a refusal it is obeyed, however long.
+            named = named if heard.how == "refused" else min(named, LONGEST_NAMED)
+            self._longest_wait = max(self._longest_wait, named)
         match heard.how:
             case "answered" | "rejected":
                 for breaker in breakers:

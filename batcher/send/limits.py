@@ -87,20 +87,24 @@ class Recent:
 
     def __init__(self) -> None:
         self._steps: deque[list[float]] = deque()
+        self._newest, self._begins, self._ends = [0.0, 0.0], 0.0, 0.0
 
     def add(self, amount: float, at: float) -> None:
         """Adds `amount` at a time, which may lie a little in the past."""
-        step = at // self._STEP
-        if self._steps and self._steps[-1][0] == step:  # Most often.
-            self._steps[-1][1] += amount
+        if self._begins <= at < self._ends:  # Most often.
+            self._newest[1] += amount
             return
+        step = at // self._STEP
         for held in reversed(self._steps):
             if held[0] == step:
                 held[1] += amount
                 return
             if held[0] < step:
                 break
-        self._steps.append([step, amount])
+        self._newest = [step, amount]
+        self._steps.append(self._newest)
+        self._begins = step * self._STEP
+        self._ends = self._begins + self._STEP
 
     def sum(self, now: float, seconds: float = _SPAN) -> float:
         """What was added in the last so many seconds, 60 at most."""
@@ -182,10 +186,12 @@ class Learned:
 
     def now(self, now: float) -> float | None:
         """The rate at this moment, a second; None when there is no limit."""
-        if self.rate is None:
-            return None
+        return None if self.rate is None else self._grown(self.rate, now)
+
+    def _grown(self, cut: float, now: float) -> float:
+        """What the rate that was left by the last cut has become."""
         x = (now - self._cut_at) / self._PLATEAU - 1.0
-        return self._plateau + (self._plateau - self.rate) * x**3
+        return self._plateau + (self._plateau - cut) * x**3
 
     def begin_at(self, rate: float, now: float) -> None:
         """Goes on from a rate that was found before, with nothing saved up."""
@@ -195,6 +201,8 @@ class Learned:
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until `amount` is allowed; 0.0 if it is allowed now."""
+        if self.rate is None:
+            return 0.0
         if self._shut_at is not None:
             if self._probe_sent is None:
                 return max(0.0, self._probe_after - now)
@@ -202,9 +210,7 @@ class Learned:
             if now - self._probe_sent < self._verdict - _ROUNDING:
                 return self._verdict - (now - self._probe_sent)
             self._open(now)
-        rate = self._fill(now)
-        if rate is None:
-            return 0.0
+        rate = self._fill(self.rate, now)
         missing = min(amount, max(1.0, rate * self._SAVED_SECONDS)) - self._level
         return missing / rate if missing > _ROUNDING else 0.0
 
@@ -218,7 +224,8 @@ class Learned:
             self._tried(self._trial, now)
         if self._shut_at is not None:
             self._probe_sent = now
-        elif self._fill(now) is not None:
+        elif self.rate is not None:
+            self._fill(self.rate, now)
             self._level -= amount
 
     def settle(self, reserved: float, used: float, now: float) -> None:
@@ -346,9 +353,9 @@ class Learned:
         self._cut_at = now
         self._level, self._now = 0.0, now
 
-    def _fill(self, now: float) -> float | None:
-        rate = self.now(now)
-        if rate is not None and now > self._now:
+    def _fill(self, cut: float, now: float) -> float:
+        rate = self._grown(cut, now)
+        if now > self._now:
             most = max(1.0, rate * self._SAVED_SECONDS)
             self._level = min(most, self._level + (now - self._now) * rate)
             self._now = now

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 
 from batcher.errors import AskAgain, NoAnswer, RequestError
-from batcher.records import Attempt, Completion, Request, Result, Usage
+from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send.talk import Talk
 
 __all__ = ["answered", "attempt", "ended", "stopped"]
 
 _USAGE = Usage.__struct_fields__
+_NOTHING = Completion(Outcome.BAD_RESPONSE, *(None,) * 5, Usage(), None, None)
 
 
 def attempt(
@@ -55,30 +56,16 @@ def attempt(
 
 def answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
     """The result of a request that was answered; its tokens are those of all its attempts."""
+    status, error = completion.outcome, completion.unfit
     return _result(
-        request,
-        tries,
-        status=completion.outcome,
-        content=completion.content,
-        parsed=completion.parsed,
-        confidences=completion.confidences,
-        finish_reason=completion.finish_reason,
-        refusal=completion.refusal,
-        tool_calls=completion.tool_calls,
-        logprobs=completion.logprobs,
-        http_status=200,
-        response_model=completion.response_model,
-        request_id=completion.request_id,
-        response=completion.response,
-        error=completion.unfit,
-        loose=completion.loose,
+        request, tries, status, 200, error, request_id=completion.request_id, answer=completion
     )
 
 
-def _used(tries: list[Attempt]) -> dict[str, Any]:
+def _used(tries: list[Attempt]) -> Usage | Attempt:
     """What all attempts used together; None where an answer did not tell."""
     if len(tries) == 1:
-        return {name: getattr(tries[0], name) for name in _USAGE}
+        return tries[0]
     sums: dict[str, Any] = {}
     for name in _USAGE:
         told = [of for t in tries if (of := getattr(t, name)) is not None or t.status.answered]
@@ -86,7 +73,7 @@ def _used(tries: list[Attempt]) -> dict[str, Any]:
         if name == "cost_usd" and sums[name] is not None:
             # By their texts, as binary fractions of cents do not add up to cents.
             sums[name] = float(sum(Decimal(str(cost)) for cost in told))
-    return sums
+    return Usage(**sums)
 
 
 def stopped(
@@ -106,11 +93,11 @@ def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Tal
         return _result(
             request,
             tries,
-            status=error.outcome,
-            http_status=error.status,
-            error_type=error.error_type,
-            error=str(error),
+            error.outcome,
+            error.status,
+            str(error),
             request_id=error.request_id,
+            error_type=error.error_type,
         )
     result = answered(request, talk.answer, tries)
     why = talk.answer.unfit or "truncated"
@@ -119,25 +106,54 @@ def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Tal
     return msgspec.structs.replace(result, error=why)
 
 
-def _result(request: Request, tries: list[Attempt], **ended: Any) -> Result:
-    """What every result has of its request and its attempts, and how it ended."""
-    last = tries[-1] if tries else None
+def _result(
+    request: Request,
+    tries: list[Attempt],
+    status: Outcome,
+    http_status: int | None,
+    error: str | None,
+    *,
+    request_id: str | None,
+    error_type: str | None = None,
+    answer: Completion = _NOTHING,
+) -> Result:
+    """How a request ended, with what it was and what its attempts took."""
+    last, used = tries[-1] if tries else None, _used(tries)
     waited, cause, kept = _waits(tries)
     return Result(
         row=request.row,
         model=request.model,
         sample=request.sample,
         key=request.key,
+        status=status,
         custom_id=request.custom_id,
+        content=answer.content,
+        parsed=answer.parsed,
+        confidences=answer.confidences,
+        finish_reason=answer.finish_reason,
+        refusal=answer.refusal,
+        tool_calls=answer.tool_calls,
+        logprobs=answer.logprobs,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        total_tokens=used.total_tokens,
+        cached_tokens=used.cached_tokens,
+        reasoning_tokens=used.reasoning_tokens,
+        cost_usd=used.cost_usd,
         latency_ms=last.latency_ms if last else None,
         ttft_ms=last.ttft_ms if last else None,
         attempts=len(tries),
+        http_status=http_status,
+        error_type=error_type,
+        error=error,
+        response_model=answer.response_model,
+        request_id=request_id,
         created_at=last.started if last else None,
+        response=answer.response,
+        loose=answer.loose,
         waited_ms=waited,
         cause=cause,
         tries=kept,
-        **_used(tries),
-        **ended,
     )
 
 

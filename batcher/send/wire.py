@@ -43,7 +43,9 @@ _FINISHES = {
     "image_recitation": Outcome.FILTERED,
     "refusal": Outcome.REFUSED,
 }
+_REQUEST_IDS = ("x-request-id", "request-id", "x-oneapi-request-id", "cf-ray")
 _BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff\u00ad]+")
+_NUMBERS = (int, float)  # `int | float` makes a new object each time.
 _NO_PRICE = 1_000_000  # Dollars that no request costs: a number that means something else.
 _FAILED_FINISHES = frozenset(
     {
@@ -66,14 +68,7 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
     Raises:
         RequestError: There is none; the type and `outcome` say why.
     """
-    request_id = next(
-        (
-            value
-            for name in ("x-request-id", "request-id", "x-oneapi-request-id", "cf-ray")
-            if (value := headers.get(name))
-        ),
-        None,
-    )
+    request_id = next(filter(None, map(headers.get, _REQUEST_IDS)), None)
     data, fault = _json(body)
     try:
         if 200 <= status < 300:
@@ -176,13 +171,14 @@ def _usage(usage: Any) -> Usage:
     cost = usage.get("cost")
     if cost is None and (ticks := _count(usage.get("cost_in_usd_ticks"))) is not None:  # xAI
         cost = ticks / 10_000_000_000
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < _NO_PRICE:
-        cost = None
+    if cost is not None:
+        number = isinstance(cost, _NUMBERS) and not isinstance(cost, bool)
+        cost = cost if number and 0 <= cost < _NO_PRICE else None
     return Usage(prompt, completion, total, cached, reasoning, cost)
 
 
 def _count(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if value is None or isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return None
     return int(value) if 0 <= value < 1 << 62 else None
 

@@ -25,8 +25,8 @@ async def exchanged(server, *, direct, times=1, within=10.0, body=BODY):
     async with Client(Endpoint(server.url, server.url, KEY), direct=direct) as client:
         for _ in range(times):
             try:
-                status, headers, answer, _came = await client.post(body, within)
-                ended.append((status, sorted(headers.items()), answer))
+                reply = await client.post(body, within)
+                ended.append((reply.status, sorted(reply.headers.items()), reply.body))
             except (NoAnswer, BadResponse) as error:
                 ended.append((type(error), error.outcome, str(error)))
     return ended
