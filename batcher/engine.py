@@ -342,7 +342,8 @@ class Engine:
         if after is not None:
             after.queue.put(prompt)
             self._spawn(after)
-        await self._journal_room()
+        if self._journal.full:
+            await self._journal_room()
 
     def _is_pending(self, lane: EngineLane, prompt: Prompt) -> bool:
         slot = lane.place * self._plan.samples + prompt.sample
@@ -549,7 +550,8 @@ class Engine:
                     asked = plan.sampled(prompt, slot)
                     await self._record(asked, _unreadable(asked, model))
             slots = ()
-        await self._journal_room()
+        if self._journal.full:
+            await self._journal_room()
         for place, of in groupby(slots, lambda slot: slot // plan.samples):
             # All samples for a model at once: a feed of its own would read them all again.
             samples = [(plan.sampled(prompt, slot), slot) for slot in of]

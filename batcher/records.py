@@ -7,6 +7,7 @@ stands into a line of the journal.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 
 import msgspec
 
@@ -67,7 +68,7 @@ class Outcome(StrEnum):
     CONNECTION = "connection"
     UNREADABLE = "unreadable"
 
-    @property
+    @cached_property
     def answered(self) -> bool:
         """Whether a model answered, so that a rerun does not pay for the answer again."""
         return self in _ANSWERED

@@ -18,14 +18,12 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from batcher import batch as batches
 from batcher import money, objects
-from batcher.cluster.fleet import Cluster, Fleet
-from batcher.cluster.shard import owned
 from batcher.embedded import simulated_gateway
 from batcher.endpoint import Endpoint
 from batcher.engine import Emit, Engine
@@ -51,6 +49,9 @@ from batcher.write.journal import Journal
 from batcher.write.lock import FULL, Lock
 from batcher.write.manifest import Manifest, Pictures
 from batcher.write.segment import segments
+
+if TYPE_CHECKING:
+    from batcher.cluster.fleet import Cluster, Fleet
 
 __all__ = ["Report", "Runner"]
 
@@ -458,6 +459,8 @@ class Runner:
         )
         working: Engine | Fleet = engine
         if self._cluster is not None:
+            from batcher.cluster.fleet import Fleet
+
             settings = settings_of(self._job, endpoint.name)
             working = Fleet(
                 self._cluster,
@@ -607,6 +610,7 @@ class Runner:
 async def _joined(job: Job, folder: Path) -> AsyncIterator[Cluster]:
     """The cluster that a job is to run on; workers of an earlier run of the folder stop."""
     from batcher.cluster.onray import RayCluster
+    from batcher.cluster.shard import owned
 
     with owned(folder) as token:
         cluster = RayCluster(job, token)

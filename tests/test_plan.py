@@ -187,5 +187,5 @@ def test_ok_beats_an_answer_beats_a_failure_and_else_the_later_wins(lines, size)
     for start in range(0, len(lines), size):
         winners.add(packed[start : start + size], np.array([0, 1]))
     for (row, model), (offset, outcome) in best.items():
-        assert winners.at(row, model) == (1, offset, 50)
+        assert winners.at([row], model) == [(1, offset, 50)]
         assert winners.outcomes(model)[row] == outcome + 1

@@ -1,14 +1,18 @@
-"""A Jinja2 template over a row's columns, sandboxed and strict. Touches: nothing."""
+"""A Jinja2 template over a row's columns, sandboxed and strict. Touches: nothing.
+
+Jinja2 takes its time to import, and many inputs hold their messages themselves.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import jinja2
-import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from functools import cache
+from typing import TYPE_CHECKING
 
 from batcher.errors import JobError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = ["MissingColumn", "Template"]
 
@@ -24,11 +28,17 @@ def _shown(value: object) -> object:
     return value
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_shown
-)
-# `range` with a huge end would fill the memory; templates have loops over columns instead.
-_ENVIRONMENT.globals.clear()
+@cache
+def _environment() -> Environment:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, finalize=_shown
+    )
+    # `range` with a huge end would fill the memory; templates have loops over columns instead.
+    environment.globals.clear()
+    return environment
 
 
 class Template:
@@ -45,11 +55,15 @@ class Template:
     """
 
     def __init__(self, flag: str, text: str) -> None:
+        from jinja2 import TemplateError, UndefinedError
+        from jinja2.meta import find_undeclared_variables
+
+        environment, self._undefined = _environment(), UndefinedError
         try:
-            tree = _ENVIRONMENT.parse(text)
-            self.names = frozenset(jinja2.meta.find_undeclared_variables(tree))
-            self._render = _ENVIRONMENT.from_string(text).render
-        except jinja2.TemplateError as error:
+            tree = environment.parse(text)
+            self.names = frozenset(find_undeclared_variables(tree))
+            self._render = environment.from_string(text).render
+        except TemplateError as error:
             line = getattr(error, "lineno", None)
             at = f" (line {line})" if line else ""
             raise JobError(
@@ -70,7 +84,7 @@ class Template:
             return self._render(columns)
         except MissingColumn:
             raise
-        except jinja2.UndefinedError as error:
+        except self._undefined as error:
             have = ", ".join(columns) or "none"
             raise MissingColumn(f"template: {error.message} (the row has: {have})") from None
         except Exception as error:  # noqa: BLE001

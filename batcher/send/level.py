@@ -57,13 +57,12 @@ class Measure:
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until all three sources allow so much."""
-        longest = 0.0
-        if self._told is not None:
-            longest = self._told.wait(amount, now)
-        if self._read is not None:
-            longest = max(longest, self._read.wait(amount, now))
-        if self.learned is not None:
-            longest = max(longest, self.learned.wait(amount, now))
+        longest = 0.0 if self._told is None else self._told.wait(amount, now)
+        if self._read is not None and (wait := self._read.wait(amount, now)) > longest:
+            longest = wait
+        learned = self.learned
+        if learned is not None and learned.rate is not None:
+            longest = max(longest, learned.wait(amount, now))
         return longest
 
     def take(self, amount: float, now: float) -> None:

@@ -54,19 +54,22 @@ class Allowance:
         An amount above all that can be saved up waits for a full allowance instead of for ever,
         and is paid off by those after it.
         """
-        self._fill(now)
+        if now > self._now:
+            self._fill(now)
         missing = min(amount, self._most) - self._level
         # Less than a billionth is rounding, and waiting for it could go on for ever.
         return missing / self._rate if missing > _ROUNDING else 0.0
 
     def take(self, amount: float, now: float) -> None:
         """Uses `amount`; below zero when more was needed than could be saved up."""
-        self._fill(now)
+        if now > self._now:
+            self._fill(now)
         self._level -= amount
 
     def settle(self, reserved: float, used: float, now: float) -> None:
         """Puts back what was reserved and not used, or takes what was used beyond it."""
-        self._fill(now)
+        if now > self._now:
+            self._fill(now)
         self._level = min(self._most, self._level + reserved - used)
 
     def hold(self, until: float) -> None:
@@ -75,9 +78,8 @@ class Allowance:
         self._now = max(self._now, until)
 
     def _fill(self, now: float) -> None:
-        if now > self._now:
-            self._level = min(self._most, self._level + (now - self._now) * self._rate)
-            self._now = now
+        self._level = min(self._most, self._level + (now - self._now) * self._rate)
+        self._now = now
 
 
 class Recent:

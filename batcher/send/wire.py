@@ -178,7 +178,7 @@ def _usage(usage: Any) -> Usage:
 
 
 def _count(value: Any) -> int | None:
-    if value is None or isinstance(value, bool) or not isinstance(value, _NUMBERS):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, _NUMBERS)):
         return None
     return int(value) if 0 <= value < 1 << 62 else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from batcher.write.results import Confirm, Picks, Written, whole
 __all__ = ["Renamed", "json_row", "name_of", "write_jsonl"]
 
 _EPOCH = datetime(1970, 1, 1)
+_TEXTS = ("parsed", "confidences", "tool_calls", "logprobs", "response")
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
@@ -63,7 +65,7 @@ def write_jsonl(
     with whole(path) as file:
         for positions, rows in blocks:
             for row in rows:
-                if renamed is None and not batch and row.keys() & COLUMNS.keys():
+                if renamed is None and not batch and not COLUMNS.keys().isdisjoint(row):
                     for old, new in _renames(row).items():
                         uneven |= written.renamed.setdefault(old, new) != new
                 if not row.keys() <= names.keys():
@@ -164,18 +166,17 @@ def _json_row(
     row.row, row.sample, row.custom_id = position, sample, name_of(columns, position)
     row.model, row.attempts = row.model or None, row.attempts or 0
     if row.created_at is not None:
-        time = _EPOCH + timedelta(milliseconds=row.created_at)
-        row.created_at = time.isoformat(timespec="milliseconds") + "Z"
+        row.created_at = f"{_second(row.created_at // 1000)}.{row.created_at % 1000:03}Z"
     if not keep_raw:
         row.response = msgspec.UNSET
     if row.parsed is msgspec.UNSET and parsed:
         row.parsed = None
     if row.copied is msgspec.UNSET and copied:
         row.copied = False
-    for native in OPTIONAL:
+    for native in _TEXTS:
         if isinstance(text := getattr(row, native), str):
             setattr(row, native, msgspec.Raw(text.encode()))
-    if columns.keys() & COLUMNS.keys():
+    if not COLUMNS.keys().isdisjoint(columns):
         new = _renames(columns) if renamed is None else renamed
         text_id = isinstance(_plain(name), str)
         columns = {
@@ -187,6 +188,12 @@ def _json_row(
     if not columns:
         return result + b"\n", row.status
     return b"%b,%b\n" % (_encode(columns)[:-1], result[1:]), row.status
+
+
+@lru_cache
+def _second(of: int) -> str:
+    """Unix time as text."""
+    return (_EPOCH + timedelta(seconds=of)).isoformat()
 
 
 def _renames(columns: Mapping[str, Any]) -> dict[str, str]:

@@ -94,19 +94,23 @@ class Picks:
         A line that was kept from an earlier input carries its old row and sample.
         """
         self._go_on()
+        samples = len(self._samples)
+        spans = [self._winners.at(positions, slot) for slot in self._slots]
         for place, row in enumerate(positions):
             if self._one:
                 for sample in self._samples:
-                    line = self._best(row, self._slots[sample :: len(self._samples)])
-                    yield place, sample, line
+                    slots = self._slots[sample::samples]
+                    yield place, sample, self._best(row, slots, [spans[s][place] for s in slots])
             else:
                 for slot in self._slots:
-                    yield place, slot % len(self._samples), self._line(row, slot)
+                    yield place, slot % samples, self._line(*spans[slot][place])
 
-    def _best(self, row: int, slots: range) -> bytes | None:
+    def _best(
+        self, row: int, slots: range, spans: Sequence[tuple[int, int, int]]
+    ) -> bytes | None:
         found: bytes | None = None
         rank = -1
-        for slot in slots:
+        for slot, span in zip(slots, spans, strict=True):
             states = self._winners.outcomes(slot)
             state = int(states[row]) if row < len(states) else 0
             if not state:
@@ -115,13 +119,12 @@ class Picks:
             better = 2 if outcome.value == "ok" else 1 if outcome.answered else 0
             # An answer that is ok; else the last model's, an unusable answer before a failure.
             if better > rank or better == rank < 2:
-                line = self._line(row, slot)
+                line = self._line(*span)
                 if line is not None:
                     found, rank = line, better
         return found
 
-    def _line(self, row: int, slot: int) -> bytes | None:
-        segment, offset, length = self._winners.at(row, slot)
+    def _line(self, segment: int, offset: int, length: int) -> bytes | None:
         if not length:
             return None
         file = self._files.get(segment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,14 @@ class Winners:
         states: npt.NDArray[np.uint8] = self._arrays["state"][slot, : self._rows]
         return states
 
-    def at(self, row: int, slot: int) -> tuple[int, int, int]:
-        """(segment, offset, length) of the line; length 0 for none."""
-        if row >= self._rows:
-            return 0, 0, 0
-        a = self._arrays
-        return (
-            int(a["segment"][slot, row]),
-            int(a["offset"][slot, row]),
-            int(a["length"][slot, row]),
-        )
+    def at(self, rows: Sequence[int], slot: int) -> list[tuple[int, int, int]]:
+        """(segment, offset, length) of the line of each row; length 0 for none."""
+        asked = np.asarray(rows, np.int64)
+        known = asked < self._rows
+        found = np.zeros((3, len(asked)), np.int64)
+        for of, name in zip(found, ("segment", "offset", "length"), strict=True):
+            of[known] = self._arrays[name][slot, asked[known]]
+        return [(segment, offset, length) for segment, offset, length in found.T.tolist()]
 
     def _grow(self, rows: int) -> None:
         if rows <= self._rows:
