@@ -375,11 +375,11 @@ class Engine:
         if lane.judge(result):
             self._close_lane(lane, result)
         elif result.status not in FATAL:
-            if result.status.answered or result.http_status is not None:
+            if not lane.awake and (result.status.answered or result.http_status is not None):
                 self._wake(lane)
-            if lane.awake:
+            if lane.awake and lane.workers < lane.gate.places:
                 self._spawn(lane)
-            if lane.responds:
+            if lane.responds and not self._settled.is_set():
                 self._settled.set()
 
     @asynccontextmanager

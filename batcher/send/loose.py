@@ -7,12 +7,14 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["dumps", "loads"]
+__all__ = ["LARGE_BYTES", "dumps", "loads"]
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
-_LARGE_BYTES = 1 << 20
+LARGE_BYTES = 1 << 20
+"""Up to here a body is parsed without a look at how much is in it."""
+
 # A value of two bytes takes 64 when it is parsed, and millions of them hold everything up.
 _MOST_LISTS, _MOST_VALUES = 1_000_000, 4_000_000
 
@@ -28,7 +30,7 @@ def loads(body: bytes, *, halves: bool = False) -> Any:
     Raises:
         ValueError: It is no JSON, or has too many parts.
     """
-    if len(body) > _LARGE_BYTES:
+    if len(body) > LARGE_BYTES:
         lists = body.count(b"[") + body.count(b"{")
         if lists > _MOST_LISTS or body.count(b",") > _MOST_VALUES:
             raise ValueError(f"more than {_MOST_LISTS:,} lists or {_MOST_VALUES:,} values")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from batcher.errors import BadResponse, RequestError
 from batcher.records import FINISHED, Completion, Outcome, Usage
 from batcher.send.failures import cut, error_of, failure
-from batcher.send.loose import loads
+from batcher.send.loose import LARGE_BYTES, loads
 
 __all__ = ["read"]
 
@@ -45,7 +45,7 @@ _FINISHES = {
 }
 _REQUEST_IDS = ("x-request-id", "request-id", "x-oneapi-request-id", "cf-ray")
 _BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff\u00ad]+")
-_NUMBERS = (int, float)  # `int | float` makes a new object each time.
+_MOST_TOKENS = 1 << 62
 _NO_PRICE = 1_000_000  # Dollars that no request costs: a number that means something else.
 _FAILED_FINISHES = frozenset(
     {
@@ -62,6 +62,53 @@ _FAILED_FINISHES = frozenset(
 )
 
 
+# What is looked at of an answer, in the types that it most often has: decoded at once, without the rest.
+# Whatever else a server sends is brought into these shapes by `_shaped`.
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_TOKENS)]
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: _Tokens | None = None
+    reasoning_tokens: _Tokens | None = None
+
+
+class _Counts(msgspec.Struct, gc=False):
+    prompt_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
+    total_tokens: _Tokens | None = None
+    prompt_cache_hit_tokens: _Tokens | None = None
+    cost_in_usd_ticks: _Tokens | None = None  # xAI
+    cost: Any = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: _Message
+    finish_reason: str | None = None
+    error: Any = None
+    logprobs: Any = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_Choice]
+    usage: _Counts | None = None
+    error: Any = None
+    model: str | None = None
+    id: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
 def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool) -> Completion:
     """The completion in a reply.
 
@@ -69,16 +116,35 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
         RequestError: There is none; the type and `outcome` say why.
     """
     request_id = next(filter(None, map(headers.get, _REQUEST_IDS)), None)
-    data, fault = _json(body)
+    fine = 200 <= status < 300
+    plain = _plain(body) if fine and not keep_raw else None
+    data, fault = _json(body) if plain is None else (None, None)
     try:
-        if 200 <= status < 300:
+        if plain is not None:
+            return _completion(plain, request_id)
+        if fine:
             if isinstance(data, dict) and data.get("choices") and not data.get("error"):
-                return _completion(data, body, request_id, keep_raw=keep_raw)
+                shaped = _shaped(data, body, request_id)
+                return _completion(shaped, request_id, data, keep_raw=keep_raw)
             status = 200
         raise failure(status, headers, data, body, fault, request_id)
     except RequestError as error:
-        error.usage = _usage(data.get("usage") if isinstance(data, dict) else None)
+        told = _counts(data.get("usage") if isinstance(data, dict) else None)
+        error.usage = _usage(told if plain is None else plain.usage)
         raise
+
+
+def _plain(body: bytes) -> _Answer | None:
+    """An answer of the usual types with a text in it; None for anything else, to be looked at closely."""
+    if len(body) > LARGE_BYTES:
+        return None
+    try:
+        answer = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if answer.error or not answer.choices or not _visible(answer.choices[0].message.content):
+        return None
+    return answer
 
 
 def _json(body: bytes) -> tuple[Any, str | None]:
@@ -90,9 +156,8 @@ def _json(body: bytes) -> tuple[Any, str | None]:
         return None, str(error)
 
 
-def _completion(
-    data: dict[str, Any], body: bytes, request_id: str | None, *, keep_raw: bool
-) -> Completion:
+def _shaped(data: dict[str, Any], body: bytes, request_id: str | None) -> _Answer:
+    """The answer in whatever a server sent; what is of no use counts as not there."""
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -100,19 +165,35 @@ def _completion(
         raise BadResponse(
             f"HTTP 200 but no choice in it: {cut(body)}", status=200, request_id=request_id
         )
+    shaped = _Message(
+        _content(message.get("content")),
+        _text(message.get("refusal")),
+        message.get("tool_calls"),
+        message.get("function_call"),
+    )
     finish = _text(choice.get("finish_reason"))
+    first = _Choice(shaped, finish, choice.get("error"), choice.get("logprobs"))
+    model, name = _text(data.get("model")), _text(data.get("id"))
+    return _Answer([first], _counts(data.get("usage")), model=model, id=name)
+
+
+def _completion(
+    answer: _Answer, request_id: str | None, data: object = None, *, keep_raw: bool = False
+) -> Completion:
+    """What an answer amounts to; `data` is all of it, of which a text in it needs nothing."""
+    choice = answer.choices[0]
+    message, finish = choice.message, choice.finish_reason
     reason = (finish or "").lower().replace("-", "_")
-    if choice.get("error") or reason in _FAILED_FINISHES:
-        said, kind = error_of({"error": choice.get("error")})
+    if choice.error or reason in _FAILED_FINISHES:
+        said, kind = error_of({"error": choice.error})
         raise BadResponse(
             f"HTTP 200 but the answer broke off ({said or finish})",
             status=200,
             request_id=request_id,
             error_type=kind or finish,
         )
-    content = _content(message.get("content"))
-    refusal = _text(message.get("refusal")) or None
-    tool_calls = message.get("tool_calls") or message.get("function_call")
+    content, refusal = message.content, message.refusal or None
+    tool_calls = message.tool_calls or message.function_call
     outcome = _FINISHES.get(reason, Outcome.OK)
     if outcome is Outcome.OK and refusal:
         outcome = Outcome.REFUSED
@@ -125,10 +206,10 @@ def _completion(
         finish_reason=finish,
         refusal=refusal,
         tool_calls=_encode(tool_calls).decode() if tool_calls else None,
-        logprobs=_encode(logprobs).decode() if (logprobs := choice.get("logprobs")) else None,
-        usage=_usage(data.get("usage")),
-        response_model=_text(data.get("model")),
-        request_id=request_id or _text(data.get("id")),
+        logprobs=_encode(choice.logprobs).decode() if choice.logprobs else None,
+        usage=_usage(answer.usage),
+        response_model=answer.model,
+        request_id=request_id or answer.id,
         # What came in the place of a text (a picture, a sound, thoughts) was paid for.
         response=_encode(data).decode() if keep_raw or not (seen or refusal) else None,
     )
@@ -149,38 +230,55 @@ def _content(content: Any) -> str | None:
     return _encode(content).decode()
 
 
-def _usage(usage: Any) -> Usage:
+def _counts(usage: Any) -> _Counts | None:
     if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    return _Counts(
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _count(usage.get("total_tokens")),
+        _count(usage.get("prompt_cache_hit_tokens")),
+        _count(usage.get("cost_in_usd_ticks")),
+        usage.get("cost"),
+        _Details(_count(prompt.get("cached_tokens"))) if isinstance(prompt, dict) else None,
+        _Details(None, _count(completion.get("reasoning_tokens")))
+        if isinstance(completion, dict)
+        else None,
+    )
+
+
+def _usage(counts: _Counts | None) -> Usage:
+    if counts is None:
         return Usage()
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    total = _count(usage.get("total_tokens"))
-    inside = usage.get("prompt_tokens_details")
-    cached = _count(inside.get("cached_tokens")) if isinstance(inside, dict) else None
+    prompt, completion = counts.prompt_tokens, counts.completion_tokens
+    total, inside = counts.total_tokens, counts.prompt_tokens_details
+    cached = None if inside is None else inside.cached_tokens
     if cached is None:
-        cached = _count(usage.get("prompt_cache_hit_tokens"))
+        cached = counts.prompt_cache_hit_tokens
     if cached and prompt is not None:
         # Anthropic, and who passes its numbers on, counts them beside the prompt's and not in them.
         beside = total is not None and total == prompt + cached + (completion or 0)
         if cached > prompt or beside:
             prompt += cached
-    inside = usage.get("completion_tokens_details")
-    reasoning = _count(inside.get("reasoning_tokens")) if isinstance(inside, dict) else None
+    inside = counts.completion_tokens_details
+    reasoning = None if inside is None else inside.reasoning_tokens
     # xAI and Gemini leave thinking out of completion_tokens but not out of the total.
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
-    cost = usage.get("cost")
-    if cost is None and (ticks := _count(usage.get("cost_in_usd_ticks"))) is not None:  # xAI
-        cost = ticks / 10_000_000_000
+    cost = counts.cost
+    if cost is None and counts.cost_in_usd_ticks is not None:
+        cost = counts.cost_in_usd_ticks / 10_000_000_000
     if cost is not None:
-        number = isinstance(cost, _NUMBERS) and not isinstance(cost, bool)
+        number = isinstance(cost, int | float) and not isinstance(cost, bool)
         cost = cost if number and 0 <= cost < _NO_PRICE else None
     return Usage(prompt, completion, total, cached, reasoning, cost)
 
 
 def _count(value: Any) -> int | None:
-    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, _NUMBERS)):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return int(value) if 0 <= value < 1 << 62 else None
+    return int(value) if 0 <= value < _MOST_TOKENS else None
 
 
 def _text(value: Any) -> str | None:

@@ -1,5 +1,6 @@
 """Replies in their many dialects become a Completion or one kind of error."""
 
+import copy
 import json
 from collections import Counter
 
@@ -243,6 +244,50 @@ PIECES = [b"null", b"[]", b"{}", b"-1", b"1e400", b"NaN", b"9" * 400, b'""', b"\
           b"{", b"}", b"[", b"]", b"\n\n", b"data: "]  # fmt: skip
 
 
+def closely(status, body, *, keep_raw):
+    """What a body amounts to, without the response that is kept beside it."""
+    try:
+        came = wire.read(status, {}, body, keep_raw=keep_raw)
+        return msgspec.structs.replace(came, response=None)
+    except RequestError as error:
+        return type(error), str(error), error.outcome, error.usage
+
+
+FULL = json.loads(REAL[0])
+PLACES = [
+    ("id",), ("model",), ("error",), ("choices",), ("choices", 0), ("choices", 0, "message"),
+    ("choices", 0, "finish_reason"), ("choices", 0, "error"), ("choices", 0, "logprobs"),
+    ("choices", 0, "message", "content"), ("choices", 0, "message", "refusal"),
+    ("choices", 0, "message", "tool_calls"), ("choices", 0, "message", "function_call"), ("usage",),
+    *(("usage", name) for name in FULL["usage"]), ("usage", "cost_in_usd_ticks"),
+    ("usage", "prompt_cache_hit_tokens"), ("usage", "prompt_tokens_details", "cached_tokens"),
+    ("usage", "completion_tokens_details", "reasoning_tokens"), ("service_tier",),
+]  # fmt: skip
+ODD = [None, True, 0, 1, 7, -1, 4.0, 4.5, 1 << 62, 1 << 70, 1e300, "", " ", "7", "a\u200b", "\u200b", "stop",
+       "error", "length", "content-filter", [], {}, [None], [{}], "\ud800"]  # fmt: skip
+VALUES = st.sampled_from(ODD) | JSON
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), max_size=4), st.booleans())
+def test_a_plain_answer_is_what_a_close_look_makes_of_it(changes, called):
+    """Most are decoded into their types at once: never to another end than by the way for all others."""
+    body = json.loads(REAL[0])
+    if not called:
+        del body["choices"][0]["message"]["tool_calls"]
+    for (*path, last), value in changes:
+        at = body
+        for step in path:
+            if isinstance(at, list):
+                at = at[0] if at else None
+            else:
+                at = at.get(step) if isinstance(at, dict) else None
+        if isinstance(at, dict):
+            at[last] = copy.deepcopy(value)
+    sent = json.dumps(body).encode()
+    assert changes or wire._plain(sent) is not None
+    assert closely(200, sent, keep_raw=False) == closely(200, sent, keep_raw=True)
+
+
 def test_mutated_bodies_never_crash():
     """Of real answers, errors and streams: values taken out, doubled, put elsewhere, replaced by nonsense."""
     rng = dice("mutated bodies")
@@ -266,6 +311,7 @@ def test_mutated_bodies_never_crash():
             sent = bytes(body)
             if stream.is_stream({}, sent):
                 sent, _first = stream.whole(sent)
+            assert closely(status, sent, keep_raw=False) == closely(status, sent, keep_raw=True)
             came = wire.read(status, {}, sent, keep_raw=True)
             json.dumps(msgspec.to_builtins(came))
             ended[came.outcome] += 1
