@@ -12,6 +12,9 @@ class Breaker:
     server answers closes it again. An outage of a minute so costs eight requests and seven probes
     besides those in flight, whatever the load. What was sent before the failures began says nothing
     about them, however late its answer comes.
+
+    Attributes:
+        calm: Whether nothing failed since the last answer, so that there is nothing to ask or tell it.
     """
 
     _FAILURES = 8
@@ -19,6 +22,7 @@ class Breaker:
     _STUCK_SECONDS = 30.0  # A probe that hangs is not waited for longer than this.
 
     def __init__(self) -> None:
+        self.calm = True
         self._failures = 0
         self._since = float("-inf")  # When the first of the failures in a row was sent.
         self._opened: float | None = None
@@ -55,6 +59,7 @@ class Breaker:
             self._since = sent_at
         self._since = min(self._since, sent_at)
         self._failures += 1
+        self.calm = False
         if self._opened is None:
             if self._failures >= self._FAILURES:
                 self._opened, self._pause, self._probe_sent = now, 1.0, None
@@ -70,6 +75,7 @@ class Breaker:
             return
         self._failures = 0
         self._opened = self._probe_sent = None
+        self.calm = True
 
     def unsent(self, sent_at: float, now: float) -> None:
         """A request was let in and then not sent; if it was the probe, the next one goes."""

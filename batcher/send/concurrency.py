@@ -26,6 +26,7 @@ class Concurrency:
 
     Attributes:
         limit: How many may be in flight now.
+        told: Whether it was told, so that nothing is to be found.
     """
 
     _GAIN = 1.1
@@ -34,7 +35,7 @@ class Concurrency:
 
     def __init__(self, told: int | None, most: int = MOST) -> None:
         self.limit = told if told is not None else min(16, most)
-        self._fixed = told is not None
+        self.told = told is not None
         self._most = most
         self._doubling = True
         self._trying: tuple[int, float] | None = None  # (limit, rate) to fall back to
@@ -52,12 +53,12 @@ class Concurrency:
 
     def begin_at(self, limit: int) -> None:
         """Goes on from what was found before."""
-        if not self._fixed:
+        if not self.told:
             self.limit, self._doubling = max(1, min(self._most, limit)), False
 
     def answered(self, in_flight: int, latency: float, now: float) -> None:
         """One answer came after `latency` seconds; `in_flight` counts it as well."""
-        if self._fixed:
+        if self.told:
             return
         if self._since is None:
             self._reset(now)
@@ -100,7 +101,7 @@ class Concurrency:
 
     def overloaded(self, now: float) -> None:
         """The server said that it is overloaded, or did not answer; at most one cut in 5 s."""
-        if self._fixed or now - self._cut < self._CUT_SECONDS:
+        if self.told or now - self._cut < self._CUT_SECONDS:
             return
         self._overloads += 1
         # One of many is no overload: some gateways fail a few at whatever width.

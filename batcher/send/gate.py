@@ -213,7 +213,7 @@ class Gate:
         self._unheard_since: float | None = None
         self._longest_wait = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed = self._told_limits = False
         self._cause, self._marked = "", clock()
         self._up_front: bool | None = None  # None: not known yet.
         self._most = self._booked = 0.0  # Let through in all, of the most and of what was used.
@@ -375,8 +375,10 @@ class Gate:
         shut = self._shut_until - now
         if shut > wait:
             wait, cause = shut, self._shut_by
-        if (probe := max(self.breaker.wait(now), self._key.breaker.wait(now))) > wait:
-            wait, cause = probe, "an outage"
+        if not (self.breaker.calm and self._key.breaker.calm):
+            probe = max(self.breaker.wait(now), self._key.breaker.wait(now))
+            if probe > wait:
+                wait, cause = probe, "an outage"
         return wait, cause
 
     def admit(self, now: float) -> None:
@@ -394,8 +396,9 @@ class Gate:
         self._paid = None
         if self._key.limited:
             self._key.level.take(asked, now)
-        self.breaker.take(now)
-        self._key.breaker.take(now)
+        if not (self.breaker.calm and self._key.breaker.calm):
+            self.breaker.take(now)
+            self._key.breaker.take(now)
         self.served += asked
         if most is not None:
             self._most += most
@@ -461,7 +464,7 @@ class Gate:
             self._key.level.leave(ticket.tokens, used, now)
         if used is not None:
             self.served += used - ticket.tokens
-        outage = self._key.breaker.open
+        outage = not self._key.breaker.calm and self._key.breaker.open
         self._learn(ticket, heard, now)
         if outage:
             self._key.others_look(self)
@@ -471,8 +474,8 @@ class Gate:
             self.look()
 
     def _learn(self, ticket: Ticket, heard: Heard, now: float) -> None:
-        requests, tokens = self._own.requests, self._own.tokens
-        self._hear_limits(heard, now)
+        if heard.said or self._told_limits:
+            self._hear_limits(heard, now)
         breakers = (self.breaker, self._key.breaker)
         if heard.how in ("answered", "rejected"):
             self._unheard_since = None
@@ -487,13 +490,14 @@ class Gate:
         match heard.how:
             case "answered" | "rejected":
                 for breaker in breakers:
-                    breaker.succeeded(ticket.sent_at)
+                    if not breaker.calm:
+                        breaker.succeeded(ticket.sent_at)
                 if ticket.most is not None and heard.used is not None:
                     self._booked += heard.used - ticket.tokens
-                for measure in (requests, tokens):
-                    if measure.learned is not None:
+                for measure in (self._own.requests, self._own.tokens):
+                    if measure.learned is not None and measure.learned.rate is not None:
                         measure.learned.accepted(ticket.sent_at, now)
-                if heard.how == "answered":
+                if heard.how == "answered" and not self.concurrency.told:
                     self.concurrency.answered(self.in_flight + 1, heard.latency, now)
             case "refused":
                 for breaker in breakers:
@@ -515,6 +519,7 @@ class Gate:
                 self._own.requests.read(None, now)
                 self._own.tokens.read(None, now)
             return
+        self._told_limits = True
         for what, measure in (("requests", self._own.requests), ("tokens", self._own.tokens)):
             said = [one for one in heard.said if one.what == what]
             paces = [pace for one in said if (pace := one.per_minute) is not None and pace >= 1.0]

@@ -26,7 +26,7 @@ class Measure:
         self._told = Allowance(told, now) if told else None
         self._read: Allowance | None = None
         self.learned = Learned() if learns else None
-        self._refusals, self._takes = Recent(), Recent()
+        self._refusals = Recent()
         self._refused_at = self._read_at = float("-inf")
         self.used = 0.0
         self._began: float | None = None
@@ -76,7 +76,6 @@ class Measure:
         if self._read is not None:
             self._read.take(amount, now)
         if self.learned is not None:
-            self._takes.add(1, now)
             self.learned.take(amount, now)
 
     def settle(self, reserved: float, used: float, now: float) -> None:
@@ -119,7 +118,7 @@ class Measure:
         if sent_at >= self._refused_at:
             self._refused_at = now
             self._refusals.add(1, now)
-        few = self._refusals.sum(now) < max(5.0, 0.02 * self._takes.sum(now))
+        few = self._refusals.sum(now) < max(5.0, 0.02 * self.learned.sent(now))
         if self.limit is not None and few and self.learned.rate is None:
             return False
         known = None if self.limit is None else self.limit / 60

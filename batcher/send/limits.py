@@ -8,6 +8,7 @@ waits. Three sources, the strictest wins: what the user *told* and what headers 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from statistics import fmean, pstdev
 
 __all__ = ["Allowance", "Learned", "Recent"]
@@ -89,32 +90,41 @@ class Recent:
 
     def __init__(self) -> None:
         self._steps: deque[list[float]] = deque()
-        self._newest, self._begins, self._ends = [0.0, 0.0], 0.0, 0.0
+        self._newest, self._begins, self._ends = [0.0, 0.0, 0.0], 0.0, 0.0
 
-    def add(self, amount: float, at: float) -> None:
-        """Adds `amount` at a time, which may lie a little in the past."""
+    def add(self, amount: float, at: float, count: int = 1) -> None:
+        """Adds `amount`, as so many, at a time, which may lie a little in the past."""
         if self._begins <= at < self._ends:  # Most often.
             self._newest[1] += amount
+            self._newest[2] += count
             return
         step = at // self._STEP
         for held in reversed(self._steps):
             if held[0] == step:
                 held[1] += amount
+                held[2] += count
                 return
             if held[0] < step:
                 break
-        self._newest = [step, amount]
+        self._newest = [step, amount, count]
         self._steps.append(self._newest)
         self._begins = step * self._STEP
         self._ends = self._begins + self._STEP
 
     def sum(self, now: float, seconds: float = _SPAN) -> float:
         """What was added in the last so many seconds, 60 at most."""
+        return sum(amount for _step, amount, _count in self._since(now, seconds))
+
+    def count(self, now: float) -> float:
+        """As how many it was added in the last minute."""
+        return sum(count for _step, _amount, count in self._since(now, self._SPAN))
+
+    def _since(self, now: float, seconds: float) -> Iterator[list[float]]:
         oldest = (now - self._SPAN) // self._STEP
         while self._steps and self._steps[0][0] < oldest:
             self._steps.popleft()
         since = (now - seconds) / self._STEP
-        return sum(amount for step, amount in self._steps if step >= since)
+        return (step for step in self._steps if step[0] >= since)
 
 
 class _Trial:
@@ -232,9 +242,13 @@ class Learned:
 
     def settle(self, reserved: float, used: float, now: float) -> None:
         """Puts back what was reserved and not used, or takes what was used beyond it."""
-        self._sent.add(used - reserved, now)
+        self._sent.add(used - reserved, now, 0)
         if self.rate is not None:
             self._level += reserved - used
+
+    def sent(self, now: float) -> float:
+        """How many were let through in the last minute."""
+        return self._sent.count(now)
 
     def accepted(self, sent_at: float, now: float) -> None:
         """What was sent then was not refused."""

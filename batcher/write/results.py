@@ -105,9 +105,7 @@ class Picks:
                 for slot in self._slots:
                     yield place, slot % samples, self._line(*spans[slot][place])
 
-    def _best(
-        self, row: int, slots: range, spans: Sequence[tuple[int, int, int]]
-    ) -> bytes | None:
+    def _best(self, row: int, slots: range, spans: Sequence[tuple[int, int, int]]) -> bytes | None:
         found: bytes | None = None
         rank = -1
         for slot, span in zip(slots, spans, strict=True):
