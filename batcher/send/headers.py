@@ -16,8 +16,9 @@ counted by the hour, day or month is no pace either: it is used up or it is not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 __all__ = ["Said", "limits", "span"]
@@ -76,15 +77,14 @@ def limits(headers: Mapping[str, str], now: float) -> list[Said]:
         headers: Names in any case.
         now: Unix time in seconds, for resets that are dates.
     """
-    told: dict[tuple[str, ...], dict[str, str]] = {}
+    told: dict[_Key, dict[str, str]] = {}
     if "limit" not in "".join(headers).lower():  # Most servers tell nothing, with every answer.
         return []
     for name in headers:
-        low = name.lower()
-        if "ratelimit" in low or "tokenlimit" in low:
-            words = low.removeprefix("llm_provider-").split("-")
-            _sort(words, headers[name], told)
-    by_second = any("tokenlimit" in key for key in told)
+        if (place := _place(name)) is not None:
+            key, field = place
+            told.setdefault(key, {})[field] = headers[name]
+    by_second = any(key.by_second for key in told)
     found = []
     for key, fields in told.items():
         said = _said(key, fields, by_second, now)
@@ -93,25 +93,44 @@ def limits(headers: Mapping[str, str], now: float) -> list[Said]:
     return found
 
 
-def _sort(words: list[str], value: str, told: dict[tuple[str, ...], dict[str, str]]) -> None:
-    """Files one header under all its words but the field, so that the three of a limit meet."""
-    field = [word for word in words if word in _FIELDS]
-    if len(field) == 1 and not _PARTS.intersection(words):
-        key = tuple(word for word in words if word not in _FIELDS)
-        told.setdefault(key, {})[field[0]] = value
+class _Key(NamedTuple):
+    """What the three headers of a limit have in common.
+
+    Attributes:
+        words: All but the field.
+        window: Its length in seconds; None when it is not named.
+        by_second: Whether who names it so counts by the second.
+    """
+
+    words: tuple[str, ...]
+    what: Literal["requests", "tokens"]
+    window: float | None
+    by_second: bool
 
 
-def _said(
-    key: Iterable[str], fields: Mapping[str, str], by_second: bool, now: float
-) -> Said | None:
+@lru_cache  # The same few names come with every answer.
+def _place(name: str) -> tuple[_Key, str] | None:
+    """Under which limit a header is filed, and as which of its fields; None for another header."""
+    low = name.lower()
+    if "ratelimit" not in low and "tokenlimit" not in low:
+        return None
+    words = low.removeprefix("llm_provider-").split("-")
+    fields = [word for word in words if word in _FIELDS]
+    if len(fields) != 1 or _PARTS.intersection(words):
+        return None
+    left = tuple(word for word in words if word not in _FIELDS)
+    what: Literal["requests", "tokens"] = next(
+        (_WHAT[word] for word in left if word in _WHAT), "requests"
+    )
+    window = next((_WINDOWS[word] for word in left if word in _WINDOWS), None)
+    return _Key(left, what, window, "tokenlimit" in left), fields[0]
+
+
+def _said(key: _Key, fields: Mapping[str, str], by_second: bool, now: float) -> Said | None:
     limit, remaining = _number(fields.get("limit")), _number(fields.get("remaining"))
     if limit is None or limit <= 0:
         return None
-    what: Literal["requests", "tokens"] = next(
-        (_WHAT[word] for word in key if word in _WHAT), "requests"
-    )
-    window = next((_WINDOWS[word] for word in key if word in _WINDOWS), None)
-    reset = _reset(fields.get("reset"), now)
+    reset, what, window = _reset(fields.get("reset"), now), key.what, key.window
     if window is None:
         window = 1.0 if by_second else _window(limit, remaining, reset)
     return Said(what, limit, remaining, reset, window)
@@ -148,6 +167,8 @@ def _reset(text: str | None, now: float) -> float | None:
     """Seconds from now, of a number, an epoch in s or ms, RFC 3339, or "6m0.5s"."""
     if text is None:
         return None
+    if text[-1:].isalpha() and (length := span(text)) is not None:  # Most often.
+        return length
     if (number := _number(text)) is not None:
         if number > 1e11:
             return max(0.0, number / 1000 - now)
@@ -155,7 +176,7 @@ def _reset(text: str | None, now: float) -> float | None:
     try:
         return max(0.0, datetime.fromisoformat(text.strip()).timestamp() - now)
     except ValueError:
-        return span(text)
+        return None
 
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?) ?(milliseconds?|seconds?|minutes?|hours?|days?|ms|h|m|s|d)")
