@@ -288,6 +288,17 @@ def beside(bench, rows, in_flight, rounds, title=""):
     print(f"  batcher ÷ bare: rows/s {spread(faster)}, CPU {spread(cpu)}", flush=True)
 
 
+def start(bench, rounds):
+    """A run of hardly any rows: what there is to a command before and after its rows."""
+    told = {"bare": [], "batcher": []}
+    with bench.origin():
+        for _ in range(rounds):
+            for who, found in told.items():
+                found.append(bench.run(who, 100, 64)["seconds"])
+    print(f"100 rows, 64 in flight, {rounds} rounds: bare {spread(told['bare'])} s, "
+          f"batcher {spread(told['batcher'])} s", flush=True)  # fmt: skip
+
+
 def waiting(bench, in_flight, rounds):
     """10,000 rows of a second each: ideally rows ÷ in flight seconds, and one for the first row."""
     told = {"bare": [], "batcher": []}
@@ -347,7 +358,7 @@ def certified(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of fewer rows")
-    parser.add_argument("--only", default="", help="flat, tls, waiting, slow or lag")
+    parser.add_argument("--only", default="", help="flat, start, tls, waiting, slow or lag")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--bare", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--probe", nargs=4, help=argparse.SUPPRESS)
@@ -361,13 +372,15 @@ def main():
     if asked.probe:
         probe(*asked.probe)
         return
-    rows, rounds = (10_000, 1) if asked.quick else (40_000, 5)
+    rows, rounds = (20_000, 1) if asked.quick else (100_000, 5)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         if asked.only in ("", "flat"):
             with bench.origin():
                 for in_flight in (64, 256):
                     beside(bench, rows, in_flight, rounds)
+        if asked.only in ("", "start"):
+            start(bench, rounds)
         if asked.only in ("", "tls"):
             if certified(bench.certificate):
                 with bench.origin(certificate=bench.certificate):
@@ -380,7 +393,7 @@ def main():
         if asked.only in ("", "slow"):
             slow_rows(bench, 10_000 if asked.quick else 20_000, 15.0 if asked.quick else 60.0)
         if asked.only in ("", "lag"):
-            lag(bench, rows)
+            lag(bench, rows // 2)
 
 
 if __name__ == "__main__":

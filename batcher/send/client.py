@@ -358,8 +358,8 @@ class Client:
 class _Open:
     """An open connection, which is aborted when the time of its request is over.
 
-    Its timer is left as it is from one request to the next, and looks when it fires whether it should:
-    most requests so need none set. `asyncio.timeout` takes ten times as long.
+    Its timer stays from one request to the next and looks, when it fires, whether it should have: so
+    hardly any request sets one.
 
     Attributes:
         since: Since when it is idle (monotonic clock).

@@ -220,6 +220,69 @@ def test_what_comes_unasked_is_given_to_nobody():
     asyncio.run(work())
 
 
+def test_answers_of_all_kinds_come_over_one_connection():
+    """What one was packed in, or how its end was told, says nothing of the next."""
+    packed = gzip.compress(b"packed")
+    kinds = [
+        (OK + b"Content-Length: 5\r\n\r\nplain", b"plain"),
+        (OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed), b"packed"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n", b"chunked"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 4\r\n\r\nlate", b"late"),
+        (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", b""),
+    ]  # fmt: skip
+
+    class InTurn(Server):
+        async def _serve(self, reader, writer):
+            self.serving.add(asyncio.current_task())
+            self.connections += 1
+            with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+                while head := await reader.readuntil(b"\r\n\r\n"):
+                    length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                    await reader.readexactly(length)
+                    writer.write(kinds[len(self.requests) % len(kinds)][0])
+                    self.requests.append(head)
+
+    async def work():
+        async with InTurn() as server:
+            async with Client(Endpoint(server.url, server.url)) as client:
+                for _sent, body in 3 * kinds:
+                    assert (await client.post(BODY, 10.0)).body == body
+            assert server.connections == 1
+
+    asyncio.run(work())
+
+
+def test_a_row_of_little_time_has_no_more_of_it_on_a_connection_that_others_used():
+    """The time of one exchange begins with it, whether the ones before had more or less."""
+
+    class Slow(Server):
+        async def _serve(self, reader, writer):
+            self.serving.add(asyncio.current_task())
+            self.connections += 1
+            with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+                while head := await reader.readuntil(b"\r\n\r\n"):
+                    length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                    await asyncio.sleep(float(await reader.readexactly(length)))
+                    writer.write(PLAIN)
+
+    async def work():
+        async with Slow() as server:
+            async with Client(Endpoint(server.url, server.url)) as client:
+                now = asyncio.get_running_loop().time
+                for within in (60.0, 30.0, 0.6, 60.0, 0.6):
+                    assert (await client.post(b"0.01", within)).body == b"fine"
+                # The timer of an earlier one is due in between, and does nothing.
+                assert (await client.post(b"1.0", 60.0)).body == b"fine"
+                assert server.connections == 1
+                began = now()
+                with pytest.raises(NoAnswer, match=r"no whole answer within 0\.3 s"):
+                    await client.post(b"5", 0.3)
+                assert 0.25 < now() - began < 2.0
+
+    asyncio.run(work())
+
+
 def test_an_answer_before_all_of_the_question_was_sent_ends_the_connection():
     """A 413 does not read the rest, which would stand before the next request."""
 
