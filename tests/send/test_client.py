@@ -267,18 +267,17 @@ def test_a_row_of_little_time_has_no_more_of_it_on_a_connection_that_others_used
                     writer.write(PLAIN)
 
     async def work():
-        async with Slow() as server:
-            async with Client(Endpoint(server.url, server.url)) as client:
-                now = asyncio.get_running_loop().time
-                for within in (60.0, 30.0, 0.6, 60.0, 0.6):
-                    assert (await client.post(b"0.01", within)).body == b"fine"
-                # The timer of an earlier one is due in between, and does nothing.
-                assert (await client.post(b"1.0", 60.0)).body == b"fine"
-                assert server.connections == 1
-                began = now()
-                with pytest.raises(NoAnswer, match=r"no whole answer within 0\.3 s"):
-                    await client.post(b"5", 0.3)
-                assert 0.25 < now() - began < 2.0
+        async with Slow() as server, Client(Endpoint(server.url, server.url)) as client:
+            now = asyncio.get_running_loop().time
+            for within in (60.0, 30.0, 0.6, 60.0, 0.6):
+                assert (await client.post(b"0.01", within)).body == b"fine"
+            # The timer of an earlier one is due in between, and does nothing.
+            assert (await client.post(b"1.0", 60.0)).body == b"fine"
+            assert server.connections == 1
+            began = now()
+            with pytest.raises(NoAnswer, match=r"no whole answer within 0\.3 s"):
+                await client.post(b"5", 0.3)
+            assert 0.25 < now() - began < 2.0
 
     asyncio.run(work())
 
