@@ -21,7 +21,10 @@ _ROUNDING = 1e-9
 
 
 class Allowance:
-    """So many units a minute, evenly spread, at most half a second of them saved up.
+    """So many units a minute, evenly spread.
+
+    Half a second of them is saved up while somebody waits, as whoever is to go may be late; while nobody
+    does, no more than one request takes, so that a start is no burst.
 
     >>> requests = Allowance(per_minute=60, now=0.0)
     >>> requests.take(1, now=0.0)
@@ -36,7 +39,8 @@ class Allowance:
     def __init__(self, per_minute: float, now: float) -> None:
         self._now = now
         self.set(per_minute)
-        self._level = 1.0
+        self._level = self._asked = 1.0
+        self._waited_for = False
 
     def set(self, per_minute: float) -> None:
         """Another limit from now on."""
@@ -59,7 +63,8 @@ class Allowance:
             self._fill(now)
         missing = min(amount, self._most) - self._level
         # Less than a billionth is rounding, and waiting for it could go on for ever.
-        return missing / self._rate if missing > _ROUNDING else 0.0
+        self._asked, self._waited_for = amount, missing > _ROUNDING
+        return missing / self._rate if self._waited_for else 0.0
 
     def take(self, amount: float, now: float) -> None:
         """Uses `amount`; below zero when more was needed than could be saved up."""
@@ -79,7 +84,8 @@ class Allowance:
         self._now = max(self._now, until)
 
     def _fill(self, now: float) -> None:
-        self._level = min(self._most, self._level + (now - self._now) * self._rate)
+        most = self._most if self._waited_for else min(self._most, max(self._asked, self._level))
+        self._level = min(most, self._level + (now - self._now) * self._rate)
         self._now = now
 
 

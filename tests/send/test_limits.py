@@ -53,9 +53,37 @@ def test_tokens_exceed_the_pace_by_one_request_at_most(limit, steps, settle):
 def test_a_request_above_a_whole_minute_waits_for_a_full_allowance():
     """And not for ever; those after it wait until it is paid off."""
     tokens = Allowance(600, 0.0)
-    assert tokens.wait(10_000, 10.0) == 0.0
-    tokens.take(10_000, 10.0)
-    assert tokens.wait(1, 10.0) == pytest.approx(10_000 / 9.9, rel=0.01)
+    full = tokens.wait(10_000, 10.0)
+    assert 0.0 < full <= 0.5  # Nothing was saved up before anybody asked.
+    assert tokens.wait(10_000, 10.0 + full) == 0.0
+    tokens.take(10_000, 10.0 + full)
+    assert tokens.wait(1, 10.0 + full) == pytest.approx(10_000 / 9.9, rel=0.01)
+
+
+@given(limits, st.lists(st.floats(0, 30), min_size=1, max_size=8))
+def test_no_pause_is_followed_by_a_burst(limit, pauses):
+    """However long nobody asked: what goes then, goes at the pace, from the second request on."""
+    limit = round(limit)
+    requests, now = Allowance(limit, 0.0), 0.0
+    for pause in pauses:
+        now += pause
+        began = now + requests.wait(1.0, now)
+        for n in range(60):
+            while wait := requests.wait(1.0, now):
+                now += wait
+            assert now >= began + n * 60 / limit - 1e-6
+            requests.take(1.0, now)
+
+
+def test_whoever_comes_late_makes_up_for_half_a_second():
+    """A loop that is busy when it is its turn loses nothing of the limit, but for the first time."""
+    requests, now, sent = Allowance(6000, 0.0), 0.0, 0
+    while now < 10.0:
+        while not (wait := requests.wait(1.0, now)):
+            requests.take(1.0, now)
+            sent += 1
+        now += max(wait, 0.4)
+    assert sent == pytest.approx(0.99 * 100 * (now - 0.4), rel=0.005)
 
 
 def test_nothing_is_saved_up_during_a_pause():
