@@ -18,13 +18,14 @@ __all__ = ["Allowance", "Learned", "Recent"]
 _SHARE = 0.99
 _SAVED_SECONDS = 0.5
 _ROUNDING = 1e-9
+_KEPT = 0.99  # Of the largest amount, with each that is asked for: some hundred count.
 
 
 class Allowance:
     """So many units a minute, evenly spread.
 
     Half a second of them is saved up while somebody waits, as whoever is to go may be late; while nobody
-    does, no more than one request takes, so that a start is no burst.
+    does, no more than one of the larger requests takes, so that a start is no burst.
 
     >>> requests = Allowance(per_minute=60, now=0.0)
     >>> requests.take(1, now=0.0)
@@ -63,7 +64,8 @@ class Allowance:
             self._fill(now)
         missing = min(amount, self._most) - self._level
         # Less than a billionth is rounding, and waiting for it could go on for ever.
-        self._asked, self._waited_for = amount, missing > _ROUNDING
+        self._asked = max(amount, _KEPT * self._asked)
+        self._waited_for = missing > _ROUNDING
         return missing / self._rate if self._waited_for else 0.0
 
     def take(self, amount: float, now: float) -> None:

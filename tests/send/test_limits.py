@@ -75,6 +75,19 @@ def test_no_pause_is_followed_by_a_burst(limit, pauses):
             requests.take(1.0, now)
 
 
+def test_one_at_a_time_below_the_limit_waits_for_nothing():
+    """Large requests after small ones, too: what one of them takes is saved up for it meanwhile."""
+    tokens, now, waited = Allowance(90_000, 0.0), 0.0, 0.0
+    for n in range(200):
+        amount = 700.0 if n % 10 == 0 else 50.0
+        wait = tokens.wait(amount, now)
+        waited += wait if n else 0.0
+        now += wait
+        tokens.take(amount, now)
+        now += 1.0
+    assert waited < 1.0
+
+
 def test_whoever_comes_late_makes_up_for_half_a_second():
     """A loop that is busy when it is its turn loses nothing of the limit, but for the first time."""
     requests, now, sent = Allowance(6000, 0.0), 0.0, 0
