@@ -223,6 +223,12 @@ class Client:
             if protocol is None or transport is None:
                 raise aiohttp.ServerDisconnectedError
             opened.wanted_by(began + timeout, began if reused else time.monotonic())
+            # A new parser each time: half a head that came unasked is no part of the next answer.
+            protocol.set_response_params(
+                read_until_eof=True,
+                max_line_size=_MOST_HEADER_BYTES,
+                max_field_size=_MOST_HEADER_BYTES,
+            )
             head = b"%b%d\r\n\r\n" % (self._head, len(body))
             if len(body) <= _JOINED_BYTES:
                 transport.write(head + body)
@@ -288,12 +294,6 @@ class Client:
             connection = await self._connector.connect(self._request, [], within)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError from error
-        if connection.protocol is not None:
-            connection.protocol.set_response_params(
-                read_until_eof=True,
-                max_line_size=_MOST_HEADER_BYTES,
-                max_field_size=_MOST_HEADER_BYTES,
-            )
         return _Open(connection, self._loop)
 
     async def _by_session(

@@ -176,7 +176,7 @@ def _reset(text: str | None, now: float) -> float | None:
     try:
         return max(0.0, datetime.fromisoformat(text.strip()).timestamp() - now)
     except ValueError:
-        return None
+        return span(text)
 
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?) ?(milliseconds?|seconds?|minutes?|hours?|days?|ms|h|m|s|d)")

@@ -17,15 +17,16 @@ __all__ = ["Allowance", "Learned", "Recent"]
 # in any minute (0.99 + 0.5 / 60 < 1), and does not bunch where servers count by the second.
 _SHARE = 0.99
 _SAVED_SECONDS = 0.5
+_YOUNG_SECONDS = 10.0
 _ROUNDING = 1e-9
-_KEPT = 0.99  # Of the largest amount, with each that is asked for: some hundred count.
+_NEVER = float("inf")
 
 
 class Allowance:
     """So many units a minute, evenly spread.
 
-    Half a second of them is saved up while somebody waits, as whoever is to go may be late; while nobody
-    does, no more than one of the larger requests takes, so that a start is no burst.
+    Half a second of them is saved up, as whoever is to go may be late. That begins with what one request
+    takes and grows for ten seconds from the first one on, so that a start is no burst.
 
     >>> requests = Allowance(per_minute=60, now=0.0)
     >>> requests.take(1, now=0.0)
@@ -41,7 +42,7 @@ class Allowance:
         self._now = now
         self.set(per_minute)
         self._level = self._asked = 1.0
-        self._waited_for = False
+        self._whole_at = _NEVER  # When half a second may be saved up.
 
     def set(self, per_minute: float) -> None:
         """Another limit from now on."""
@@ -64,15 +65,18 @@ class Allowance:
             self._fill(now)
         missing = min(amount, self._most) - self._level
         # Less than a billionth is rounding, and waiting for it could go on for ever.
-        self._asked = max(amount, _KEPT * self._asked)
-        self._waited_for = missing > _ROUNDING
-        return missing / self._rate if self._waited_for else 0.0
+        if missing <= _ROUNDING:
+            return 0.0
+        self._asked = amount
+        return missing / self._rate
 
     def take(self, amount: float, now: float) -> None:
         """Uses `amount`; below zero when more was needed than could be saved up."""
         if now > self._now:
             self._fill(now)
         self._level -= amount
+        if self._whole_at == _NEVER:
+            self._whole_at = now + _YOUNG_SECONDS
 
     def settle(self, reserved: float, used: float, now: float) -> None:
         """Puts back what was reserved and not used, or takes what was used beyond it."""
@@ -86,7 +90,10 @@ class Allowance:
         self._now = max(self._now, until)
 
     def _fill(self, now: float) -> None:
-        most = self._most if self._waited_for else min(self._most, max(self._asked, self._level))
+        most = self._most
+        if now < self._whole_at:
+            young = most * (1.0 - (self._whole_at - now) / _YOUNG_SECONDS)
+            most = min(most, max(self._asked, self._level, young))
         self._level = min(most, self._level + (now - self._now) * self._rate)
         self._now = now
 

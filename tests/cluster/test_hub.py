@@ -109,8 +109,23 @@ def test_three_workers_use_one_told_limit(kind):
     rate, refused = world.rate(20, 120)
     assert rate > 0.97 * 100
     assert refused <= 0.005
-    assert world.most_in(1.0) <= 100 * 1.03  # From the first on.
+    assert world.most_in(1.0, since=40) <= 100 * 1.03
     assert min(world.by_worker.values()) > 0.25 * sum(world.by_worker.values())
+
+
+def test_the_start_of_three_workers_is_no_burst():
+    """Places for all were told, so that the limit alone paces them from the first second on."""
+
+    async def work():
+        world = World(Limits(rpm=6000, concurrency=400), kind="window-1s", rpm=6000.0)
+        tasks = [task for n in (1, 2, 3) for task in world.worker(n)[0]]
+        await asyncio.sleep(15)
+        end(tasks)
+        return world
+
+    world = clock.run(work())
+    assert world.rate(1, 15)[0] > 0.95 * 100
+    assert world.most_in(1.0) <= 100 * 1.1
 
 
 def after(seconds, *acts):

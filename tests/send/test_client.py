@@ -220,6 +220,23 @@ def test_what_comes_unasked_is_given_to_nobody():
     asyncio.run(work())
 
 
+@pytest.mark.parametrize(
+    "stray", [b"H", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 500 X\r\nX-J: "]
+)
+def test_half_a_head_that_comes_unasked_is_no_part_of_the_next_answer(stray):
+    """That was paid for, and is what the server sent."""
+
+    async def work():
+        async with Server(PLAIN + stray) as server:
+            async with Client(Endpoint(server.url, server.url)) as client:
+                for _ in range(5):
+                    reply = await client.post(BODY, 10.0)
+                    assert (reply.status, reply.body) == (200, b"fine")
+            assert len(server.requests) == 5
+
+    asyncio.run(work())
+
+
 def test_answers_of_all_kinds_come_over_one_connection():
     """What one was packed in, or how its end was told, says nothing of the next."""
     packed = gzip.compress(b"packed")

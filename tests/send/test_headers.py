@@ -133,3 +133,15 @@ def test_a_bucket_tells_its_window_by_how_long_it_takes_to_fill(used, window):
     }
     (said,) = limits(headers, NOW)
     assert said.window == window
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("6m0s", 360.0), ("825ms", 0.825), ("1m30", 60.0), ("10 s.", 10.0), ("1s (approx)", 1.0), ("11.38", 11.38),
+     ("2027-01-15T08:00:01Z", 1.0), ("1800000001", 1.0), ("1800000001000", 1.0), ("inf", None), ("soon", None)],
+)  # fmt: skip
+def test_a_reset_is_read_in_whatever_form_it_comes(text, seconds):
+    """Lengths, dates, epochs; what is no time is not told."""
+    headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-reset-requests": text}
+    (said,) = limits(headers, 1_800_000_000.0)
+    assert said.reset == (None if seconds is None else pytest.approx(seconds, abs=1e-3))

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from statistics import fmean
 
 import pytest
 
@@ -48,14 +49,16 @@ BY_CHANCE = {"bucket-1s": (0.80, 0.035), "window-1s": (0.55, 0.03)}
 def test_tokens_a_minute_are_used_and_not_hit(kind, knows, charge):
     """Charged as they came out, or the most they could have been, up front."""
     limit = 300_000.0 if charge == "max-tokens" else 90_000.0
-    share = reached(Case(kind, knows, "tokens", charge, limit, SECONDS, 300.0))[0]
+    case = Case(kind, knows, "tokens", charge, limit, SECONDS, 300.0)
+    by_chance = charge == "output" and kind in BY_CHANCE
+    shares = [reached(case, seed=seed)[0] for seed in ((1, 11, 21, 31) if by_chance else (1,))]
     least, most = BOUNDS[knows]
-    if charge == "output" and kind in BY_CHANCE:
+    if by_chance:
         least, most = BY_CHANCE[kind]
     elif (kind, knows) == ("window-1s", "nothing"):
         least = 0.85  # Ten requests fill a second: one more or less is a tenth.
-    assert share.used >= least
-    assert share.refused <= most
+    assert fmean(share.used for share in shares) >= least
+    assert fmean(share.refused for share in shares) <= most
 
 
 def test_two_models_with_different_limits_each_reach_theirs():
