@@ -138,7 +138,8 @@ class Queue:
             self._takers.append(taker)
             await taker
         prompt = self._prompts.popleft()
-        self._room.enter(prompt)
+        if len(prompt.fields) >= _LARGE_BYTES:
+            self._room.enter(prompt)
         self._taken(prompt)
         if self._prompts:  # Whoever was woken for it may have found no room.
             self.wake()
@@ -251,7 +252,7 @@ class EngineLane:
 
     def leave(self, prompt: Prompt) -> None:
         """Gives back the room of a prompt that was taken for this lane."""
-        if self.room.leave(prompt):
+        if len(prompt.fields) >= _LARGE_BYTES and self.room.leave(prompt):
             self.queue.wake()
 
     @property
@@ -275,6 +276,9 @@ class EngineLane:
         the dear ones only, and says so.
         """
         status = result.status
+        if status is Outcome.OK:
+            self.alive, self.responds, self.streak = True, True, 0
+            return False
         self.last = result.error or self.last
         if status is Outcome.BAD_REQUEST and not (self.alive or self.proven):
             same = self.fatal is not None and _words(self.fatal) == _words(result)

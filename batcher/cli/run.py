@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
@@ -96,6 +97,9 @@ def _run(job: Job) -> int:
 
     from batcher.cli.stderr import Machines, People
 
+    # What was imported is never garbage, and what a row leaves is freed without a search for circles.
+    gc.freeze()
+    gc.set_threshold(10_000)
     shown = People(job) if job.log_level is None else Machines(job)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

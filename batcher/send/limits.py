@@ -90,11 +90,11 @@ class Allowance:
         self._now = max(self._now, until)
 
     def _fill(self, now: float) -> None:
-        most = self._most
-        if now < self._whole_at:
+        most, level = self._most, self._level + (now - self._now) * self._rate
+        if now < self._whole_at and level > self._asked:
             young = most * (1.0 - (self._whole_at - now) / _YOUNG_SECONDS)
             most = min(most, max(self._asked, self._level, young))
-        self._level = min(most, self._level + (now - self._now) * self._rate)
+        self._level = min(most, level)
         self._now = now
 
 
