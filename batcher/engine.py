@@ -357,7 +357,7 @@ class Engine:
                 self._spawn(other)
 
     async def _journal_room(self) -> None:
-        """Waits while the disk is slower than the answers."""
+        """Waits while the disk is slower than the answers; who asks for each row looks first."""
         while self._journal.full:  # noqa: ASYNC110 (a thread empties it)
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -375,11 +375,11 @@ class Engine:
         if lane.judge(result):
             self._close_lane(lane, result)
         elif result.status not in FATAL:
-            if not lane.awake and (result.status.answered or result.http_status is not None):
+            if result.status.answered or result.http_status is not None:
                 self._wake(lane)
-            if lane.awake and lane.workers < lane.gate.places:
+            if lane.awake:
                 self._spawn(lane)
-            if lane.responds and not self._settled.is_set():
+            if lane.responds:
                 self._settled.set()
 
     @asynccontextmanager

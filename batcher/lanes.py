@@ -138,8 +138,7 @@ class Queue:
             self._takers.append(taker)
             await taker
         prompt = self._prompts.popleft()
-        if len(prompt.fields) >= _LARGE_BYTES:
-            self._room.enter(prompt)
+        self._room.enter(prompt)
         self._taken(prompt)
         if self._prompts:  # Whoever was woken for it may have found no room.
             self.wake()
@@ -252,7 +251,7 @@ class EngineLane:
 
     def leave(self, prompt: Prompt) -> None:
         """Gives back the room of a prompt that was taken for this lane."""
-        if len(prompt.fields) >= _LARGE_BYTES and self.room.leave(prompt):
+        if self.room.leave(prompt):
             self.queue.wake()
 
     @property

@@ -213,7 +213,10 @@ class Gate:
         self._unheard_since: float | None = None
         self._longest_wait = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = self._told_limits = False
+        self._closed = False
+        self._told_limits = (
+            False  # By headers; only after that it means something when they say nothing.
+        )
         self._cause, self._marked = "", clock()
         self._up_front: bool | None = None  # None: not known yet.
         self._most = self._booked = 0.0  # Let through in all, of the most and of what was used.

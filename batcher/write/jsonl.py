@@ -17,7 +17,6 @@ from batcher.write.results import Confirm, Picks, Written, whole
 __all__ = ["Renamed", "json_row", "name_of", "write_jsonl"]
 
 _EPOCH = datetime(1970, 1, 1)
-_TEXTS = ("parsed", "confidences", "tool_calls", "logprobs", "response")
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
@@ -173,7 +172,7 @@ def _json_row(
         row.parsed = None
     if row.copied is msgspec.UNSET and copied:
         row.copied = False
-    for native in _TEXTS:
+    for native in OPTIONAL:
         if isinstance(text := getattr(row, native), str):
             setattr(row, native, msgspec.Raw(text.encode()))
     if not COLUMNS.keys().isdisjoint(columns):

@@ -117,9 +117,8 @@ def test_a_worker_and_the_hub_may_be_killed(tmp_path, gateway):
     # Each answer takes 2, and what a kill leaves unknown counts whole: some 110 a request.
     assert 2 * len(gateway.asked) <= spent["committed_tokens"] <= 2 * 1200 + 2 * 64 * 110
     assert len(gateway.asked) - 1200 <= 64
-    assert (
-        most_in_a_second(gateway) <= 99 * 1.55
-    )  # Who is late makes up for half a second, as without Ray.
+    # Who is late makes up for half a second, as without Ray.
+    assert most_in_a_second(gateway) <= 99 * 1.55
 
 
 @on_ray

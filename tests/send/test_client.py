@@ -191,31 +191,21 @@ def test_a_word_in_the_place_of_a_key_changes_no_answer(word):
 def test_what_comes_unasked_is_given_to_nobody():
     """An answer sent twice, while the connection was idle, is not the answer to the next row."""
 
+    class Twice(Server):
+        async def answer(self, writer, body):
+            answer = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            writer.write(answer)
+            await asyncio.sleep(0.01)
+            writer.write(answer)
+
     async def work():
-        asked = 0
-
-        class Twice(Server):
-            async def _serve(self, reader, writer):
-                nonlocal asked
-                self.serving.add(asyncio.current_task())
-                self.connections += 1
-                with contextlib.closing(writer), contextlib.suppress(Exception):
-                    while head := await reader.readuntil(b"\r\n\r\n"):
-                        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                        body = await reader.readexactly(length)
-                        asked += 1
-                        answer = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-                        writer.write(answer)
-                        await asyncio.sleep(0.01)
-                        writer.write(answer)
-
         async with Twice() as server:
             async with Client(Endpoint(server.url, server.url)) as client:
                 for n in range(10):
                     body = b'"row %d"' % n
                     assert (await client.post(body, 10.0)).body == body
                     await asyncio.sleep(0.05)
-            assert server.connections == asked == 10
+            assert server.connections == len(server.requests) == 10
 
     asyncio.run(work())
 
@@ -250,15 +240,8 @@ def test_answers_of_all_kinds_come_over_one_connection():
     ]  # fmt: skip
 
     class InTurn(Server):
-        async def _serve(self, reader, writer):
-            self.serving.add(asyncio.current_task())
-            self.connections += 1
-            with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
-                while head := await reader.readuntil(b"\r\n\r\n"):
-                    length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                    await reader.readexactly(length)
-                    writer.write(kinds[len(self.requests) % len(kinds)][0])
-                    self.requests.append(head)
+        async def answer(self, writer, _body):
+            writer.write(kinds[(len(self.requests) - 1) % len(kinds)][0])
 
     async def work():
         async with InTurn() as server:
@@ -274,14 +257,9 @@ def test_a_row_of_little_time_has_no_more_of_it_on_a_connection_that_others_used
     """The time of one exchange begins with it, whether the ones before had more or less."""
 
     class Slow(Server):
-        async def _serve(self, reader, writer):
-            self.serving.add(asyncio.current_task())
-            self.connections += 1
-            with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
-                while head := await reader.readuntil(b"\r\n\r\n"):
-                    length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                    await asyncio.sleep(float(await reader.readexactly(length)))
-                    writer.write(PLAIN)
+        async def answer(self, writer, body):
+            await asyncio.sleep(float(body))
+            writer.write(PLAIN)
 
     async def work():
         async with Slow() as server, Client(Endpoint(server.url, server.url)) as client:

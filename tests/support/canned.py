@@ -42,11 +42,17 @@ class Server:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = head.lower().split(b"content-length:")[1].split(b"\r\n")[0]
                 self.requests.append((head, await reader.readexactly(int(length))))
-                for part in self.sends:
-                    if part is None:
-                        return
-                    if isinstance(part, bytes):
-                        writer.write(part)
-                        await writer.drain()
-                    else:
-                        await asyncio.sleep(part)
+                if await self.answer(writer, self.requests[-1][1]):
+                    return
+
+    async def answer(self, writer, _body):
+        """Sends what there is to send; whether the connection is closed then."""
+        for part in self.sends:
+            if part is None:
+                return True
+            if isinstance(part, bytes):
+                writer.write(part)
+                await writer.drain()
+            else:
+                await asyncio.sleep(part)
+        return False
