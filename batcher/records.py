@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,7 @@ __all__ = [
     "Result",
     "Row",
     "Usage",
+    "clean",
 ]
 
 FINISHED = (
@@ -278,3 +280,21 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     waited_ms: int = 0
     cause: str = ""
     tries: list[Attempt] | None = None
+
+
+def clean(value: Any) -> Any:
+    r"""A text, or all texts in lists and dicts, as UTF-8 can hold them.
+
+    Python reads a byte that is no UTF-8, and half of a character in JSON, as a lone surrogate, which no
+    file or stream takes; it becomes U+FFFD. Halves that met become their character.
+
+    >>> clean(["r\udcff", "\ud83d\ude00"]) == ["r\ufffd", "\U0001f600"]
+    True
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [clean(inside) for inside in value]
+    if isinstance(value, dict):
+        return {clean(name): clean(inside) for name, inside in value.items()}
+    return value

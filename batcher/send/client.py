@@ -33,7 +33,7 @@ from yarl import URL
 
 from batcher.endpoint import Endpoint, is_loopback
 from batcher.errors import BadResponse, NoAnswer
-from batcher.records import Outcome
+from batcher.records import Outcome, clean
 from batcher.send.stream import DONE, FINISHED
 
 __all__ = ["Client", "Reply", "open_files"]
@@ -328,9 +328,9 @@ class Client:
 
     def _told(self, error: BaseException | str) -> str:
         """What an error says, without the key: some quote what was received."""
-        text = " ".join((str(error) or type(error).__name__).split())
+        text: str = clean(" ".join((str(error) or type(error).__name__).split()))
         if self._anyhow is not None:
-            text = self._anyhow.sub(b"[key]", text.encode("utf-8", "replace")).decode()
+            text = self._anyhow.sub(b"[key]", text.encode()).decode()
         return text[:300]
 
     def _reply(
@@ -342,16 +342,18 @@ class Client:
         came: Sequence[tuple[int, float]],
     ) -> Reply:
         """The reply without the key, which some gateways repeat in their errors, or in a header."""
+        head = b"".join(chain.from_iterable(raw))
+        if not head.isascii():  # Bytes that are no UTF-8 could not be written anywhere.
+            headers = CIMultiDict((name, clean(value)) for name, value in headers.items())
         if key := self._key_bytes:
             if key in body:
                 body = body.replace(key, b"[key]")
             if self._anyhow is not None and (b"\\u" in body or b"\\/" in body):
                 body = self._anyhow.sub(b"[key]", body)
-            if key in b"".join(chain.from_iterable(raw)):
-                clean = (
+            if key in head:
+                headers = CIMultiDict(
                     (name, value.replace(self._key, "[key]")) for name, value in headers.items()
                 )
-                headers = CIMultiDict(clean)
         return Reply(status, headers, body, came)
 
 

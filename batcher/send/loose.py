@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from batcher.records import clean
+
 __all__ = ["LARGE_BYTES", "dumps", "loads"]
 
 _decode = msgspec.json.Decoder().decode
@@ -56,16 +58,6 @@ def dumps(value: Any) -> bytes:
     except UnicodeEncodeError:
         pass
     try:
-        return _encode(_clean(value))
+        return _encode(clean(value))
     except RecursionError as error:
         raise ValueError(str(error)) from None
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_clean(inside) for inside in value]
-    if isinstance(value, dict):
-        return {_clean(name): _clean(inside) for name, inside in value.items()}
-    return value

@@ -45,7 +45,7 @@ _FINISHES = {
 }
 _REQUEST_IDS = ("x-request-id", "request-id", "x-oneapi-request-id", "cf-ray")
 _BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff\u00ad]+")
-_MOST_TOKENS = 1 << 62
+_MOST_TOKENS = 1 << 50  # Of an answer; those of all attempts together must fit 63 bits.
 _NO_PRICE = 1_000_000  # Dollars that no request costs: a number that means something else.
 _FAILED_FINISHES = frozenset(
     {

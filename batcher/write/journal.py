@@ -183,7 +183,8 @@ class Journal:
                 self._hand_over()
                 self._sealed()
                 return
-            if self._segment.size >= _SEAL_BYTES and self.trouble is None:
+            full = self._segment.size >= _SEAL_BYTES or self._segment.crowded
+            if full and self.trouble is None:
                 self._hand_over()
                 self._segment = self._next()
             if not closing:
@@ -196,6 +197,10 @@ class Journal:
             self._segment.append(taken, self._make_room)
             if idle:
                 self._state.notify_all()
+        for error in self._segment.refused:
+            self._sound(error)
+            self.lost += 1
+        self._segment.refused.clear()
 
     def _hand_over(self) -> None:
         """Gives the segment to be sealed, once the one before it is."""
@@ -253,7 +258,7 @@ class Journal:
             self._state.notify_all()
             left = self._segment.unsynced[self._segment.written :]
             self._segment.close()
-        self.lost = sum(isinstance(item, Result) for item in left)
+        self.lost += sum(isinstance(item, Result) for item in left)
         while not (self._closing and not self._queue):
             self._wake.clear()
             while self._queue:

@@ -12,13 +12,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from batcher.records import Outcome, Result
+from batcher.records import Outcome, Result, clean
 from batcher.write import index
 
 __all__ = ["Kept", "Loader", "OpenSegment", "loaded", "segments", "sync_folder"]
 
 _NAME = re.compile(r"journal-(\d{6,})\.jsonl")
 _encode = msgspec.json.Encoder().encode
+_MOST_MODELS = 50_000  # Of 65,536, as what is written at once may bring some thousands more.
+_COST = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd", "attempts")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -109,6 +111,7 @@ class OpenSegment:
         size: Bytes written.
         unsynced: What was appended and is not known to be on the disk; the first `written` of them
             are in the file.
+        refused: Why items were left out that no line can hold, not even as a failure.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -125,29 +128,17 @@ class OpenSegment:
         self.size = 0
         self.unsynced: list[Result | Kept] = []
         self.written = 0
+        self.refused: list[Exception] = []
         self._models: dict[str, int] = {}
         self._entries = bytearray()
 
     def append(self, items: Sequence[Result | Kept], make_room: Callable[[OSError], bool]) -> None:
-        """Writes the items at once; `make_room` says whether a failed write is worth another."""
+        """Writes the items at once; `make_room` says whether a failed write is worth another.
+
+        An item that cannot be written is written as a failure of its own row, with the reason.
+        """
         self.unsynced += items
-        lines = []
-        offset = self.size
-        for item in items:
-            line = index.line_of(_encoded(item))
-            if isinstance(item, Result):
-                segment, at, length = self.number, offset, len(line) - 1
-                extras = index.extras_of(item)
-            else:
-                (segment, at, length), extras = item.at, item.extras
-            slot = self._models.setdefault(item.model, len(self._models))
-            self._entries += index.entry_bytes(
-                item.row, at, item.key, length, segment, slot, item.sample, item.status, extras
-            )
-            lines.append(line)
-            offset += len(line)
-        block = memoryview(b"".join(lines))
-        self.size += len(block)
+        block = memoryview(b"".join(map(self._line_or_failure, items)))
         while block:  # A full disk first answers with a short write and no error.
             try:
                 block = block[os.write(self._file, block) :]
@@ -155,6 +146,39 @@ class OpenSegment:
                 if not make_room(error):
                     raise
         self.written = len(self.unsynced)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it holds nearly as many models as its index can number: the next begins."""
+        return len(self._models) >= _MOST_MODELS
+
+    def _line_or_failure(self, item: Result | Kept) -> bytes:
+        try:
+            return self._line(item)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is about this item alone)
+            failed = error
+        try:
+            return self._line(_failure(item, failed))
+        except Exception as error:  # noqa: BLE001 (its row, key or sample can stand in no line)
+            self.refused.append(error)
+            return b""
+
+    def _line(self, item: Result | Kept) -> bytes:
+        """The line that comes next in the file, with its entry noted."""
+        line = index.line_of(_encoded(item))
+        if isinstance(item, Result):
+            segment, at, length = self.number, self.size, len(line) - 1
+            extras = index.extras_of(item)
+        else:
+            (segment, at, length), extras = item.at, item.extras
+        slot = self._models.get(item.model, len(self._models))
+        self._entries += index.entry_bytes(
+            item.row, at, item.key, length, segment, slot, item.sample, item.status, extras
+        )
+        # Nothing is noted of an item that fails before here.
+        self._models[item.model] = slot
+        self.size += len(line)
+        return line
 
     def sync(self) -> int:
         """Syncs; returns how many of `unsynced` are on the disk for certain."""
@@ -176,7 +200,7 @@ class OpenSegment:
         made = index.Segment(self.number, list(self._models), entries)
         try:
             index.save(self._path.with_suffix(".idx"), made, self.size)
-        except OSError:
+        except (OSError, ValueError):
             self._path.with_suffix(".idx").unlink(missing_ok=True)  # It is made again when needed.
 
     def close(self) -> None:
@@ -190,10 +214,18 @@ class OpenSegment:
 def _encoded(item: Result | Kept) -> bytes:
     try:
         return _encode(item)
-    except UnicodeEncodeError:  # Half a surrogate pair, which no UTF-8 holds.
-        texts = {f: v for f in item.__struct_fields__ if isinstance(v := getattr(item, f), str)}
-        sound = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
-        return _encode(msgspec.structs.replace(item, **sound))
+    except UnicodeEncodeError:
+        return _encode(clean(msgspec.to_builtins(item)))
+
+
+def _failure(item: Result | Kept, error: Exception) -> Result:
+    """What stands in the journal for an item that cannot stand there; what it cost is kept."""
+    said = f"the answer cannot be kept in the journal ({type(error).__name__}: {str(error)[:200]})"
+    of: dict[str, Any] = {"row": item.row, "model": item.model, "sample": item.sample}
+    of |= {"key": item.key, "custom_id": item.custom_id}
+    if isinstance(item, Result):
+        of |= {name: getattr(item, name) for name in _COST}
+    return Result(**of, status=Outcome.BAD_RESPONSE, error=clean(said))
 
 
 def sync_folder(folder: Path) -> None:

@@ -378,3 +378,9 @@ def test_an_address_where_nobody_is():
 
     ended = [asyncio.run(work(direct))[0] for direct in (True, False)]
     assert {one[:2] for one in ended} == {(NoAnswer, Outcome.CONNECTION)}
+
+
+def test_a_header_that_is_no_utf8_can_be_written():
+    """It would come to stand in the journal, in the output and on the terminal."""
+    ended, _ = both(OK + b"X-Request-Id: r\xff\xc3\xa9\r\nContent-Length: 4\r\n\r\nfine")
+    assert "r\ufffd\xe9" in dict(ended[0][1]).values()

@@ -4,11 +4,13 @@ import errno
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
 import time
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batcher.errors import JobError, OutputError
-from batcher.records import Outcome, Result
+from batcher.records import Attempt, Outcome, Result
 from batcher.write import index, journal, jsonl, parquet, results, segment
 from batcher.write.journal import Journal
 from batcher.write.lock import Lock
@@ -262,10 +264,68 @@ def test_the_writer_never_dies_unseen(tmp_path, monkeypatch):
 
 def test_half_a_surrogate_pair_is_no_reason_to_lose_an_answer(tmp_path):
     """Some servers cut their answers in the middle of an emoji."""
-    kept(tmp_path, [result(0, content="a\ud83d", error="\ude00")])
+    tried = Attempt(1, 2, 3, Outcome.SERVER_ERROR, request_id="r\udcff\udcfe")
+    kept(tmp_path, [result(0, content="a\ud83d", error="\ude00", tries=[tried])])
     with picks(tmp_path, 1) as chosen:
         ((_, _, line),) = chosen.lines([0])
-    assert json.loads(line)["content"] == "a?"
+    assert json.loads(line)["content"] == "a\ufffd"
+    assert json.loads(line)["tries"][0]["request_id"] == "r\ufffd\ufffd"
+
+
+def test_a_result_that_cannot_be_written_fails_alone(tmp_path, monkeypatch):
+    """Its row gets the reason and keeps its cost; all others are written, and no disk is blamed."""
+    whole = index.entry_bytes
+
+    def narrow(*fields):
+        if fields[3] > 5000:  # Stands for a line of more than 4 GB.
+            raise struct.error("'I' format requires 0 <= number <= 4294967295")
+        return whole(*fields)
+
+    monkeypatch.setattr(index, "entry_bytes", narrow)
+    log = Journal(tmp_path)
+    odd = [
+        result(1, refusal=complex(1)),
+        result(2, content="x" * 5000),
+        result(3, tries=[object()]),
+    ]
+    for one in (result(0), *(msgspec.structs.replace(o, cost_usd=0.5) for o in odd), result(4)):
+        log.put(one)
+    log.close()
+    assert log.trouble is None
+    lines = [json.loads(line) for line in segments(tmp_path)[0][1].read_bytes().splitlines()]
+    assert [line["status"] for line in lines] == ["ok", *["bad_response"] * 3, "ok"]
+    assert all(
+        "cannot be kept" in line["error"] and line["cost_usd"] == 0.5 for line in lines[1:4]
+    )
+    assert all_rows(tmp_path) == ([0, 1, 2, 3, 4], 0)
+
+
+def test_a_result_that_no_line_can_hold_is_counted_and_takes_no_other_with_it(tmp_path):
+    """A row, key or sample beyond the index: it stops the run, and is said."""
+    log = Journal(tmp_path)
+    for one in (
+        result(0),
+        result(1, sample=1 << 16),
+        result(1 << 63),
+        result(2, key="?"),
+        result(3),
+    ):
+        log.put(one)
+    with pytest.raises(OutputError, match="3 answers could not be written"):
+        log.close()
+    assert all_rows(tmp_path) == ([0, 3], 0)
+
+
+def test_more_models_than_a_segment_can_number_begin_another(tmp_path, monkeypatch):
+    """Rows may name their own models, each another one."""
+    monkeypatch.setattr(segment, "_MOST_MODELS", 3)
+    log = Journal(tmp_path)
+    for row in range(5):
+        log.put(result(row, model=f"m{row}"))
+        until(lambda row=row: log._bytes_taken == log._bytes_put)
+    log.close()
+    assert len(segments(tmp_path)) == 2
+    assert all_rows(tmp_path) == ([0, 1, 2, 3, 4], 0)
 
 
 def test_a_second_process_is_kept_out(tmp_path):
