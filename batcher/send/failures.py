@@ -31,6 +31,7 @@ __all__ = ["cut", "error_of", "failure", "retry_after"]
 
 _encode = msgspec.json.Encoder().encode
 _MESSAGE = 1000
+_LOOKED_AT = 4000  # Characters of an error that are searched for words; some servers send 60 MB.
 
 # In lower case: code and type first, then the message.
 _MONEY = re.compile(
@@ -94,11 +95,11 @@ def failure(
         fault: Why the body is no JSON; None when it is.
         request_id: The server's name for the request.
     """
-    message, kind = error_of(data)
+    message, kind = (text[:_LOOKED_AT] for text in error_of(data))
     # Only what the server says of an error counts, never the text of an answer that was cut.
-    words = f"{kind} {message} {_details(data)}".lower()
+    words = f"{kind} {message} {_details(data)[:_LOOKED_AT]}".lower()
     if fault is not None:
-        message = _page(body) if body.strip() else "the answer is empty"
+        message = _page(body) or "the answer is empty"
         if status == 200:
             message = f"HTTP 200 but not JSON ({fault}): {message}"
         else:
@@ -197,11 +198,15 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) and value != "None" else ""
 
 
+# Neither tries the same bytes twice, whatever stands in a page.
+_SCRIPT = re.compile(r"(?is)<(script|style)\b.*?(?:</\1>|\Z)")
+_TAG = re.compile(r"<[^<>]*+>")
+
+
 def _page(body: bytes) -> str:
     """The words of an HTML page from a proxy, or of plain text."""
-    text = re.sub(
-        r"(?s)<(script|style).*?</\1>|<[^>]*>", " ", body[:20000].decode("utf-8", "replace")
-    )
+    text = _SCRIPT.sub(" ", body[:20000].decode("utf-8", "replace"))
+    text = _TAG.sub(" ", text)
     return " ".join(text.split())[:300]
 
 

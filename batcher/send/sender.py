@@ -277,13 +277,13 @@ class Sender:
             said = limits(reply.headers, started)
             try:
                 answer = reply.body
-                if self._idle is not None and stream.is_stream(reply.headers, answer):
+                if streamed := stream.is_stream(reply.headers, answer):
                     answer, at = stream.whole(answer)
                     first = None if at is None else reply.seconds_to(at)
                 came = wire.read(reply.status, reply.headers, answer, keep_raw=self._keep_raw)
                 if (usage := bill.of(came.usage)) is not came.usage:
                     came = msgspec.structs.replace(came, usage=usage)
-                if answer is not reply.body:
+                if streamed:
                     forms.reasons |= came.finish_reason is not None
                     if forms.reasons and came.finish_reason is None:
                         raise _cut(came.usage)

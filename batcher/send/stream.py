@@ -14,7 +14,7 @@ from typing import Any
 from batcher.errors import NoAnswer
 from batcher.send.loose import dumps, loads
 
-__all__ = ["DONE", "FINISHED", "asked", "is_stream", "whole"]
+__all__ = ["DONE", "FINISHED", "asked", "is_stream", "unwrapped", "whole"]
 
 DONE = b"[DONE]"
 FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -23,6 +23,11 @@ FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _TAIL = b',"stream":true,"stream_options":{"include_usage":true}}'
 _BARE_TAIL = b',"stream":true}'
 _LINES = re.compile(rb"\r\n|\n|\r")
+# Gateways keep a connection open with blank lines and comments, and stream servers end with their mark.
+_BEFORE = re.compile(rb"(?:[\s\0]++|\xef\xbb\xbf|:[^\r\n]*+(?:[\r\n]|\Z))*+")
+_BLANK = b" \t\r\n\0"
+_TRAILER_BYTES = 64 << 10
+_EVENT = re.compile(rb"(?:(?:id|retry):[^\r\n]*+[\r\n]++)*+(?:data|event):")
 _TEXTS = ("refusal", "reasoning_content", "reasoning")
 _HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "provider")
 
@@ -37,12 +42,52 @@ def asked(body: bytes, *, bare: bool) -> bytes:
 
 
 def is_stream(headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether a reply is one; a server may answer whole all the same, or with an error."""
-    kind = headers.get("Content-Type", "").lower()
-    start = body[:64].lstrip()
-    if start[:1] == b"{":  # Some say that a whole answer is a stream.
+    """Whether a reply is a stream, whether or not one was asked for.
+
+    Its first bytes decide: servers answer whole where a stream was asked for, and the other way round,
+    with either content type.
+    """
+    if body[:1] == b"{":
         return False
-    return kind.startswith("text/event-stream") or start[:5] in (b"data:", b"event")
+    start = _before(body)
+    if _EVENT.match(body, start):
+        return True
+    kind = headers.get("Content-Type", "").lower()
+    return kind.startswith("text/event-stream") and body[start : start + 1] not in (b"{", b"<")
+
+
+def unwrapped(body: bytes) -> bytes:
+    r"""A body without what servers of streams put around a whole answer.
+
+    That is blank space, NUL bytes and comments before it; the same and `data: [DONE]` behind it.
+
+    >>> unwrapped(b': keep-alive\n\n{"a":1}\n\ndata: [DONE]\n\n')
+    b'{"a":1}'
+    """
+    if body[:1] == b"{" and body[-1:] == b"}":
+        return body
+    start = _before(body)
+    end = len(body)
+    least = max(start, end - _TRAILER_BYTES)
+    while end > least:
+        line = body.rfind(b"\n", least, end) + 1 or least
+        last = body[line:end].strip(_BLANK)
+        if not last or last == DONE or (last[:1] == b":" and line > least):
+            end = max(least, line - 1)
+        elif last.endswith(DONE) and (mark := body.rfind(b"data:", line, end)) >= 0:
+            if body[mark + 5 : end].strip(_BLANK) != DONE:
+                break
+            end = mark
+        else:
+            end = line + len(body[line:end].rstrip(_BLANK))
+            break
+    return body[start:end]
+
+
+def _before(body: bytes) -> int:
+    """Where the first line begins that is neither blank nor a comment."""
+    found = _BEFORE.match(body)
+    return found.end() if found else 0
 
 
 def whole(body: bytes) -> tuple[bytes, int | None]:
@@ -61,7 +106,7 @@ def _whole(body: bytes) -> tuple[bytes, int | None]:
     pieces = _Pieces()
     first: int | None = None
     done = False
-    for data, end, name in _events(body.removeprefix(b"\xef\xbb\xbf")):
+    for data, end, name in _events(body, _before(body)):
         if data == DONE:
             done = True
             break
@@ -81,11 +126,11 @@ def _whole(body: bytes) -> tuple[bytes, int | None]:
     return dumps(pieces.completion()), first
 
 
-def _events(body: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+def _events(body: bytes, at: int) -> Iterator[tuple[bytes, int, bytes]]:
     """(data, where its event ends, its name) of each event that has some; the last may lack its end."""
     held: list[bytes] = []
-    at, name = 0, b""
-    for end in _LINES.finditer(body):
+    name = b""
+    for end in _LINES.finditer(body, at):
         line, at = body[at : end.start()], end.end()
         if line.startswith(b"data:"):
             held.append(line[5:].strip())

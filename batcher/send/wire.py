@@ -16,6 +16,7 @@ from batcher.errors import BadResponse, RequestError
 from batcher.records import FINISHED, Completion, Outcome, Usage
 from batcher.send.failures import cut, error_of, failure
 from batcher.send.loose import LARGE_BYTES, loads
+from batcher.send.stream import unwrapped
 
 __all__ = ["read"]
 
@@ -116,6 +117,7 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
         RequestError: There is none; the type and `outcome` say why.
     """
     request_id = next(filter(None, map(headers.get, _REQUEST_IDS)), None)
+    body = unwrapped(body)
     fine = 200 <= status < 300
     plain = _plain(body) if fine and not keep_raw else None
     data, fault = _json(body) if plain is None else (None, None)
@@ -149,7 +151,6 @@ def _plain(body: bytes) -> _Answer | None:
 
 def _json(body: bytes) -> tuple[Any, str | None]:
     """(parsed, None), or (None, what is wrong); lone surrogates become U+FFFD."""
-    body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         return loads(body), None
     except ValueError as error:

@@ -235,6 +235,20 @@ def test_calls_without_numbers_are_told_apart_by_their_ids():
     assert told == [("a", "f", "{}"), ("b", "g", "{}")]
 
 
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream; charset=utf-8", None])
+@pytest.mark.parametrize(
+    "before", [b"", b": ping\n\n", b"\n\0\n", b"id: 1\nretry: 3000\n", b"event: a\n"]
+)
+def test_events_are_a_stream_whatever_the_reply_is_called(kind, before):
+    """Servers stream to those who did not ask for it, and say that it is JSON."""
+    headers = {} if kind is None else {"Content-Type": kind}
+    whole_in_one = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
+    for chunks in ([chunk({"content": "h"}), chunk({"content": "i"}, "stop")], [whole_in_one]):
+        sent = before + body(*chunks)
+        assert stream.is_stream(headers, sent)
+        assert wire.read(200, {}, stream.whole(sent)[0], keep_raw=False).content == "hi"
+
+
 def test_an_event_named_error_is_one():
     """Whatever its data looks like; and a byte-order mark is nothing."""
     with pytest.raises(RequestError, match="boom"):

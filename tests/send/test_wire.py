@@ -55,6 +55,62 @@ TABLE = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            {"error": {"message": "maximum context length " + "model x " * 2_000_000}},
+            "context_length",
+        ),
+        ({"error": {"message": "m", "code": "content_filter" + " a" * 4_000_000}}, "filtered"),
+        (b"no such model" + b"<" * 4_000_000, "not_found"),
+        (b"<script" * 600_000, "bad_request"),
+    ],
+)
+def test_only_the_beginning_of_a_long_error_is_searched_for_words(body, expected):
+    """Some are 60 MB long; what matters stands first."""
+    assert outcome(400, body).endswith(expected)
+
+
+WHOLE = json.dumps(OK).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b": keep-alive\n\n" * 3 + WHOLE,
+        b":\r\n\r\n: OPENROUTER PROCESSING\r\n\r\n" + WHOLE + b"\r\n",
+        b"\0\0\n \xef\xbb\xbf" + WHOLE,
+        WHOLE + b"\0",
+        WHOLE + b"\n\ndata: [DONE]\n\n",
+        WHOLE + b"data: [DONE]",
+        WHOLE + b"\n[DONE]\n",
+        b": x\n" + WHOLE + b"\n: y\n\n: z\n\ndata:[DONE]\n\0\n",
+    ],
+)
+def test_what_servers_of_streams_put_around_an_answer_does_no_harm(body):
+    """They keep the connection open before it, and some write the mark of their end behind it."""
+    assert not stream.is_stream({"Content-Type": "text/event-stream"}, body)
+    assert outcome(200, body) == "ok"
+
+
+def test_nothing_of_a_text_is_taken_for_such_a_mark():
+    """An answer may speak of streams."""
+    said = ": a\n\ndata: [DONE]\n: b\0"
+    body = json.dumps({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
+    assert wire.read(200, {}, f"{body}\n: c\n".encode(), keep_raw=False).content == said
+
+
+def test_a_flood_of_comments_is_read_once():
+    """However many there are, before an answer or behind it."""
+    for body in (
+        b":\n" * 2_000_000 + WHOLE,
+        b"\0" * 8_000_000 + WHOLE,
+        WHOLE + b"\n" + b":\n" * 30_000,
+    ):
+        assert outcome(200, body) == "ok"
+
+
 def ended(reason):
     return (200, {"choices": [{"message": {"content": "hi"}, "finish_reason": reason}]})
 
