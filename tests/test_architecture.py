@@ -13,7 +13,7 @@ STAGES = ("read", "send", "write", "report")
 FLOORS = (
     ("records",),
     ("errors",),
-    ("endpoint", "objects", "words"),
+    ("endpoint", "labels", "objects", "thoughts", "words"),
     ("job", "prices"),
     STAGES,
     ("plan",),

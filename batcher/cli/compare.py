@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from batcher.cli.outputs import rows_of
+from batcher.cli.outputs import labels_of, rows_of
 from batcher.errors import JobError
 
 if TYPE_CHECKING:
@@ -42,14 +42,24 @@ def compare(
             python:MODULE:FUNCTION. Default: label.
         json_: Print one JSON object instead.
     """
+    from batcher.labels import Labels
     from batcher.report.comparison import compare as compared
+    from batcher.report.scorers import same_by
     from batcher.report.scorers import scorer as scorer_of
 
-    right = scorer_of(scorer).right
+    scorer_of(scorer)  # What is none is told before anything is read.
     pairs = _pairs(one, other, gold)
+    labels = labels_of(one, other)
+    right = scorer_of(scorer, labels).right
     columns = _COLUMNS | ({gold} if gold is not None else set())
     found = compared(
-        rows_of(one, columns), rows_of(other, columns), pairs, gold, right, (one, other)
+        rows_of(one, columns),
+        rows_of(other, columns),
+        pairs,
+        gold,
+        right,
+        (one, other),
+        same_by(Labels(sorted(labels))),
     )
     if not any(of.rows for of in found.values()):
         raise JobError(f"{one} and {other} have no row in common: no custom_id is in both.")

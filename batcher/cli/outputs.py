@@ -16,7 +16,17 @@ from batcher.errors import JobError
 if TYPE_CHECKING:
     from batcher.read.inputs import Inputs
 
-__all__ = ["placed_rows", "rows_of", "source", "writable"]
+__all__ = ["labels_of", "placed_rows", "rows_of", "source", "writable"]
+
+
+_PARSED = frozenset({"status", "parsed"})
+
+
+def labels_of(*outputs: str) -> set[str]:
+    """The labels that the answers in outputs were held to; none where they were free."""
+    from batcher.report.panel import labels_in
+
+    return labels_in(row for output in outputs for row in rows_of(output, _PARSED))
 
 
 def rows_of(output: str, columns: frozenset[str] | None = None) -> Iterator[dict[str, Any]]:

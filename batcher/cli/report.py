@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from batcher import objects
-from batcher.cli.outputs import placed_rows, source, writable
+from batcher.cli.outputs import labels_of, placed_rows, source, writable
 from batcher.errors import JobError
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def report(
     from batcher.report.panel import VOTE, panels
     from batcher.report.scorers import scorer as scorer_of
 
-    read = scorer_of(scorer)
+    scorer_of(scorer)  # What is none is told before anything is read.
     source(output)
+    read = scorer_of(scorer, labels_of(output))
     if by is not None and gold is None:
         raise JobError("--by needs --gold: groups are told by how much of each is right.")
     files = [

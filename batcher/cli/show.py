@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from batcher.cli.outputs import placed_rows, rows_of
+from batcher.cli.outputs import labels_of, placed_rows, rows_of
 from batcher.errors import JobError
 from batcher.records import Outcome
 
@@ -67,7 +67,7 @@ def _disputed(output: str) -> Iterator[Mapping[str, Any]]:
     from batcher.report.panel import panels
     from batcher.report.scorers import scorer
 
-    figures = Figures(scorer("label"))
+    figures = Figures(scorer("label", labels_of(output)))
     for panel in panels(placed_rows(output, NEEDED), output):
         figures.add(panel)
     for panel in fetched(output, figures.disputed):

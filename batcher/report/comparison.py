@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batcher.errors import JobError
-from batcher.records import Outcome
+from batcher.report.panel import value_of
 from batcher.report.scorers import empty, plain
 
 __all__ = ["Comparison", "compare"]
@@ -75,6 +75,7 @@ def compare(
     gold: str | None,
     right: Callable[[Any, Any], bool],
     names: tuple[str, str] = ("the first", "the second"),
+    same: Callable[[Any], str] = plain,
 ) -> dict[str, Comparison]:
     """By model of the first output, how the second differs.
 
@@ -85,6 +86,7 @@ def compare(
         gold: The column that holds what is right, in the first output; None when nothing does.
         right: Whether an answer is.
         names: Of the outputs, for people.
+        same: Two answers are the same when this makes the same of them.
 
     Raises:
         JobError: A row stands twice in an output.
@@ -99,11 +101,11 @@ def compare(
             place = models[model], name, sample
             if place in seen:
                 raise _twice(names[0], model, name)
-            answer = _answer(row)
+            answer = value_of(row)
             truth = row.get(gold) if gold is not None else None
             truth = None if empty(truth) else truth
             good = truth is not None and answer is not None and right(answer, truth)
-            text = None if answer is None else plain(answer)
+            text = None if answer is None else same(answer)
             seen[place] = texts.setdefault(text, len(texts)), good, truth
     of = {new: old for old, new in models.items()}
     said = list(texts)
@@ -119,7 +121,7 @@ def compare(
             raise _twice(names[1], model, name)
         seen[place] = None
         at, was, truth = before
-        answer = _answer(row)
+        answer = value_of(row)
         now = truth is not None and answer is not None and right(answer, truth)
         if truth is not None:
             sums[of[model]].add(name, was, now)
@@ -127,7 +129,7 @@ def compare(
             told.samples = True
             continue
         told.rows += 1
-        text = None if answer is None else plain(answer)
+        text = None if answer is None else same(answer)
         if said[at] is not None and text is not None:
             told.pairs[said[at], text] += 1
         else:
@@ -138,7 +140,7 @@ def compare(
         if truth is not None:
             told.scored += 1
             theirs = row.get(gold) if gold is not None else None
-            told.other_gold += not empty(theirs) and plain(theirs) != plain(truth)
+            told.other_gold += not empty(theirs) and same(theirs) != same(truth)
             if now and not was:
                 told.n_gained += 1
                 told.gained += [name] if len(told.gained) < _EXAMPLES else []
@@ -188,11 +190,3 @@ def _twice(output: str, model: str, name: str) -> JobError:
         f"{output}: custom_id {name!r} of {model} stands twice in it, so its rows cannot be matched "
         "with others."
     )
-
-
-def _answer(row: Mapping[str, Any]) -> Any:
-    """What was parsed, else the text; None for what is no answer."""
-    if row.get("status") != Outcome.OK:
-        return None
-    parsed = row.get("parsed")
-    return row.get("content") if parsed is None else parsed

@@ -12,8 +12,22 @@ from typing import Any, NamedTuple
 from batcher.errors import JobError
 from batcher.records import Outcome
 from batcher.report.scorers import Scorer
+from batcher.thoughts import answer_in
 
-__all__ = ["VOTE", "Answer", "Panel", "Vote", "answer_of", "panels", "vote", "vote_row"]
+__all__ = [
+    "VOTE",
+    "Answer",
+    "Panel",
+    "Vote",
+    "answer_of",
+    "labels_in",
+    "panels",
+    "value_of",
+    "vote",
+    "vote_row",
+]
+
+_MOST_LABELS = 1000
 
 VOTE = ("row", "custom_id", "vote", "share", "votes", "tied", "disagreement", "answers")
 """What a row of votes has besides the columns of the input."""
@@ -86,12 +100,36 @@ def panels(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str) -> Iterator
         yield panel
 
 
-def answer_of(row: Mapping[str, Any], scorer: Scorer) -> Answer | None:
-    """What a row says; None for what is no answer, or none that the scorer can read."""
+def value_of(row: Mapping[str, Any]) -> Any:
+    """What was parsed of a row's answer, else its text without the reasoning; None for what is no answer."""
     if row.get("status") != Outcome.OK:
         return None
     parsed = row.get("parsed")
-    value = row.get("content") if parsed is None else parsed
+    if parsed is not None:
+        return parsed
+    content = row.get("content")
+    return answer_in(content) if isinstance(content, str) else content
+
+
+def labels_in(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The labels that answers were held to, by what was parsed; none where it is anything else.
+
+    Args:
+        rows: With their columns `status` and `parsed`.
+    """
+    found: set[str] = set()
+    for row in rows:
+        if row.get("status") == Outcome.OK:
+            label = row.get("parsed")
+            if not isinstance(label, str) or len(found) > _MOST_LABELS:
+                return set()
+            found.add(label)
+    return found
+
+
+def answer_of(row: Mapping[str, Any], scorer: Scorer) -> Answer | None:
+    """What a row says; None for what is no answer, or none that the scorer can read."""
+    value = value_of(row)
     said = None if value is None else scorer.said(value)
     return None if said is None else Answer(value, said, scorer.same(said))
 

@@ -6,15 +6,17 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, time
 from decimal import Decimal, InvalidOperation
 from math import isnan
 from typing import Any, NamedTuple
 
 from batcher.errors import JobError
+from batcher.labels import Labels, without_marks
+from batcher.labels import plain as plain_text
 
-__all__ = ["Scorer", "empty", "plain", "scorer", "text"]
+__all__ = ["Scorer", "empty", "plain", "same_by", "scorer", "text"]
 
 
 class Scorer(NamedTuple):
@@ -36,10 +38,9 @@ class Scorer(NamedTuple):
 
 
 _NUMBER = re.compile(r"-?(?:\d[\d,]*)(?:\.\d+)?|-?\.\d+")
-_AROUND = " \t\r\n\"'`*_“”‘’.,;:!?"
 
 
-def scorer(name: str) -> Scorer:
+def scorer(name: str, labels: Iterable[str] = ()) -> Scorer:
     """The scorer of a name.
 
     | name | right when |
@@ -52,23 +53,30 @@ def scorer(name: str) -> Scorer:
     | `json:FIELD` | that field of the answer is the gold, as for `label` |
     | `python:MODULE:FUNCTION` | the function of (answer, gold) says so |
 
+    Args:
+        name: As in the table.
+        labels: Where they are known, those that answers were held to: what tells them apart counts.
+
     Raises:
         JobError: There is none of that name.
     """
     kind, _, rest = name.partition(":")
     if name in _SIMPLE:
         return _SIMPLE[name]
+    known_labels = Labels(sorted(labels))
+    if name == "label":
+        return _of_label(lambda answer: answer, known_labels)
     if kind == "regex" and rest:
         try:
             pattern = re.compile(rest)
         except re.error as error:
             raise JobError(f"scorer {name}: it is no regular expression ({error}).") from None
-        return _of_label(lambda answer: _match(pattern, text(answer)))
+        return _of_label(lambda answer: _match(pattern, text(answer)), known_labels)
     if kind == "json" and rest:
-        return _of_label(lambda answer: _field(answer, rest))
+        return _of_label(lambda answer: _field(answer, rest), known_labels)
     if kind == "python" and rest:
         return Scorer(_python(name, rest), _shown, _shown, plain, by_label=False)
-    known = ", ".join((*_SIMPLE, "regex:PATTERN", "json:FIELD", "python:MODULE:FUNCTION"))
+    known = ", ".join(("label", *_SIMPLE, "regex:PATTERN", "json:FIELD", "python:MODULE:FUNCTION"))
     raise JobError(f"scorer {name}: there is none of that name; there are {known}.")
 
 
@@ -82,7 +90,10 @@ def text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float | dict | list):
-        return json.dumps(_ordered(value), ensure_ascii=False, default=str)
+        try:
+            return json.dumps(_ordered(value), ensure_ascii=False, default=str)
+        except RecursionError:  # Too deep to be put in order.
+            return json.dumps(value, ensure_ascii=False, default=str)
     return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
@@ -108,9 +119,24 @@ def plain(value: Any) -> str:
     >>> plain(" **Billing**. "), plain(3.0), plain(True), plain('{"b":1, "a":[]}')
     ('billing', '3', 'true', '{"a": [], "b": 1}')
     """
+    return plain_text(_label_text(value))
+
+
+def same_by(labels: Labels) -> Callable[[Any], str]:
+    """Gives what two answers have in common that are the same label: its spelling, else what is plain."""
+
+    def same(value: Any) -> str:
+        said = _label_text(value)
+        label = labels.match(said)
+        return plain_text(said) if label is None else label
+
+    return same
+
+
+def _label_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return " ".join(text(_read(value)).strip(_AROUND).casefold().split())
+    return text(_read(value))
 
 
 def empty(value: Any) -> bool:
@@ -118,21 +144,26 @@ def empty(value: Any) -> bool:
     return value is None or (isinstance(value, float) and isnan(value))
 
 
-def _of_label(found: Callable[[Any], Any]) -> Scorer:
+def _of_label(found: Callable[[Any], Any], labels: Labels) -> Scorer:
     """A scorer for what is found in an answer, which is right as labels are."""
+    same = same_by(labels)
 
     def right(answer: Any, gold: Any) -> bool:
         said = found(answer)
-        return said is not None and plain(said) == plain(gold)
+        return said is not None and same(said) == same(gold)
 
-    return Scorer(right, lambda answer: _shown(found(answer)), _shown, plain)
+    def shown(value: Any) -> str | None:
+        said = _shown(value)
+        return said if said is None else labels.match(text(value)) or said
+
+    return Scorer(right, lambda answer: shown(found(answer)), shown, same)
 
 
 def _shown(value: Any) -> str | None:
     """A label without what stands around it."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return None if value is None else text(value).strip(_AROUND)
+    return None if value is None else without_marks(text(value))
 
 
 def _is_number(answer: Any, gold: Any) -> bool:
@@ -168,7 +199,7 @@ def _field(answer: Any, name: str) -> Any:
     if isinstance(answer, str):
         try:
             answer = json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return answer.get(name) if isinstance(answer, dict) else None
 
@@ -203,7 +234,6 @@ _SIMPLE: dict[str, Scorer] = {
         _stripped,
         str,
     ),
-    "label": _of_label(lambda answer: answer),
     "number": Scorer(_is_number, _number, _number, str),
     "contains": Scorer(_contains, _shown, _shown, plain, by_label=False),
 }

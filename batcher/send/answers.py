@@ -13,23 +13,29 @@ from typing import Any, Literal, NamedTuple
 
 import jsonschema_rs
 
+from batcher.labels import Labels, without_marks
 from batcher.send.confidence import confidences
+from batcher.send.loose import is_excessive
+from batcher.thoughts import answer_in
 
 __all__ = ["Expected", "Form", "Found", "Unfit"]
 
 Form = Literal["json_schema", "json_object", "prompt"]
 """How a model is told what to answer: by its own means, by half of them, or in words alone."""
 
-_FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
-_MARKED = re.compile(r"\*\*(.{1,100}?)\*\*|`(.{1,100}?)`|[\"“](.{1,100}?)[\"”]")
-_AROUND = " \t\r\n\"'`*_“”‘’.,;:!"
 # Not just any words: "Not: bug" is no bug.
 _NAMES_IT = re.compile(
     r"(?i)(the )?((final|correct|best) )?(label|answer|category|class|classification|result|output|team|topic"
     r"|intent|sentiment|type|kind)( is)?"
 )
+_NAME_CHARS = 60  # Of which such words have fewer.
+_FENCE = "```"
+_INFO = re.compile(r"[\w-]{0,20}[ \t]{0,20}\n")
 _OPENS = re.compile(r"[{\[]")
-_OBJECTS = 200  # Looked at in one answer, at most.
+_WINDOW = 10_000  # Characters at either end of an answer, in which its first and last line are looked for.
+_BEGINS_JSON = frozenset('{["-0123456789tfn')
+_BLOCKS = _OBJECTS = 200  # Looked at in one answer, at most.
+_MOST_CHARS = 1 << 20  # Of an answer that says a label.
 _ERRORS = 3
 
 
@@ -61,11 +67,9 @@ class Expected:
     """
 
     def __init__(self, schema: Mapping[str, Any] | None, labels: Sequence[str] = ()) -> None:
-        self._labels = {_bare(label): label for label in labels}
+        self._labels = Labels(labels)
         self._exact = frozenset(labels)
-        self._cased = len(self._labels) < len(labels)
-        if self._cased:  # "Bug" and "bug" are told apart by their case.
-            self._labels = {label: label for label in labels}
+        self._marked = _marked(max(1, self._labels.longest))
         own: Mapping[str, Any] = {"type": "string", "enum": list(labels)}
         own = own if schema is None else schema
         self._demand = _demand(schema, labels)
@@ -94,13 +98,19 @@ class Expected:
             Unfit: It is none of the labels, not of the schema, or says several things.
         """
         text = (content or "").strip()
-        return self._label(text) if self._exact else self._json(text)
+        if text in self._exact:
+            return Found(text, loose=False)
+        whole = _loads(text)
+        if whole is _NONE and (behind := answer_in(text)) != text:
+            text, whole = behind, _loads(behind)
+        return self._label(text, whole) if self._exact else self._json(text, whole)
 
     def confidences(self, found: Found, logprobs: str | None) -> dict[str, float]:
         """How sure the model was of each label; {} where nothing tells."""
         if not self._exact or found.loose or logprobs is None:
             return {}
-        return confidences(logprobs, found.value, self._labels, cased=self._cased)
+        spellings, cased = self._labels.spellings
+        return confidences(logprobs, found.value, spellings, cased=cased)
 
     def told(self, body: Mapping[str, Any], form: Form) -> dict[str, Any]:
         """The request for a model that does not take the schema: the words for it, in the prompt."""
@@ -123,46 +133,56 @@ class Expected:
         more = [{"role": "assistant", "content": content}, {"role": "user", "content": said}]
         return {**body, "messages": [*body["messages"], *more]}
 
-    def _label(self, text: str) -> Found:
-        if text in self._exact:
-            return Found(text, loose=False)
-        whole = value = _loads(text)
-        if isinstance(whole, dict):
-            value = whole.get("label", *whole.values()) if len(whole) == 1 else whole.get("label")
-        if isinstance(value, str) and (label := self._known(value)) is not None:
+    def _label(self, text: str, whole: Any) -> Found:
+        if (label := self._of_json(whole)) is not None:
             return Found(label, loose=False)
         if isinstance(whole, dict | list):  # Other fields, and names of fields, are no answer.
             raise Unfit(self._none_of())
-        if (label := self._known(text)) is not None:
+        if (label := self._labels.match(text)) is not None:
             return Found(label, loose=False)
-        found = {label for part in _parts(text) if (label := self._known(part)) is not None}
+        if len(text) > _MOST_CHARS:
+            raise Unfit(f"it is {len(text):,} characters long, and no label is")
+        parts = set(self._parts(text))
+        found = {label for part in parts if (label := self._labels.match(part)) is not None}
         if found:
-            found |= self._named(text, found)
+            found |= self._labels.mentions(text)
         if len(found) == 1:
             return Found(found.pop(), loose=True)
         if found:
             raise Unfit(f"it names several labels: {', '.join(sorted(found))}")
         raise Unfit(self._none_of())
 
+    def _of_json(self, whole: Any) -> str | None:
+        """The label that JSON says: a text or a number, alone, as "label", or as the only field."""
+        if isinstance(whole, dict):
+            whole = whole.get("label", *whole.values()) if len(whole) == 1 else whole.get("label")
+        if isinstance(whole, int | float):
+            whole = json.dumps(whole)
+            return whole if whole in self._exact else None
+        return self._labels.match(whole) if isinstance(whole, str) else None
+
     def _none_of(self) -> str:
-        return f"it is none of the labels {', '.join(self._labels.values())}"
+        return f"it is none of the labels {', '.join(self._labels.names)}"
 
-    def _named(self, text: str, found: set[str]) -> set[str]:
-        """Other labels that stand somewhere in the text, as words of their own."""
-        left = " ".join(text.casefold().split())
-        for label in found:
-            left = left.replace(_bare(label), " ")
-        return {
-            label
-            for label in self._labels.values()
-            if label not in found and re.search(rf"(?<!\w){re.escape(_bare(label))}(?!\w)", left)
-        }
+    def _parts(self, text: str) -> Iterator[str]:
+        """Where a label may stand in a longer answer: in a line of its own, behind a colon, or marked."""
+        for block in _blocks(text):
+            yield block
+            if (label := self._of_json(_loads(block))) is not None:
+                yield label
+        for line in _first_and_last(text):
+            yield line
+            before, colon, after = line.replace("：", ":").partition(":")
+            if (
+                colon
+                and len(before) < _NAME_CHARS
+                and _NAMES_IT.fullmatch(without_marks(before, _NONE_HELD))
+            ):
+                yield after
+        for groups in self._marked.findall(text):
+            yield from filter(None, groups)
 
-    def _known(self, text: str) -> str | None:
-        return self._labels.get(_bare(text)) or self._labels.get(text.strip(_AROUND))
-
-    def _json(self, text: str) -> Found:
-        whole = _loads(text)
+    def _json(self, text: str, whole: Any) -> Found:
         if whole is not _NONE:
             if (value := self._fitting(whole)) is not _NONE:
                 return Found(value, loose=False)
@@ -201,9 +221,12 @@ class Expected:
 
 
 _NONE: Any = object()
+_NONE_HELD: frozenset[str] = frozenset()
 
 
 def _loads(text: str) -> Any:
+    if text[:1] not in _BEGINS_JSON or is_excessive(text):
+        return _NONE
     try:
         return json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
@@ -215,38 +238,65 @@ def _no_number(name: str) -> Any:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """JSON objects and lists in fences; without fences, those that stand in the text."""
-    fenced = [value for block in _FENCE.findall(text) if (value := _loads(block)) is not _NONE]
+    """JSON objects and lists in fences; without fences, those that stand in the text.
+
+    Text that is no JSON is read again from its next bracket on, so what is read in all is bounded.
+    """
+    fenced = [value for block in _blocks(text) if (value := _loads(block)) is not _NONE]
     if fenced:
         yield from fenced
         return
+    if is_excessive(text):
+        return
     read = json.JSONDecoder(parse_constant=_no_number).raw_decode
-    at, looked = 0, 0
-    while (match := _OPENS.search(text, at)) and looked < _OBJECTS:
+    at, looked, left = 0, 0, _MOST_CHARS + 4 * len(text)
+    while (match := _OPENS.search(text, at)) and looked < _OBJECTS and left > 0:
         looked += 1
+        begin = match.start()
         try:
-            value, at = read(text, match.start())
+            value, at = read(text, begin)
+        except json.JSONDecodeError as error:
+            left -= error.pos - begin
+            at = begin + 1
+            continue
         except (ValueError, RecursionError):
-            at = match.start() + 1
+            left -= len(text) - begin
+            at = begin + 1
             continue
         yield value
 
 
-def _parts(text: str) -> Iterator[str]:
-    """Where a label may stand in a longer answer: a line of its own, after a colon, or marked."""
-    yield from _FENCE.findall(text)
-    lines = [line for line in text.splitlines() if line.strip(_AROUND)]
-    for line in {*lines[:1], *lines[-1:]}:
-        yield line
-        before, colon, after = line.partition(":")
-        if colon and _NAMES_IT.fullmatch(before.strip(_AROUND)):
-            yield after
-    for groups in _MARKED.findall(text):
-        yield from filter(None, groups)
+def _blocks(text: str) -> Iterator[str]:
+    """What stands between fences of Markdown; the last one may lack its end."""
+    at = text.find(_FENCE)
+    for _ in range(_BLOCKS):
+        if at < 0:
+            return
+        begin = at + len(_FENCE)
+        if (info := _INFO.match(text, begin)) is not None:
+            begin = info.end()
+        end = text.find(_FENCE, begin)
+        yield (text[begin:] if end < 0 else text[begin:end]).strip()
+        at = -1 if end < 0 else text.find(_FENCE, end + len(_FENCE))
 
 
-def _bare(text: str) -> str:
-    return " ".join(text.strip(_AROUND).casefold().split())
+def _first_and_last(text: str) -> Iterator[str]:
+    """The first and the last line that hold more than marks."""
+    for at, part in ((0, text[:_WINDOW]), (-1, text[-_WINDOW:])):
+        lines = part.splitlines()
+        if len(part) < len(text):  # The line that was cut.
+            del lines[-1 - at]
+        said = [line for line in lines if without_marks(line, _NONE_HELD)]
+        yield from said[at:][:1]
+
+
+def _marked(most: int) -> re.Pattern[str]:
+    """Finds what is set in bold, in backticks or in quotes, of so many characters at most."""
+    quotes = "“”„«»「」『』《》【】"
+    return re.compile(
+        rf"\*\*([^*\n]{{1,{most}}})\*\*|`([^`\n]{{1,{most}}})`|\"([^\"\n]{{1,{most}}})\""
+        rf"|[“„«「『《【]([^{quotes}\n]{{1,{most}}})[”“»」』》】]"
+    )
 
 
 def _demand(schema: Mapping[str, Any] | None, labels: Sequence[str]) -> str:

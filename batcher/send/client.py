@@ -51,6 +51,7 @@ _USAGE_SECONDS = 5.0  # For its end after the reason why the answer ended.
 _TIMES, _TAIL = 256, 64
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
+_ESCAPED = r"\\{1,8}"  # Without a bound, a long run of them would be read again from each of them.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
 
@@ -95,6 +96,7 @@ class Client:
         # "none" or "dummy" is no secret, but a word that answers may have.
         self._key = key if _is_secret(key := endpoint.key or "") else ""
         self._key_bytes = self._key.encode()
+        self._by_chance = not _is_random(self._key)
         self._anyhow = _written(self._key)
         self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
@@ -341,14 +343,19 @@ class Client:
         body: bytes,
         came: Sequence[tuple[int, float]],
     ) -> Reply:
-        """The reply without the key, which some gateways repeat in their errors, or in a header."""
+        """The reply without the key, which some gateways repeat in their errors, or in a header.
+
+        What may stand in an answer by chance, such as 00000000, is left in it.
+        """
         head = b"".join(chain.from_iterable(raw))
         if not head.isascii():  # Bytes that are no UTF-8 could not be written anywhere.
             headers = CIMultiDict((name, clean(value)) for name, value in headers.items())
         if key := self._key_bytes:
-            if key in body:
+            is_answer = self._by_chance and 200 <= status < 300
+            is_answer = is_answer and (b'"choices"' in body or b'"error"' not in body)
+            if not is_answer and key in body:
                 body = body.replace(key, b"[key]")
-            if self._anyhow is not None and (b"\\u" in body or b"\\/" in body):
+            if not is_answer and self._anyhow is not None and (b"\\u" in body or b"\\/" in body):
                 body = self._anyhow.sub(b"[key]", body)
             if key in head:
                 headers = CIMultiDict(
@@ -507,10 +514,15 @@ def _is_secret(key: str) -> bool:
     return len(key) >= 8 and not key.isalpha()
 
 
+def _is_random(key: str) -> bool:
+    """Whether no answer has these letters by chance; "00000000" and "sk-no-key-required" are no secrets."""
+    return len(key) >= 16 and len(set(key)) >= 10 and any(char.isdigit() for char in key)
+
+
 def _written(key: str) -> re.Pattern[bytes] | None:
     r"""Finds the key, also where JSON writes \u002d or \/, and an error quotes that; None without."""
     chars = (
-        rf"(?:{re.escape(char)}|\\+u{ord(char):04x}{'|' + chr(92) * 2 + '+/' if char == '/' else ''})"
+        rf"(?:{re.escape(char)}|{_ESCAPED}u{ord(char):04x}{f'|{_ESCAPED}/' if char == '/' else ''})"
         for char in key
     )
     return re.compile("".join(chars).encode(), re.IGNORECASE) if key else None

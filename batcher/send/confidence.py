@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from batcher.thoughts import answer_in
+
 __all__ = ["confidences"]
 
 _decode = msgspec.json.Decoder().decode
@@ -50,7 +52,10 @@ def confidences(
     steps = list(_steps(logprobs))
     whole = b"".join(step.token for step in steps)
     try:
-        begin, end = _place(whole.decode(), label)
+        text = whole.decode()
+        behind = text.rfind(answer_in(text))  # The label may stand in the reasoning as well.
+        skipped = len(text[:behind].encode())
+        begin, end = (skipped + at for at in _place(text[behind:], label))
     except ValueError:
         return {}
     found: dict[str, float] = {}
@@ -93,12 +98,14 @@ def _only(said: str, labels: Mapping[str, str], *, cased: bool) -> str | None:
         said = said.casefold()
     if not said:
         return None
-    found = [
-        label
-        for folded, label in labels.items()
-        if folded.startswith(said)
-        or (said.startswith(folded) and not said[len(folded) : len(folded) + 1].isalnum())
+    found = [label for folded, label in labels.items() if folded.startswith(said)]
+    begun = [
+        folded
+        for folded in labels
+        if said.startswith(folded) and not said[len(folded) : len(folded) + 1].isalnum()
     ]
+    if begun and (longest := labels[max(begun, key=len)]) not in found:  # "A*" begins with "A".
+        found.append(longest)
     return found[0] if len(found) == 1 else None
 
 

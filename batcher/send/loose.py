@@ -9,7 +9,7 @@ import msgspec
 
 from batcher.records import clean
 
-__all__ = ["LARGE_BYTES", "dumps", "loads"]
+__all__ = ["LARGE_BYTES", "dumps", "is_excessive", "loads"]
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -32,10 +32,8 @@ def loads(body: bytes, *, halves: bool = False) -> Any:
     Raises:
         ValueError: It is no JSON, or has too many parts.
     """
-    if len(body) > LARGE_BYTES:
-        lists = body.count(b"[") + body.count(b"{")
-        if lists > _MOST_LISTS or body.count(b",") > _MOST_VALUES:
-            raise ValueError(f"more than {_MOST_LISTS:,} lists or {_MOST_VALUES:,} values")
+    if is_excessive(body):
+        raise ValueError(f"more than {_MOST_LISTS:,} lists or {_MOST_VALUES:,} values")
     try:
         return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -45,6 +43,17 @@ def loads(body: bytes, *, halves: bool = False) -> Any:
         return found if halves else _decode(dumps(found))
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+def is_excessive(body: bytes | str) -> bool:
+    """Whether JSON holds so many values that they would fill the memory."""
+    if len(body) <= LARGE_BYTES:
+        return False
+    if isinstance(body, str):
+        lists, commas = body.count("[") + body.count("{"), body.count(",")
+    else:
+        lists, commas = body.count(b"[") + body.count(b"{"), body.count(b",")
+    return lists > _MOST_LISTS or commas > _MOST_VALUES
 
 
 def dumps(value: Any) -> bytes:

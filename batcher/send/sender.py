@@ -40,6 +40,7 @@ from batcher.send.talk import Forms, Manner, Talk, Terms
 __all__ = ["Again", "Lane", "Sender"]
 
 _LEAST_SECONDS = 0.1
+_LONG_CHARS = 256 << 10  # An answer of so many takes some 100 ms to be looked at, at worst.
 T = TypeVar("T")
 
 
@@ -287,7 +288,10 @@ class Sender:
                     forms.reasons |= came.finish_reason is not None
                     if forms.reasons and came.finish_reason is None:
                         raise _cut(came.usage)
-                ended = self._terms.judged(came)
+                if _is_long(came):  # Others go on while it is looked at.
+                    ended = await asyncio.to_thread(self._terms.judged, came)
+                else:
+                    ended = self._terms.judged(came)
             except RequestError as error:
                 ended = error
                 error.usage = bill.of(error.usage)
@@ -330,6 +334,10 @@ class Sender:
                 error_type=error.error_type,
             )
         return error
+
+
+def _is_long(answer: Completion) -> bool:
+    return len(answer.content or "") + len(answer.logprobs or "") > _LONG_CHARS
 
 
 async def _in_time(entering: Awaitable[T], until: float) -> T:

@@ -17,6 +17,7 @@ from batcher.records import FINISHED, Completion, Outcome, Usage
 from batcher.send.failures import cut, error_of, failure
 from batcher.send.loose import LARGE_BYTES, loads
 from batcher.send.stream import unwrapped
+from batcher.thoughts import is_reasoning
 
 __all__ = ["read"]
 
@@ -217,8 +218,13 @@ def _completion(
 
 
 def _visible(content: str | None) -> bool:
-    """Whether there is anything to see; spaces without width are nothing."""
-    return bool(content and (content.isascii() or _BLANK.sub("", content)) and content.strip())
+    """Whether there is an answer to see; spaces without width are nothing, nor is reasoning alone."""
+    return bool(
+        content
+        and (content.isascii() or _BLANK.sub("", content))
+        and content.strip()
+        and not is_reasoning(content)
+    )
 
 
 def _content(content: Any) -> str | None:

@@ -13,6 +13,9 @@ from batcher.report.scorers import scorer
         ("exact", "billing", "Billing", False),
         ("label", "**Billing**.", "billing", True),
         ("label", "bill", "billing", False),
+        ("label", "A*", "A", False),
+        ("label", "「請求」", "請求", True),
+        ("label", "cafe\u0301", "Café", True),
         ("label", 3, "3", True),
         ("label", 3.0, 3, True),
         ("label", True, "true", True),
@@ -39,6 +42,15 @@ from batcher.report.scorers import scorer
 def test_an_answer_is_right_by_its_scorer(name, answer, gold, right):
     """Each on its own terms."""
     assert scorer(name).right(answer, gold) is right
+
+
+def test_labels_that_are_known_are_told_apart_by_what_tells_them_apart():
+    """Those of --labels; without them "us" and "US." are the same."""
+    score = scorer("label", ["US", "us", "1", "1."])
+    pairs = [("US", "us"), ("1.", "1"), ("us.", "us"), ("**US**", "US")]
+    assert [score.right(*pair) for pair in pairs] == [False, False, True, True]
+    assert score.said("1.") == "1."
+    assert scorer("label").right("US.", "us")
 
 
 @pytest.mark.parametrize("name", ["exakt", "regex:(", "json:", "python:none:f", "python:math:no"])

@@ -1,5 +1,8 @@
 """What counts as an answer, and what is said when it does not."""
 
+import contextlib
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +63,64 @@ def test_what_may_mean_several_things_is_no_label(answer, why):
     """A guess here would be a wrong label in somebody's data."""
     with pytest.raises(Unfit, match=why):
         Expected(None, LABELS).check(answer)
+
+
+@pytest.mark.parametrize(
+    ("labels", "answer", "value"),
+    [
+        (("A*", "A", "B"), '{"label": "A*"}', "A*"),
+        (("A*", "A", "B"), '```json\n{"label": "A*"}\n```', "A*"),
+        (("C", "C++"), "Label: C++", "C++"),
+        (("C", "C++"), "C\n\nIt is not C++.", None),
+        (("1", "2", "3"), '{"label": 2}', "2"),
+        (("1", "2", "3"), '{"label": -2}', None),
+        (("账单", "退款"), "账单。", "账单"),
+        (("請求", "返金"), "「請求」", "請求"),
+        (("账单", "退款"), "“账单”，不是退款", None),
+        (("bug", "billing"), "Label： billing", "billing"),
+        (("bug", "billing"), "<think>bug? No.</think>billing", "billing"),
+        (("bug", "billing"), "It is a bug. No.</think>\n\n**billing**", "billing"),
+        (("bug", "billing"), '<think>{"label": "bug"}', None),
+    ],
+)
+def test_a_label_is_never_taken_for_another(labels, answer, value):
+    """In any script, with any marks, behind any reasoning."""
+    try:
+        found = Expected(None, labels).check(answer).value
+    except Unfit:
+        found = None
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f'<think>Draft: {{"label": "billing", "urgent": true}} No.</think>{GOOD}',
+        f'Draft: {{"label": "billing", "urgent": true}} No.</think>\n```json\n{GOOD}\n```',
+    ],
+)
+def test_a_draft_in_the_reasoning_is_no_answer(answer):
+    """It was thought of, and not said."""
+    assert Expected(TICKET).check(answer).value == PARSED
+
+
+# What a pattern that tries the same text in several ways reads by the square of its length.
+_HOSTILE = (
+    "```json\n{", " ", "{", "[", '"', "\\", "<think>", "</think>", "bug ", "bug", "```", "“", "**", "\n", ":",
+    '{"a":', "[1,", "label: ", "\u0301\u0323", "账单", "<|channel|>", "`",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", _HOSTILE)
+def test_an_answer_is_looked_at_in_time_in_proportion_to_its_length(unit):
+    """One of 40 kB once stood still for seconds, and one of a megabyte for ever."""
+    for expected in (Expected(None, LABELS), Expected(TICKET)):
+        for begin in ("x", "```json\n{"):
+            answer = begin + unit * (100_000 // len(unit)) + "x"
+            began = time.process_time()
+            with contextlib.suppress(Unfit):
+                expected.check(answer)
+            assert time.process_time() - began < 3  # By the square it would be minutes.
 
 
 def test_labels_that_differ_in_case_only_are_told_apart():

@@ -174,12 +174,15 @@ def test_a_key_is_in_no_error(sends, key):
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("word", ["none", "dummy", "x", "EMPTY", "placeholder"])
+@pytest.mark.parametrize(
+    "word",
+    ["none", "dummy", "x", "EMPTY", "placeholder", "00000000", "sk-1234", "sk-no-key-required"],
+)
 def test_a_word_in_the_place_of_a_key_changes_no_answer(word):
     """Local servers want any key; what people put there may be a label as well."""
 
     async def work():
-        said = f"it is {word}, and nonetheless fine".encode()
+        said = f"it is 1{word}0, and nonetheless fine".encode()
         sends = OK + b"Content-Length: %d\r\n\r\n%b" % (len(said), said)
         async with Server(sends) as server, Client(Endpoint(server.url, "", word)) as client:
             assert (await client.post(BODY, 10.0)).body == said
