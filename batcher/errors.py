@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from batcher.records import Outcome, Usage
 
 __all__ = [
+    "SUSPENDED",
     "AskAgain",
     "BadRequest",
     "BadResponse",
@@ -40,6 +41,9 @@ __all__ = [
     "RunStopped",
     "ServerError",
 ]
+
+SUSPENDED = "account_suspended"
+"""`error_type` of a key whose account is suspended: nothing will be answered any more."""
 
 
 class BatcherError(Exception):
@@ -91,12 +95,15 @@ class RequestError(BatcherError):
         usage: What the server says it used all the same.
         sent: Whether any of it may have reached the server.
         lasting: Whether it will be so until somebody changes something.
+        in_answer: Whether it came with HTTP status 200, so that a model may have worked on it; `status` is
+            then the one that the error names.
     """
 
     outcome = Outcome.BAD_REQUEST
     usage = Usage()
     sent = True
     lasting = False
+    in_answer = False
 
     def __init__(
         self,

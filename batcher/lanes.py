@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
+from batcher.errors import SUSPENDED
 from batcher.prices import Bill, Price
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.estimate import Estimate, Patience
@@ -48,6 +49,9 @@ _ADVICE = {
     Outcome.CONNECTION: "check --base-url and the network, or wait",
     Outcome.BAD_REQUEST: "every request was refused with these words; check --param",
 }
+_SUSPENDED = (
+    "the account is suspended and no request will be answered: write to the gateway's support"
+)
 
 _QUEUE_ROWS = 400
 _QUEUE_BYTES = 32 << 20
@@ -272,7 +276,7 @@ class EngineLane:
         A few 400s say little of the others, 50 that begin the run with the same words do, once what was
         sent before the last of them is back: an answer takes longer than a refusal. Money that ran out is
         believed at once, unless by 400 or 403: a gateway that reserves the price of a request may refuse
-        the dear ones only, and says so.
+        the dear ones only, and says so. An account that is suspended is believed at once.
         """
         status = result.status
         if status is Outcome.OK:
@@ -292,8 +296,10 @@ class EngineLane:
             self.streak += 1
             self.fatal = result
             most = _FATAL_LATER if self.alive or self.proven else _FATAL_FIRST
-            return self.streak >= most or (
-                status is Outcome.QUOTA and result.http_status not in (400, 403)
+            return (
+                self.streak >= most
+                or result.error_type == SUSPENDED
+                or (status is Outcome.QUOTA and result.http_status not in (400, 403))
             )
         if status.answered or result.http_status is not None:
             self.alive |= status.answered
@@ -351,7 +357,8 @@ def why_dead(lanes: Iterable[EngineLane]) -> str:
     for lane in lanes:
         if (last := lane.dead or lane.fatal) is not None:
             what = f"the gateway answers {last.http_status}: " if last.http_status else ""
-            way = f"{what}{last.error} — {_ADVICE[last.status]}."
+            advice = _SUSPENDED if last.error_type == SUSPENDED else _ADVICE[last.status]
+            way = f"{what}{last.error} — {advice}."
             ways.setdefault(way, []).append(lane.model)
     return " ".join(f"{', '.join(models)}: {way}" for way, models in ways.items())
 

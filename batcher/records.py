@@ -7,8 +7,9 @@ not look at them (`gc=False`).
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 __all__ = [
     "BOUNDS",
     "FINISHED",
+    "NOT_TOLD",
     "Attempt",
     "Completion",
     "Outcome",
@@ -25,6 +27,7 @@ __all__ = [
     "Row",
     "Usage",
     "clean",
+    "reason_of",
 ]
 
 FINISHED = (
@@ -38,8 +41,41 @@ FINISHED = (
     "function_call",
     "complete",
     "completed",
+    "stopped",
+    "stop_token",
+    "stop_tokens",
+    "stop_word",
+    "stop_string",
+    "stop_sequences",
+    "end_of_text",
+    "end_of_sequence",
+    "eot",
+    "done",
+    "finish",
+    "finished",
+    "success",
+    "normal",
+    "tool_call",
+    "tool_uses",
+    "function_calls",
 )
-"""The spellings of `finish_reason` that say nothing bad, in lower case."""
+"""The spellings of `finish_reason` that say nothing bad, as `reason_of` writes them."""
+
+NOT_TOLD = ("", "null", "none", "nil", "undefined", "unspecified")
+"""Those that say nothing at all: some servers send one with every chunk of a stream."""
+
+
+@lru_cache(maxsize=1024)
+def reason_of(finish: str) -> str:
+    """A `finish_reason` in one spelling.
+
+    >>> [reason_of(of) for of in ("STOP", "content-filter", "maxTokens", "FINISH_REASON_SAFETY", "FinishReason.STOP")]
+    ['stop', 'content_filter', 'max_tokens', 'safety', 'stop']
+    """
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", finish.strip()[:60])
+    words = re.sub(r"[\s.-]+", "_", parted).lower()
+    return words.removeprefix("finish_reason_").removeprefix("stop_reason_")
+
 
 BOUNDS = ("max_completion_tokens", "max_tokens")
 """Fields of a request that bound the tokens of its answer: the new name and the old one."""

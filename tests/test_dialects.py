@@ -327,3 +327,35 @@ def test_what_a_row_alone_is_refused_for_ends_a_second_start_as_it_ended_the_fir
     with echo.running(answer) as up:
         assert [run_all(tmp_path, up.url).returncode for _time in range(2)] == [3, 3]
     assert [row["status"] for row in read_jsonl(tmp_path / "o.jsonl")] == ["ok", "ok", "auth"]
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "sent", "told"),
+    [
+        (400, {"error": {"message": "Budget has been exceeded! Current cost: 0.25, Max budget: 0.25", "code": "400"}}, 60, b"Budget"),
+        (200, {"error": {"message": "no", "code": 402}}, 60, b"top it up"),
+        (403, {"error": {"message": "Your account suspended (tid: 1234)"}}, 60, b"support"),
+    ],
+    ids=["budget", "402-in-200", "suspended"],
+)  # fmt: skip
+def test_an_account_that_can_pay_no_more_ends_the_run_and_not_every_row(
+    tmp_path, status, says, sent, told
+):
+    """What was not sent stays pending."""
+    seen = Counter()
+
+    async def answer(_request):
+        seen["all"] += 1
+        if seen["all"] > 20:
+            return web.json_response(says, status=status)
+        return web.json_response(completion("yes"))
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"{n}"} for n in range(300)])
+    with echo.running(answer) as up:
+        ended = run_all(tmp_path, up.url, "--concurrency", "4")
+    if status == 403:  # A key's failure is each row's, and costs no request more.
+        assert ended.returncode in (3, 4)
+    else:
+        assert ended.returncode == 4, ended.stderr.decode()
+    assert seen["all"] < sent
+    assert told in ended.stderr

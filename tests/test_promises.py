@@ -158,7 +158,7 @@ def test_changed_settings_ask_before_they_spend(tmp_path, rows):
 @pytest.mark.parametrize(
     ("fault", "status"),
     [("truncated", "truncated"), ("empty", "empty"), ("refused", "refused"),
-     ("filtered", "filtered"), ("error_200", "bad_response"), ("html", "bad_response"),
+     ("filtered", "filtered"), ("error_200", "server_error"), ("html", "bad_response"),
      ("cut_json", "bad_response"), ("no_choices", "bad_response"),
      ("context_length", "context_length"), ("http_500", "server_error"),
      ("disconnect", "connection")],

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from batcher.prices import Bill, Price
-from batcher.records import FINISHED, Attempt, Outcome, Result
+from batcher.records import FINISHED, NOT_TOLD, Attempt, Outcome, Result, reason_of
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Projected", "Summary"]
 
@@ -228,8 +228,9 @@ class ModelSummary:
             self.retries += attempts - 1
 
         if status is Outcome.OK and (reason := result.finish_reason) and reason not in FINISHED:
-            reason = reason.lower().replace("-", "_")[:40]
-            if reason not in FINISHED and (reason in self.unknown or len(self.unknown) < _UNKNOWN):
+            reason = reason_of(reason)[:40]
+            known = reason in FINISHED or reason in NOT_TOLD
+            if not known and (reason in self.unknown or len(self.unknown) < _UNKNOWN):
                 self.unknown[reason] = self.unknown.get(reason, 0) + 1
         self.loose += result.loose
         self.stopped += result.stopped

@@ -34,7 +34,7 @@ from yarl import URL
 from batcher.endpoint import Endpoint, is_loopback
 from batcher.errors import BadResponse, NoAnswer
 from batcher.records import Outcome, clean
-from batcher.send.stream import DONE, FINISHED
+from batcher.send.stream import is_done, is_finished
 
 __all__ = ["Client", "Reply", "open_files"]
 
@@ -48,7 +48,7 @@ _TOO_LONG = f"the answer is longer than {_MOST_BYTES:,} bytes"
 _WARM_AT_ONCE = 100
 _END_SECONDS = 0.2  # For the end of a stream after its last event; else the connection is closed.
 _USAGE_SECONDS = 5.0  # For its end after the reason why the answer ended.
-_TIMES, _TAIL = 256, 64
+_TIMES, _TAIL = 256, 128
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
 _ESCAPED = r"\\{1,8}"  # Without a bound, a long run of them would be read again from each of them.
@@ -460,9 +460,9 @@ async def _streamed(
         if len(came) < _TIMES:
             came.append((size, time.monotonic() - began))
         seen = tail + chunk
-        if seen.rstrip().endswith(DONE):
+        if is_done(seen):
             patience, whole = min(idle, _END_SECONDS), True
-        elif not whole and FINISHED.search(seen):  # The usage is still to come.
+        elif not whole and is_finished(seen):  # The usage is still to come.
             patience, whole = min(idle, _USAGE_SECONDS), True
         tail = seen[-_TAIL:]
     return b"".join(chunks), came

@@ -281,7 +281,9 @@ class Sender:
                 if streamed := stream.is_stream(reply.headers, answer):
                     answer, at = stream.whole(answer)
                     first = None if at is None else reply.seconds_to(at)
-                came = wire.read(reply.status, reply.headers, answer, keep_raw=self._keep_raw)
+                came = wire.read(
+                    reply.status, reply.headers, answer, keep_raw=self._keep_raw, asked=body
+                )
                 if (usage := bill.of(came.usage)) is not came.usage:
                     came = msgspec.structs.replace(came, usage=usage)
                 if streamed:
@@ -389,6 +391,8 @@ def _may_be_billed(error: RequestError) -> bool:
     """Whether a model may have answered behind a failure that does not tell what it used."""
     if isinstance(error, NoAnswer):
         return error.sent
+    if error.in_answer and isinstance(error, ServerError):
+        return True
     return isinstance(error, BadResponse) or error.status in _GIVEN_UP
 
 

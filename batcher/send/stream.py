@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from batcher.errors import NoAnswer
+from batcher.records import NOT_TOLD, reason_of
+from batcher.send.error_body import is_error
 from batcher.send.loose import dumps, loads
 
-__all__ = ["DONE", "FINISHED", "asked", "is_stream", "unwrapped", "whole"]
+__all__ = ["asked", "is_done", "is_finished", "is_stream", "unwrapped", "whole"]
 
-DONE = b"[DONE]"
-FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-"""In the bytes of a chunk that tells why the answer ended; inside a text the quotes are escaped."""
+_DONE = b"[DONE]"
+_LAST_LINE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]\s*$")
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"([^"\\]{1,60})"')
 
 _TAIL = b',"stream":true,"stream_options":{"include_usage":true}}'
 _BARE_TAIL = b',"stream":true}'
@@ -30,6 +32,26 @@ _TRAILER_BYTES = 64 << 10
 _EVENT = re.compile(rb"(?:(?:id|retry):[^\r\n]*+[\r\n]++)*+(?:data|event):")
 _TEXTS = ("refusal", "reasoning_content", "reasoning")
 _HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "provider")
+
+
+def is_done(end: bytes) -> bool:
+    """Whether these bytes, the last of a stream, end with its last event."""
+    return end[-32:].rstrip().endswith(_DONE) and _LAST_LINE.search(end) is not None
+
+
+def is_finished(chunk: bytes) -> bool:
+    """Whether these bytes tell why the answer ended: the rest of the stream is then no part of it.
+
+    Inside a text the quotes are escaped. A reason that says nothing ("", "null") is none.
+
+    >>> is_finished(b'{"finish_reason": "stop"}'), is_finished(b'{"finish_reason": ""}')
+    (True, False)
+    """
+    return any(_tells(of.decode("utf-8", "replace")) for of in _FINISHED.findall(chunk))
+
+
+def _tells(reason: object) -> bool:
+    return isinstance(reason, str) and reason_of(reason) not in NOT_TOLD
 
 
 def asked(body: bytes, *, bare: bool) -> bytes:
@@ -72,10 +94,10 @@ def unwrapped(body: bytes) -> bytes:
     while end > least:
         line = body.rfind(b"\n", least, end) + 1 or least
         last = body[line:end].strip(_BLANK)
-        if not last or last == DONE or (last[:1] == b":" and line > least):
+        if not last or last == _DONE or (last[:1] == b":" and line > least):
             end = max(least, line - 1)
-        elif last.endswith(DONE) and (mark := body.rfind(b"data:", line, end)) >= 0:
-            if body[mark + 5 : end].strip(_BLANK) != DONE:
+        elif last.endswith(_DONE) and (mark := body.rfind(b"data:", line, end)) >= 0:
+            if body[mark + 5 : end].strip(_BLANK) != _DONE:
                 break
             end = mark
         else:
@@ -107,7 +129,7 @@ def _whole(body: bytes) -> tuple[bytes, int | None]:
     first: int | None = None
     done = False
     for data, end, name in _events(body, _before(body)):
-        if data == DONE:
+        if data == _DONE:
             done = True
             break
         if not data:  # Some keep the connection open so.
@@ -115,9 +137,9 @@ def _whole(body: bytes) -> tuple[bytes, int | None]:
         chunk = loads(data, halves=True)
         if not isinstance(chunk, dict):
             continue
-        if chunk.get("error"):
-            return dumps(chunk), first
-        if name == b"error":
+        if is_error(chunk):
+            return dumps({**chunk, "choices": None}), first
+        if name == b"error" or _only_says_a_fault(chunk):
             return dumps({"error": chunk}), first
         if pieces.add(chunk) and first is None:
             first = end
@@ -176,14 +198,15 @@ class _Pieces:
         ):  # Gemini sends one with each chunk: the last counts.
             self._usage = chunk["usage"]
         choices = chunk.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict) or choice.get("index", 0) != 0:
+        own = (of for of in choices if isinstance(of, dict)) if isinstance(choices, list) else ()
+        choice = next((of for of in own if not of.get("index")), None)
+        if choice is None:
             return False
         self._answers = True
         for name in ("error", "content_filter_results"):
             if choice.get(name) is not None:
                 self._more[name] = choice[name]
-        if choice.get("finish_reason") is not None:
+        if _tells(choice.get("finish_reason")):
             self.finish = choice["finish_reason"]
         if isinstance(sure := choice.get("logprobs"), dict):
             for name, of in sure.items():
@@ -249,6 +272,15 @@ class _Pieces:
         choices = [choice] if self._answers else []
         data = {**self._head, "object": "chat.completion", "choices": choices}
         return data if self._usage is None else {**data, "usage": self._usage}
+
+
+def _only_says_a_fault(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk is an error without that word: a code and a message, and nothing of an answer."""
+    told = chunk.get("code") or chunk.get("status")
+    says = chunk.get("message") or chunk.get("msg") or chunk.get("detail")
+    return (
+        bool(told and isinstance(says, str)) and not chunk.get("choices") and "usage" not in chunk
+    )
 
 
 def _joined(held: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:

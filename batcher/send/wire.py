@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 
 from batcher.errors import BadResponse, RequestError
-from batcher.records import FINISHED, Completion, Outcome, Usage
-from batcher.send.failures import cut, error_of, failure
+from batcher.records import FINISHED, NOT_TOLD, Completion, Outcome, Usage, reason_of
+from batcher.send.error_body import is_error
+from batcher.send.failures import NOT_AN_ANSWER, cut, failure
 from batcher.send.loose import LARGE_BYTES, loads
 from batcher.send.stream import unwrapped
 from batcher.thoughts import is_reasoning
@@ -23,46 +25,36 @@ __all__ = ["read"]
 
 _encode = msgspec.json.Encoder().encode
 
+# The spellings met most often, and those that the words below would mistake.
 _FINISHES = {
-    **dict.fromkeys(FINISHED, Outcome.OK),
-    "length": Outcome.TRUNCATED,
-    "max_tokens": Outcome.TRUNCATED,
-    "model_length": Outcome.TRUNCATED,
-    "model_context_window_exceeded": Outcome.TRUNCATED,
-    "repetition_truncation": Outcome.TRUNCATED,
-    "incomplete": Outcome.TRUNCATED,
-    "pause_turn": Outcome.TRUNCATED,
-    "content_filter": Outcome.FILTERED,
-    "sensitive": Outcome.FILTERED,  # Zhipu
-    "safety": Outcome.FILTERED,  # Gemini, down to spii
-    "recitation": Outcome.FILTERED,
-    "language": Outcome.FILTERED,
-    "blocklist": Outcome.FILTERED,
-    "prohibited_content": Outcome.FILTERED,
-    "spii": Outcome.FILTERED,
-    "image_safety": Outcome.FILTERED,
-    "image_prohibited_content": Outcome.FILTERED,
-    "image_recitation": Outcome.FILTERED,
+    **dict.fromkeys((*FINISHED, *NOT_TOLD), Outcome.OK),
+    **dict.fromkeys(("length", "error_limit", "incomplete", "pause_turn", "repetition"), Outcome.TRUNCATED),
+    **dict.fromkeys(("content_filter", "error_toxic", "recitation", "language"), Outcome.FILTERED),
     "refusal": Outcome.REFUSED,
-}
-_REQUEST_IDS = ("x-request-id", "request-id", "x-oneapi-request-id", "cf-ray")
+}  # fmt: skip
+# What any other says, by its words; the first that fits. None: the answer broke off.
+_BY_WORDS = (
+    (
+        re.compile(
+            r"filter|guardrail|safety|sensitive|moderat|prohibited|block|toxic|policy|spii|recitation|flagged|censor"
+            r"|jailbreak|model_armor|unsafe|harm|violat|risk"
+        ),
+        Outcome.FILTERED,
+    ),
+    (
+        re.compile(
+            r"error|fail|abort|cancel|time_?d?_?out|malformed|unexpected|too_many|missing|insufficient|overload|rate_limit"
+            r"|exception|interrupt|preempt|disconnect|shutdown|crash"
+        ),
+        None,
+    ),
+    (re.compile(r"length|max_|max$|limit|truncat|context|token|budget|exceed"), Outcome.TRUNCATED),
+    (re.compile(r"refus|declin"), Outcome.REFUSED),
+)
+_REQUEST_IDS = ("x-request-id", "request-id", "x-oneapi-request-id")
 _BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff\u00ad]+")
 _MOST_TOKENS = 1 << 50  # Of an answer; those of all attempts together must fit 63 bits.
 _NO_PRICE = 1_000_000  # Dollars that no request costs: a number that means something else.
-_FAILED_FINISHES = frozenset(
-    {
-        "error",
-        "insufficient_system_resource",
-        "abort",
-        "aborted",
-        "cancelled",
-        "timeout",
-        "network_error",
-        "malformed_function_call",
-        "unexpected_tool_call",
-    }
-)
-
 
 # What is looked at of an answer, in the types that it most often has: decoded at once, without the rest.
 # Whatever else a server sends is brought into these shapes by `_shaped`.
@@ -106,13 +98,18 @@ class _Answer(msgspec.Struct, gc=False):
     error: Any = None
     model: str | None = None
     id: str | None = None
+    success: Any = None
+    base_resp: Any = None
+    error_code: Any = None
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool) -> Completion:
-    """The completion in a reply.
+def read(
+    status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool, asked: bytes = b""
+) -> Completion:
+    """The completion in a reply to the request whose body is `asked`.
 
     Raises:
         RequestError: There is none; the type and `outcome` say why.
@@ -124,13 +121,13 @@ def read(status: int, headers: Mapping[str, str], body: bytes, *, keep_raw: bool
     data, fault = _json(body) if plain is None else (None, None)
     try:
         if plain is not None:
-            return _completion(plain, request_id)
+            return _completion(plain, request_id, headers)
         if fine:
-            if isinstance(data, dict) and data.get("choices") and not data.get("error"):
+            if isinstance(data, dict) and data.get("choices") and not is_error(data):
                 shaped = _shaped(data, body, request_id)
-                return _completion(shaped, request_id, data, keep_raw=keep_raw)
+                return _completion(shaped, request_id, headers, data, keep_raw=keep_raw)
             status = 200
-        raise failure(status, headers, data, body, fault, request_id)
+        raise failure(status, headers, data, body, fault, request_id, asked)
     except RequestError as error:
         told = _counts(data.get("usage") if isinstance(data, dict) else None)
         error.usage = _usage(told if plain is None else plain.usage)
@@ -145,7 +142,8 @@ def _plain(body: bytes) -> _Answer | None:
         answer = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if answer.error or not answer.choices or not _visible(answer.choices[0].message.content):
+    unsure = answer.error or answer.success is False or answer.base_resp or answer.error_code
+    if unsure or not answer.choices or not _visible(answer.choices[0].message.content):
         return None
     return answer
 
@@ -180,23 +178,21 @@ def _shaped(data: dict[str, Any], body: bytes, request_id: str | None) -> _Answe
 
 
 def _completion(
-    answer: _Answer, request_id: str | None, data: object = None, *, keep_raw: bool = False
+    answer: _Answer,
+    request_id: str | None,
+    headers: Mapping[str, str],
+    data: object = None,
+    *,
+    keep_raw: bool = False,
 ) -> Completion:
     """What an answer amounts to; `data` is all of it, of which a text in it needs nothing."""
     choice = answer.choices[0]
     message, finish = choice.message, choice.finish_reason
-    reason = (finish or "").lower().replace("-", "_")
-    if choice.error or reason in _FAILED_FINISHES:
-        said, kind = error_of({"error": choice.error})
-        raise BadResponse(
-            f"HTTP 200 but the answer broke off ({said or finish})",
-            status=200,
-            request_id=request_id,
-            error_type=kind or finish,
-        )
+    outcome = _FINISHES.get(finish or "") or _outcome(finish or "")
+    if choice.error or outcome is None:
+        raise _broken_off(choice, headers, request_id)
     content, refusal = message.content, message.refusal or None
     tool_calls = message.tool_calls or message.function_call
-    outcome = _FINISHES.get(reason, Outcome.OK)
     if outcome is Outcome.OK and refusal:
         outcome = Outcome.REFUSED
     seen = bool(tool_calls) or _visible(content)
@@ -211,10 +207,37 @@ def _completion(
         logprobs=_encode(choice.logprobs).decode() if choice.logprobs else None,
         usage=_usage(answer.usage),
         response_model=answer.model,
-        request_id=request_id or answer.id,
+        request_id=request_id or headers.get("cf-ray") or answer.id,
         # What came in the place of a text (a picture, a sound, thoughts) was paid for.
         response=_encode(data).decode() if keep_raw or not (seen or refusal) else None,
     )
+
+
+@lru_cache(maxsize=1024)
+def _outcome(finish: str) -> Outcome | None:
+    """What a reason amounts to, however it is spelt; None when the answer broke off."""
+    reason = reason_of(finish)
+    if reason in _FINISHES:
+        return _FINISHES[reason]
+    return next((of for words, of in _BY_WORDS if words.search(reason)), Outcome.OK)
+
+
+def _broken_off(
+    choice: _Choice, headers: Mapping[str, str], request_id: str | None
+) -> RequestError:
+    """The error that an answer ended with; by its own word a 429, say, or else one that may pass."""
+    error = failure(200, headers, {"error": choice.error}, b"", None, request_id)
+    said = str(error).removeprefix(NOT_AN_ANSWER) or choice.finish_reason
+    broken = type(error)(
+        f"HTTP 200 but the answer broke off ({said})",
+        outcome=error.outcome,
+        status=error.status,
+        retry_after=error.retry_after,
+        request_id=error.request_id,
+        error_type=error.error_type or choice.finish_reason,
+    )
+    broken.in_answer = True
+    return broken
 
 
 def _visible(content: str | None) -> bool:

@@ -259,3 +259,79 @@ def test_an_event_named_error_is_one():
             keep_raw=False,
         )
     assert stream.whole(b"\xef\xbb\xbf" + body(chunk({"content": "x"}, "stop")))[0]
+
+
+NOTHING = ["", "null", "None", " ", None, "FINISH_REASON_UNSPECIFIED"]
+
+
+@pytest.mark.parametrize("empty", NOTHING)
+def test_a_reason_that_says_nothing_ends_no_stream(empty):
+    """Some servers send one with each chunk; then the socket closes in the middle."""
+    with pytest.raises(NoAnswer, match="cut after 4 characters"):
+        read(chunk({"content": "half"}, empty), done=False)
+    with pytest.raises(NoAnswer):  # Usage is no reason.
+        read(
+            chunk({"content": "half"}, empty, usage=USAGE),
+            {"choices": [], "usage": USAGE},
+            done=False,
+        )
+    all_of_it = read(
+        chunk({"content": "all"}, empty), chunk({}, "stop"), chunk({}, empty), done=False
+    )
+    assert (all_of_it.content, all_of_it.finish_reason) == ("all", "stop")
+    done = read(chunk({"content": "all"}, empty))
+    assert (done.content, done.finish_reason) == ("all", None)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("empty", ["", "null"])
+def test_a_pause_after_such_a_reason_is_waited_out(direct, empty, monkeypatch):
+    """Patience after a real reason is short, as only the usage is still to come."""
+    monkeypatch.setattr("batcher.send.client._USAGE_SECONDS", 0.05)
+    first, second = (
+        body(chunk({"content": "ha"}, empty), done=False),
+        body(chunk({"content": "lf"}, "stop")),
+    )
+    sends = (HEAD, *parts(first, 10_000), 0.3, *parts(second, 10_000), b"0\r\n\r\n")
+    (reply,), _ = posted(*sends, idle=2.0, direct=direct)
+    assert wire.read(200, {}, stream.whole(reply.body)[0], keep_raw=False).content == "half"
+    with pytest.raises(NoAnswer):  # Closed in the middle: nothing was whole yet.
+        posted(HEAD, *parts(first, 10_000), None, direct=direct)
+
+
+@pytest.mark.parametrize(
+    ("end", "done"),
+    [
+        (b"data: [DONE]\n\n", True),
+        (b"x\r\ndata:[DONE]\r\n", True),
+        (b'{"content":"data: [DONE]', False),
+        (b"[DONE]", False),
+    ],
+)
+def test_the_word_for_the_end_ends_a_stream_only_as_an_event(end, done):
+    """A model may write it."""
+    assert stream.is_done(end) is done
+
+
+def test_the_first_of_two_choices_is_the_answer():
+    """Wherever it stands in a chunk, and whether or not it is numbered."""
+
+    def choice(index, content, finish=None):
+        return {"index": index, "delta": {"content": content}, "finish_reason": finish}
+
+    both = [{"choices": [choice(1, "no"), choice(0, "ye")]}, {"choices": [choice(1, "", "stop")]}]
+    with pytest.raises(NoAnswer):
+        read(*both, done=False)
+    assert read(*both, {"choices": [choice(None, "s", "stop")]}, done=False).content == "yes"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"error": {"message": "x", "code": 429}}, {"code": 429, "message": "x"}, {"error_code": 18, "error_msg": "x"},
+     {"success": False, "code": 429, "msg": "x"},
+     {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error", "error": {"code": 429, "message": "x"}}]},
+     {"error": {"code": 429, "message": "x"}, "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}]}],
+)  # fmt: skip
+def test_an_error_in_the_middle_counts_as_the_status_that_it_names(fault):
+    with pytest.raises(RateLimited):
+        read(chunk({"content": "half"}), fault)

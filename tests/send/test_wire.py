@@ -144,6 +144,125 @@ TABLE += [
 ]  # fmt: skip
 
 
+# An error under HTTP 200 is what the status that it names would be.
+TABLE += [
+    (200, said("slow down", code=429), "RateLimited rate_limited"),
+    (200, said("slow down", code="429"), "RateLimited rate_limited"),
+    (200, {"error": "slow down", "status": 429}, "RateLimited rate_limited"),
+    (200, said("no such key", code=401), "NotAllowed auth"),
+    (200, said("no such key", status="UNAUTHENTICATED", code=401), "NotAllowed auth"),
+    (200, said("x", code=402), "OutOfQuota quota"),
+    (200, said("x", code=404), "NotFound not_found"),
+    (200, said("x", code=400), "BadRequest bad_request"),
+    (200, said("x", code=503), "ServerError server_error"),
+    (200, said("x", type="invalid_request_error"), "BadRequest bad_request"),
+    (200, said("The server had an error", type="server_error"), "ServerError server_error"),
+    (200, said("Overloaded", type="overloaded_error"), "ServerError server_error"),
+    (200, {"error": ["Rate limit reached"]}, "RateLimited rate_limited"),
+    (200, {"error": [{"message": "Incorrect API key provided"}]}, "NotAllowed auth"),
+    (200, {"errors": [{"code": 10000, "message": "rate limited"}], "success": False}, "RateLimited rate_limited"),
+    (200, {"error_code": 18, "error_msg": "Open api qps request limit reached"}, "RateLimited rate_limited"),
+    (200, {"error_code": 17, "error_msg": "Open api daily request limit reached"}, "OutOfQuota quota"),
+    (200, {"error_code": 110, "error_msg": "Access token invalid or no longer valid"}, "NotAllowed auth"),
+    (200, {"error_code": 336100, "error_msg": "try again"}, "ServerError server_error"),
+    (200, {"code": 1302, "msg": "您当前使用该 API 的并发数过高", "success": False}, "RateLimited rate_limited"),
+    (200, {"code": 1113, "msg": "x", "success": False}, "OutOfQuota quota"),
+    (200, {"code": 1301, "msg": "x", "success": False}, "BadRequest filtered"),
+    (200, {"code": 500, "msg": "x", "choices": []}, "ServerError server_error"),
+    (200, {"code": "Throttling.RateQuota", "message": "Requests rate limit exceeded"}, "RateLimited rate_limited"),
+    (200, {"code": "InvalidApiKey", "message": "Invalid API-key provided."}, "NotAllowed auth"),
+    (200, {"base_resp": {"status_code": 1004, "status_msg": "login fail"}, "choices": None}, "NotAllowed auth"),
+    (200, {"base_resp": {"status_code": 1027, "status_msg": "x"}, **OK}, "BadRequest filtered"),
+    (200, {"base_resp": {"status_code": 0, "status_msg": "success"}, **OK}, "ok"),
+    (200, {"header": {"code": 10013, "message": "x"}}, "BadRequest filtered"),
+    (200, {"Response": {"Error": {"Code": "LimitExceeded", "Message": "too many requests"}}}, "RateLimited rate_limited"),
+    (200, {"success": False, "message": "boom", **OK}, "BadResponse bad_response"),
+    (200, {"error": {"message": "", "type": "", "code": None}, **OK}, "ok"),
+    (200, {"detail": "Error code: 503 - upstream"}, "ServerError server_error"),
+    (200, {"choices": [{"message": {"content": "ha"}, "finish_reason": "error",
+                        "error": {"code": 429, "message": "slow down"}}]}, "RateLimited rate_limited"),
+]  # fmt: skip
+# The reason of a provider behind a gateway, however deep it stands.
+RAW = {"error": {"message": "This model's maximum context length is 8192 tokens", "code": 400}}
+
+
+def passed_on(raw, code=400, **more):
+    metadata = {"raw": raw, "provider_name": "Crucible", **more}
+    return said("Provider returned error", code=code, metadata=metadata)
+
+
+TABLE += [
+    (400, passed_on(json.dumps(RAW)), "BadRequest context_length"),
+    (400, passed_on(RAW), "BadRequest context_length"),
+    (400, passed_on(json.dumps(passed_on(json.dumps(RAW)))), "BadRequest context_length"),
+    (502, passed_on(json.dumps(RAW), 502), "BadRequest context_length"),
+    (200, passed_on(json.dumps(RAW)), "BadRequest context_length"),
+    (400, passed_on(json.dumps(RAW))["error"], "BadRequest context_length"),
+    (400, passed_on("z-ai/glm is temporarily rate-limited upstream. Please retry shortly"), "RateLimited rate_limited"),
+    (429, passed_on("z-ai/glm is temporarily rate-limited upstream.", 429), "RateLimited rate_limited"),
+    (400, passed_on('{"error":{"message":"content_filter","code":"content_filter"}}'), "BadRequest filtered"),
+    (502, passed_on("Your key was refused", 502), "ServerError server_error"),
+    (502, passed_on('{"error":{"message":"invalid key","code":401}}', 502), "ServerError server_error"),
+    (400, said("litellm.BadRequestError: AnthropicException - " + json.dumps(RAW)), "BadRequest context_length"),
+    (500, said("Error code: 429 - {'error': {'message': 'Too many requests', 'type': 'x'}}"), "RateLimited rate_limited"),
+    (500, said("Error code: 402 - {'error': {'message': 'Insufficient Balance', 'type': 'x'}}"), "OutOfQuota quota"),
+]  # fmt: skip
+# Money, in the words of LiteLLM, OpenAI, Anthropic, OpenRouter, DeepSeek, Google, one-api, DashScope, Kimi and others.
+TABLE += [
+    *((status, said(text), "OutOfQuota quota") for status in (400, 401, 403, 429) for text in (
+        "Budget has been exceeded! Current cost: 26.075, Max budget: 0.25",
+        "litellm.BadRequestError: OpenAIException - Budget has been exceeded! Team=99c7 Current cost: 1, Max budget: 1",
+        "ExceededBudget: End User=ishaan3 over budget. Spend=0.0008, Budget=0.0001",
+        "Insufficient Balance",
+        "insufficient account balance",
+        "Your credit balance is too low to access the Anthropic API.",
+        "Access denied, please make sure your account is in good standing.",
+        "You have no credits remaining",
+        "用户额度不足", "该令牌额度已用尽", "余额不足或无可用资源包,请充值。", "您的账户已欠费", "預算超出，餘額不足",
+        "Your account org-1 is suspended, please check your plan and billing details",
+    )),
+    *((status, said(text), "OutOfQuota quota") for status in (401, 403, 429) for text in (
+        "Your prepayment credits are depleted.", "You have reached your monthly usage limit.", "Your free trial has ended.",
+        "Your account is in arrears.", "You ran out of funds, please top up.",
+    )),
+    (429, said("No deployments available - crossed budget: Exceeded budget for deployment"), "OutOfQuota quota"),
+    (429, said("Your AI usage allowance has been reached.", type="budget_exceeded", code="429"), "OutOfQuota quota"),
+    (400, said("x", code="Arrearage"), "OutOfQuota quota"),
+    (403, said("The free tier of the model has been exhausted.", code="AllocationQuota.FreeTierOnly"), "OutOfQuota quota"),
+    (402, said("This request requires more credits, or fewer max_tokens.", code=402), "OutOfQuota quota"),
+    (403, said("token quota is not enough, token remain quota: ＄0.01, need quota: ＄0.09"), "OutOfQuota quota"),
+]  # fmt: skip
+# The load of those behind a gateway is not the account's.
+TABLE += [
+    *((status, said(text), kind) for text in (
+        "当前分组上游负载已饱和，请稍后再试 (tid: 2026)", "The upstream load of the current group is saturated, please try again later",
+        "Upstream saturated",
+    ) for status, kind in (
+        (200, "ServerError server_error"), (400, "ServerError server_error"), (403, "ServerError server_error"),
+        (429, "RateLimited rate_limited"), (500, "ServerError server_error"), (503, "ServerError server_error"),
+    )),
+]  # fmt: skip
+TABLE += [
+    *((*ended(reason), "filtered") for reason in (
+        "guardrail_intervened", "GUARDRAIL_INTERVENED", "guardrailIntervened", "content_filtered", "content-filtered",
+        "contentFilter", "FinishReason.SAFETY", "FINISH_REASON_SAFETY", "PROHIBITED_CONTENT", "RECITATION", "MODEL_ARMOR",
+        "ERROR_TOXIC", "sensitive", "content_policy_violation", "IMAGE_PROHIBITED_CONTENT",
+    )),
+    *((*ended(reason), "truncated") for reason in (
+        "max_length", "MAX_LENGTH", "max-length", "maxTokens", "max_output_tokens", "ERROR_LIMIT", "token_limit_reached",
+        "model_context_window_exceeded", "pause_turn", "LENGTH", "FINISH_REASON_MAX_TOKENS",
+    )),
+    *((*ended(reason), "refused") for reason in ("refusal", "REFUSAL")),
+    *((*ended(reason), "BadResponse bad_response") for reason in (
+        "ERROR", "USER_CANCEL", "insufficient_system_resource", "MALFORMED_FUNCTION_CALL", "malformed_model_output", "TIMEOUT",
+        "engine_overloaded", "unexpected_tool_call",
+    )),
+    *((*ended(reason), "ok") for reason in (
+        "eos", "COMPLETE", "stop_sequence", "stopSequence", "STOP_TOKEN", "end-turn", "FINISH_REASON_STOP", "", "null",
+    )),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("status", "body", "expected"), TABLE)
 def test_each_dialect_has_its_outcome(status, body, expected):
     """All five peers tried take at least one of these for a success."""
@@ -428,3 +547,98 @@ def test_a_redirect_tells_where_to():
     """It is not followed, as it would take the key along."""
     with pytest.raises(NotFound, match=r"https://x\.example/v1"):
         wire.read(301, {"Location": "https://x.example/v1"}, b"", keep_raw=False)
+
+
+def refusal(status, body, *, asked=b"", headers=None):
+    with pytest.raises(RequestError) as caught:
+        wire.read(status, headers or {}, json.dumps(body).encode(), keep_raw=False, asked=asked)
+    return caught.value
+
+
+ROW = "Hello, I have insufficient balance on my card, my account is suspended and the model gpt-9 does not exist; per day."
+
+
+@pytest.mark.parametrize("status", [400, 403, 422, 429])
+@pytest.mark.parametrize(
+    "told",
+    ["Bad input: {}", "Invalid value: '{}' is no list", "cannot parse {!r}", "messages.0.content: {}", "{}"],
+)  # fmt: skip
+def test_a_rows_own_text_in_an_error_ends_no_run(status, told):
+    """Errors repeat what was asked for; the account, the key and the model have nothing to do with it."""
+    asked = json.dumps({"messages": [{"role": "user", "content": ROW}]}).encode()
+    found = refusal(status, said(told.format(ROW)), asked=asked).outcome.value
+    assert found == {403: "auth", 429: "rate_limited"}.get(status, "bad_request")
+    assert refusal(status, said("Insufficient balance"), asked=asked).outcome.value == "quota"
+
+
+def test_the_input_that_a_validator_repeats_is_left_out():
+    """FastAPI puts the whole row beside what is wrong with it."""
+    fault = {"loc": ["body", "messages"], "msg": "Input should be a list", "input": ROW}
+    error = refusal(422, {"detail": [fault]})
+    assert (error.outcome.value, str(error)) == (
+        "bad_request",
+        "body.messages: Input should be a list",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "name"),
+    [
+        (said("no (tid: 2026120111223344)"), {}, "2026120111223344"),
+        (said("失败 (request id: 20261201A-b)"), {}, "20261201A-b"),
+        ({**said("no"), "request_id": "req_1"}, {"cf-ray": "8a"}, "req_1"),
+        (said("no (tid: 2026120111223344)"), {"x-request-id": "head"}, "head"),
+        (said("no"), {"cf-ray": "8a-FRA"}, "8a-FRA"),
+        (said("no"), {}, None),
+    ],
+)
+def test_the_name_of_a_request_is_found_where_no_header_has_it(body, headers, name):
+    """AiHubMix tells it in the message alone."""
+    assert refusal(400, body, headers=headers).request_id == name
+
+
+def test_a_balance_that_does_not_cover_the_longest_answer_says_what_to_lower():
+    """Gateways set the price of `max_tokens` aside before they answer."""
+    for text in (
+        "token quota is not enough, token remain quota: ＄0.01, need quota: ＄0.09",
+        "预扣费额度失败, 用户剩余额度: ＄0.008, 需要预扣费额度: ＄0.05",
+        "This request requires more credits, or fewer max_tokens. You requested up to 64000 tokens, but can only afford 5120.",
+    ):
+        error = refusal(403, said(text))
+        assert error.outcome.value == "quota"
+        assert "--param max_tokens=N" in str(error)
+    assert "max_tokens" not in str(refusal(403, said("Insufficient balance")))
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(403, "Your account suspended"), (403, "account suspended"), (403, "The account has been suspended for abuse (tid: 20261)"),
+     (401, "This account is currently deactivated"), (400, "This organization has been disabled."), (403, "用户已被封禁"),
+     (200, "account suspended")],
+)  # fmt: skip
+def test_an_account_that_is_suspended_is_told_from_a_wrong_key(status, text):
+    """No other request will be answered."""
+    error = refusal(
+        status,
+        said(
+            text,
+        ),
+    )
+    assert (error.outcome.value, error.error_type) == ("auth", "account_suspended")
+    other = refusal(403, said("The user request was blocked by a policy of this organization."))
+    assert other.error_type is None
+
+
+def test_the_provider_behind_a_gateway_is_named():
+    """With the reason, in the place of "Provider returned error"."""
+    error = refusal(502, passed_on("the cluster is on fire", 502))
+    assert str(error) == "Crucible: the cluster is on fire"
+    assert refusal(429, passed_on("slow", 429, retry_after_seconds=7)).retry_after == 7
+
+
+def test_a_status_inside_a_200_is_the_rows_http_status():
+    """A 429 counts as one; a failure may have been billed, as a model may have worked on it."""
+    error = refusal(200, said("x", code=429, metadata={"retry_after_seconds": 3}))
+    assert (error.status, error.retry_after, error.in_answer) == (429, 3.0, True)
+    assert refusal(200, said("x", code=503)).in_answer
+    assert not refusal(503, said("x")).in_answer
