@@ -15,6 +15,7 @@ import msgspec
 
 from batcher.errors import JobError, NoAnswer, RequestError
 from batcher.plan.requests import Plan
+from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Completion, Outcome, Request, Result
@@ -35,7 +36,7 @@ class _Response(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    custom_id: str
+    custom_id: str | int | float
     response: _Response | None
     error: Any = None
 
@@ -66,22 +67,20 @@ def answers_in(paths: Sequence[str], *, keep_raw: bool = False) -> Iterator[tupl
     Raises:
         JobError: A file cannot be read, or a line is none of a batch's output.
     """
-    for path in paths:
-        try:
-            with Path(path).open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield _answer(line, f"{path}:{number}", keep_raw=keep_raw)
-        except OSError as error:
-            raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
+    for row in Inputs(expand(paths, other="jsonl")).rows():
+        if row.error is not None:
+            raise JobError(f"{row.error}; the output of a batch is JSONL.")
+        yield _answer(row.columns or {}, row.where, keep_raw=keep_raw)
 
 
-def _answer(line: bytes, where: str, *, keep_raw: bool) -> tuple[str, Answer]:
+def _answer(columns: Mapping[str, Any], where: str, *, keep_raw: bool) -> tuple[str, Answer]:
+    line = {name: columns[name] for name in ("custom_id", "response", "error") if name in columns}
     try:
-        found = _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        found = _decode(_encode(line))
+    except msgspec.DecodeError as error:
         raise JobError(f"{where}: it is no line of a batch's output ({error}).") from None
-    return found.custom_id, answer_of(found.response, found.error, keep_raw=keep_raw)
+    # Files that went through a table have numbers for names, and the rows that they name as well.
+    return str(found.custom_id), answer_of(found.response, found.error, keep_raw=keep_raw)
 
 
 def answer_of(response: _Response | None, error: Any, *, keep_raw: bool) -> Answer:
@@ -199,8 +198,7 @@ def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
     Raises:
         JobError: It is none.
     """
-    line = _encode({name: columns.get(name) for name in ("custom_id", "response", "error")})
-    name, answer = _answer(line, f"line {position + 1}", keep_raw=False)
+    name, answer = _answer(columns, f"line {position + 1}", keep_raw=False)
     model = (answer.response_model if isinstance(answer, Completion) else None) or ""
     own = _OWN_ID.fullmatch(str(columns.get("id")))
     sample = int(own.group(1)) if own else 0

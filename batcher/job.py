@@ -23,7 +23,14 @@ from batcher.endpoint import Endpoint, endpoint_of
 from batcher.errors import JobError
 from batcher.objects import is_object
 from batcher.records import Outcome
-from batcher.words import concurrency_of, labels_of, limit_of, text_of
+from batcher.words import (
+    concurrency_of,
+    delimiter_of,
+    encoding_of,
+    labels_of,
+    limit_of,
+    text_of,
+)
 
 __all__ = ["Job", "Limits", "LogLevel"]
 
@@ -176,6 +183,14 @@ class Job:
     deadline: Annotated[str | None, Parameter(group=_RUN)] = None
     """When to stop sending: a length such as 90m or 7h30m, a time such as 07:30, or a date and time such as
     2030-12-31T07:30. What is in flight is waited for; the same command goes on."""
+
+    encoding: Annotated[str | None, Parameter(group=_RUN)] = None
+    """Encoding of the input's text, such as cp1252, utf-16 or gb18030. Default: UTF-8, or what the first MB of a CSV file looks
+    like, which is said."""
+
+    delimiter: Annotated[str | None, Parameter(group=_RUN)] = None
+    """What stands between the cells of CSV: one character, or tab. Default: the one of , ; tab and | that the first
+    lines have."""
 
     limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
     """Only the first N rows."""
@@ -334,7 +349,18 @@ class Job:
         if not 1 <= self.samples <= 1000:
             raise JobError(f"--samples {self.samples}: it must be from 1 to 1000.")
         self._check_cluster()
-        _ = self.body_params, self.templates, self.expected, self.seconds_left(datetime.now())
+        if (self.encoding or self.delimiter) and self.inputs == ("-",):
+            raise JobError(
+                "--encoding and --delimiter are for files; stdin (-) is JSONL in UTF-8."
+            )
+        _ = (
+            self.text_encoding,
+            self.cell_delimiter,
+            self.body_params,
+            self.templates,
+            self.expected,
+            self.seconds_left(datetime.now()),
+        )
         for model in (*self.models, ""):
             self.limits(model)
         for flag, told in (
@@ -420,6 +446,16 @@ class Job:
         if seconds <= 0:
             raise JobError(f"--deadline {text}: that is over.")
         return seconds
+
+    @property
+    def text_encoding(self) -> str | None:
+        """The encoding asked for, as Python spells it; "" for UTF-8, None to find it."""
+        return None if self.encoding is None else encoding_of(self.encoding)
+
+    @property
+    def cell_delimiter(self) -> str | None:
+        """The delimiter asked for; None to find it."""
+        return None if self.delimiter is None else delimiter_of(self.delimiter)
 
     @property
     def body_params(self) -> dict[str, object]:

@@ -132,9 +132,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         position: Its place in all input files together, from 0. In JSONL every physical line has
             a place, blank ones too, so that `sed -n` finds it.
         where: File and line for people, such as `tickets.jsonl:17`.
-        columns: Name to value; None when the record cannot be read.
-        error: Why it cannot be read.
+        columns: Name to value; None when nothing of the record can be read.
+        error: Why it cannot be used; columns that could be read are there all the same.
         folder: Where the relative paths in it begin; "" for the working directory.
+        note: What was read otherwise than it stands there; "" for nothing.
     """
 
     position: int
@@ -142,6 +143,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     columns: dict[str, object] | None
     error: str | None = None
     folder: str = ""
+    note: str = ""
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):

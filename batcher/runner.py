@@ -37,7 +37,7 @@ from batcher.plan.survey import survey
 from batcher.plan.twins import Twins
 from batcher.prices import Bill, Prices, of_file
 from batcher.read import marks, spool
-from batcher.read.files import InputFile, expand
+from batcher.read.files import InputFile, expand, notes_of
 from batcher.read.inputs import Inputs
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
@@ -305,7 +305,10 @@ class Runner:
         elif "-" in job.inputs:
             raise JobError("stdin (-) goes alone; it cannot be mixed with files.")
         else:
-            files = await asyncio.to_thread(expand, job.inputs, job.output)
+            find = partial(expand, encoding=job.text_encoding, delimiter=job.cell_delimiter)
+            files = await asyncio.to_thread(find, job.inputs, job.output)
+            for note in notes_of(files):
+                self._say(note)
         return Inputs(files, job.limit, job.drawn, images=job.images)
 
     def _prepare(
@@ -328,6 +331,8 @@ class Runner:
             inputs.marks = marks.load(folder, inputs.pins)
             return plan, found.manifest
         found_in = survey(inputs, plan, self._go_on)
+        for note in found_in.notes:
+            say(note)
         self._surveyed = found_in.rows
         if found_in.pictures and (epoch.pictures is None or epoch.pictures.rows < found_in.rows):
             # Of rows drawn by chance it is not told which: their answers are found by key next time.

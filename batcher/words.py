@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import msgspec
 
 from batcher.errors import JobError
 
-__all__ = ["concurrency_of", "labels_of", "limit_of", "text_of"]
+__all__ = ["concurrency_of", "delimiter_of", "encoding_of", "labels_of", "limit_of", "text_of"]
+
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def text_of(flag: str, text: str | None) -> str | None:
@@ -20,10 +24,48 @@ def text_of(flag: str, text: str | None) -> str | None:
     if text is None or not text.startswith("@"):
         return text
     try:
-        return Path(text[1:]).read_text(encoding="utf-8")
+        content = Path(text[1:]).read_bytes()
+        # Notepad marks UTF-8 at its start, and PowerShell writes UTF-16.
+        return content.decode("utf-16" if content[:2] in _UTF_16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise JobError(f"{flag} {text}: the file cannot be read: {why}.") from None
+
+
+def encoding_of(name: str) -> str:
+    """The encoding's name as Python spells it; "" for UTF-8, which is the default.
+
+    >>> encoding_of("Latin1"), encoding_of("UTF8"), encoding_of("utf-8-sig")
+    ('iso8859-1', '', '')
+
+    Raises:
+        JobError: There is none of that name.
+    """
+    try:
+        found = codecs.lookup(name)
+        b"a".decode(name)  # rot13 and base64 are codecs as well, but not of text.
+        codecs.getincrementaldecoder(name)
+    except (LookupError, ValueError):
+        raise JobError(
+            f"--encoding {name!r}: there is no such encoding; write utf-8, cp1252, utf-16 or gb18030, "
+            "for example."
+        ) from None
+    return "" if found.name in ("utf-8", "utf-8-sig", "ascii") else found.name
+
+
+def delimiter_of(told: str) -> str:
+    r"""The delimiter as asked with --delimiter.
+
+    >>> delimiter_of(";"), delimiter_of("tab"), delimiter_of("\\t")
+    (';', '\t', '\t')
+
+    Raises:
+        JobError: It is none.
+    """
+    found = {"tab": "\t", "\\t": "\t"}.get(told.lower(), told)
+    if len(found) != 1 or found in '"\r\n\0' or (not found.isprintable() and found != "\t"):
+        raise JobError(f"--delimiter {told!r}: it is one character, such as ';', or tab.")
+    return found
 
 
 def labels_of(text: str) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """Batches of OpenAI and of vLLM's run-batch: their files in, their files out, their answers taken."""
 
+import gzip
 import json
 from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 
+from batcher.batch import answers_in, row_of
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support import program
@@ -200,13 +202,28 @@ def test_answers_of_a_batch_are_checked_like_others(run, tmp_path, gateway):
     assert billed(gateway) == 0
 
 
+@pytest.mark.parametrize("name", ["output.jsonl.gz", "output.json", "output.txt"])
+def test_answers_are_found_in_whatever_the_output_was_saved_as(tmp_path, name):
+    """Packed, as an array, with a mark at its start; with numbers for names, as a table leaves them."""
+    lines = [{**answer(n), "custom_id": n} for n in (1, 2)]
+    content = "\ufeff" + "\n".join(map(json.dumps, lines))
+    if name.endswith(".json"):
+        content = "\ufeff" + json.dumps(lines)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    found = dict(answers_in([str(path)]))
+    assert [of.content for of in found.values()] == ["from the batch"] * 2
+    assert list(found) == ["1", "2"]
+    assert row_of(lines[0], 0)["custom_id"] == "1"
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--from-batch", "none.jsonl"), b"none.jsonl: it cannot be read: No such file"),
+        (("--from-batch", "none.jsonl"), b"none.jsonl: there is no such file"),
         (("--from-batch", "in.jsonl"), b"in.jsonl:1: it is no line of a batch's output"),
         (("--from-batch", "other.jsonl"), b"no row of the input has one of its custom_ids"),
-        (("--from-batch", "junk.jsonl"), b"junk.jsonl:1: it is no line of a batch's output"),
+        (("--from-batch", "junk.jsonl"), b"junk.jsonl:1: not JSON"),
         (("--from-batch", "other.jsonl", "--overwrite"), b"--from-batch and --overwrite"),
     ],
 )

@@ -33,6 +33,8 @@ def convert(
     prompt: str | None = None,
     system: str | None = None,
     param: Annotated[tuple[str, ...], _Many] = (),
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> int:
     """Turn rows into the input of a provider's batch, or its output and error files into rows.
 
@@ -46,10 +48,12 @@ def convert(
         prompt: Template of the user message, as for run.
         system: Template of the system message, as for run.
         param: KEY=JSON, a field of the request body, as for run.
+        encoding: Of the input's text, as for run.
+        delimiter: Of CSV, as for run.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from batcher import batch
-    from batcher.read.files import expand
+    from batcher.read.files import expand, notes_of
     from batcher.read.inputs import Inputs
     from batcher.read.prompts import Prompter
     from batcher.write.results import whole
@@ -61,7 +65,14 @@ def convert(
         raise JobError(f"{path}: it is there already; name another --output, or remove it.")
     if not path.parent.is_dir():
         raise JobError(f"{path}: there is no folder {path.parent}; make it first.")
-    rows = Inputs(expand(list(inputs), output))
+    job = Job(
+        output="-", models=model, prompt=prompt, system=system, params=param,
+        encoding=encoding, delimiter=delimiter,
+    )  # fmt: skip
+    files = expand(list(inputs), output, encoding=job.text_encoding, delimiter=job.cell_delimiter)
+    for note in notes_of(files):
+        print(note, file=sys.stderr)
+    rows = Inputs(files)
     first = next((row.columns for row in rows.rows() if row.columns is not None), {})
     if batch.is_answer(first):
         with whole(path, of_run=False) as file:
@@ -70,7 +81,6 @@ def convert(
         return 0
     if path.suffix == ".parquet":
         raise JobError(f"{path}: a batch's input is JSONL; end it in .jsonl.")
-    job = Job(output="-", models=model, prompt=prompt, system=system, params=param)
     prompter = Prompter(*job.templates, job.body_params, own_model=not model)
     count = bad = 0
     with whole(path, of_run=False) as file:
@@ -91,7 +101,7 @@ def _answers(rows: Inputs) -> Iterator[dict[str, Any]]:
     from batcher import batch
 
     for row in rows.rows():
-        if row.columns is None:
+        if row.columns is None or row.error is not None:
             raise JobError(f"{row.error}.")
         if not batch.is_answer(row.columns):
             raise JobError(f"{row.where}: it is no line of a batch's output.")

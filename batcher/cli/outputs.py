@@ -53,7 +53,7 @@ def placed_rows(
         unwanted: By place, not zero where the row is not needed.
     """
     for row in source(output).rows(columns, settled=unwanted):
-        if row.columns is None:
+        if row.columns is None or row.error is not None:
             raise JobError(f"{row.error}.")
         if "response" in row.columns and "status" not in row.columns:
             from batcher import batch  # Brings what reads answers.

@@ -39,8 +39,8 @@ def run(
     130 interrupted and resumable.
 
     Args:
-        inputs: Files, globs or folders of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .csv, here or in
-            object storage (s3://, gs://); - is JSONL on stdin.
+        inputs: Files, globs or folders of .jsonl, .ndjson, .json, .csv, .tsv (each also with .gz or .zst) or
+            .parquet, here or in object storage (s3://, gs://); - is JSONL on stdin.
         job: The options.
         config: TOML file of options by their names, such as max_cost = 5, and inputs; what stands on the
             command line goes before it, and it before environment variables such as BATCHER_MAX_COST.

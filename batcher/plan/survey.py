@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,10 +27,17 @@ _PICTURES = frozenset({COLUMN})
 
 
 class Surveyed(NamedTuple):
-    """What one reading finds: how many rows, and what their pictures are known by ("" for none)."""
+    """What one reading finds.
+
+    Attributes:
+        rows: How many.
+        pictures: What their pictures are known by; "" for none.
+        notes: What of some rows was read otherwise than it stands there, in sentences.
+    """
 
     rows: int
     pictures: str
+    notes: list[str]
 
 
 def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
@@ -47,12 +54,15 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
     rows, unusable, unfit, first_error = 0, 0, 0, None
     first_columns: list[str] = []
     names = array("q")
+    notes: dict[str, list[Any]] = {}
     prompter, pictures = plan.prompter, Digest()
     for row in inputs.rows(prompter.columns):
         if not rows % _LOOK:
             go_on()
         rows += 1
         pictures.add(row)
+        if row.note:
+            notes.setdefault(row.note, [row.where, 0])[1] += 1
         if row.columns is not None and (name := row.columns.get("custom_id")) is not None:
             names.append(hash(str(name)))
         if rows <= _SAMPLE:
@@ -81,7 +91,11 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
     if names and len(names) < rows:  # A row without a name is known by its position.
         names = array("q", (hash(_name(row)) for row in inputs.rows(_NAMES)))
     _unique(inputs, names)
-    return Surveyed(rows, str(pictures))
+    told = [
+        f"{where}: {note}{f' (in {count:,} rows)' if count > 1 else ''}."
+        for note, (where, count) in notes.items()
+    ]
+    return Surveyed(rows, str(pictures), told)
 
 
 def pictures_of(inputs: Inputs, rows: int, go_on: Callable[[], None]) -> str:

@@ -14,16 +14,12 @@ import msgspec
 
 from batcher import objects
 from batcher.errors import JobError, RunStopped
+from batcher.read import formats
+from batcher.read.formats import Format
+from batcher.read.text import is_packed
 
-__all__ = ["SUFFIXES", "InputFile", "Pin", "digest", "expand", "grown", "is_of"]
+__all__ = ["InputFile", "Pin", "digest", "expand", "grown", "is_of", "notes_of"]
 
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".parquet": "parquet",
-    ".csv": "csv",
-}
 _BLOCK = 4 << 20
 
 
@@ -36,6 +32,8 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
         mtime_ns: Time of the last change of the content; 0 for a copy, where it says nothing.
         ctime_ns: Time of the last change of anything, which no program can set back; 0 likewise.
         digest: Hash of the content; "" when it was not worth reading all of it.
+        format: How its bytes are read, where its name does not tell all of that; else the same bytes could be
+            other rows at the next start.
     """
 
     path: str
@@ -43,6 +41,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     mtime_ns: int = 0
     ctime_ns: int = 0
     digest: str = ""
+    format: Format | None = None
 
     @property
     def copied(self) -> bool:
@@ -57,14 +56,21 @@ class InputFile:
     Attributes:
         path: As it is opened.
         name: As it is shown to people.
-        kind: jsonl, parquet or csv.
+        kind: Name of its format (`read.formats`).
         pin: What it is known by later.
+        notes: What a person should know about how it is read; without its name.
     """
 
     path: str
     name: str
     kind: str
     pin: Pin
+    notes: tuple[str, ...] = ()
+
+    @property
+    def format(self) -> Format:
+        """How its bytes are read."""
+        return self.pin.format or Format(self.kind)
 
     @property
     def folder(self) -> str:
@@ -76,7 +82,8 @@ class InputFile:
         """The file that was pinned; `folder` holds the copies of stdin and of iterables."""
         path = str(folder / pin.path) if pin.copied else pin.path
         name = pin.path.partition("-")[0] if pin.copied else pin.path
-        return cls(path, name, _kind(path) or "jsonl", pin)
+        kind = pin.format.kind if pin.format is not None else _kind(path) or "jsonl"
+        return cls(path, name, kind, pin)
 
     def with_digest(self, go_on: Callable[[], None]) -> Self:
         """The same with the hash of its content, which is read for it; not from object storage.
@@ -109,14 +116,25 @@ class InputFile:
         return (stat.st_size, mtime) != (self.pin.size, self.pin.mtime_ns)
 
 
-def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
+def expand(
+    paths: Sequence[str],
+    output: str = "",
+    *,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    other: str | None = None,
+) -> list[InputFile]:
     """Files named by the arguments: files, globs in sorted order, folders by their known suffixes.
 
-    Addresses of object storage may stand for each of these.
+    Addresses of object storage may stand for each of these. Of a folder, .json files count only where
+    there is nothing else: beside data they tell about it.
 
     Args:
         paths: The arguments.
         output: What will be written; it is no input where a folder or a glob holds it.
+        encoding: Of all text; None to find it.
+        delimiter: Of all CSV; None to find it.
+        other: Format of files whose names tell none; None to refuse them.
 
     Raises:
         JobError: Something named is not there, cannot be read, or is of no known format.
@@ -133,9 +151,9 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
                 and _kind(entry.name)
                 and not _hidden(entry.relative_to(path).parts)
             )
-            inside = [entry for entry in inside if not is_of(output, entry)]
+            inside = _data([entry for entry in inside if not is_of(output, entry)])
             if not inside:
-                raise JobError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
+                raise JobError(f"{path}: the folder holds no {formats.NAMES}.")
             found += inside
         elif os.path.exists(path):
             found.append(path)
@@ -150,7 +168,24 @@ def expand(paths: Sequence[str], output: str = "") -> list[InputFile]:
             found += matched
         else:
             raise JobError(f"{path or repr(path)}: there is no such file.")
-    return [_pinned(path) for path in found]
+    return [_pinned(path, encoding, delimiter, other) for path in found]
+
+
+def notes_of(files: Sequence[InputFile]) -> list[str]:
+    """What a person should know about how files are read, in sentences; of many files once."""
+    of: dict[str, list[str]] = {}
+    for file in files:
+        for note in file.notes:
+            of.setdefault(note, []).append(file.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {note}."
+        for note, names in of.items()
+    ]
+
+
+def _data(paths: list[str]) -> list[str]:
+    """Those that are data: .json files only where there are no others."""
+    return [path for path in paths if ".json" not in Path(path).suffixes[-2:]] or paths
 
 
 def is_of(output: str, path: str) -> bool:
@@ -169,16 +204,18 @@ def _objects(path: str, output: str) -> list[str]:
                 raise JobError(f"{path}: no object matches.")
             return matched
         root = path.rstrip("/")
-        inside = [
-            url
-            for url in objects.within(root)
-            if _kind(url) and url != output and not _hidden(url[len(root) + 1 :].split("/"))
-        ]
+        inside = _data(
+            [
+                url
+                for url in objects.within(root)
+                if _kind(url) and url != output and not _hidden(url[len(root) + 1 :].split("/"))
+            ]
+        )
     except OSError as error:
         raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None
     if not inside:
         raise JobError(
-            f"{path}: there is no such object, nor one in {', '.join(SUFFIXES)} below it."
+            f"{path}: there is no such object, nor one below it that ends in {formats.NAMES}."
         )
     return inside
 
@@ -188,25 +225,25 @@ def _hidden(parts: Sequence[str]) -> bool:
     return any(part.startswith((".", "_")) or part.endswith(".run") for part in parts)
 
 
-def _pinned(path: str) -> InputFile:
-    kind = _kind(path)
+def _pinned(
+    path: str, encoding: str | None, delimiter: str | None, other: str | None
+) -> InputFile:
+    kind = _kind(path) or other
     if kind is None:
         raise JobError(
-            f"{path}: its format is not known by its name; rename it to end in one of "
-            f"{', '.join(SUFFIXES)}."
+            f"{path}: its format is not known by its name; rename it to end in {formats.NAMES}."
         )
     if not objects.is_object(path) and not os.path.isfile(path):
         raise JobError(f"{path}: it is no file; JSONL from a pipe is read as - (stdin).")
     try:
         with objects.opened(path):
             pin = _pin(path)
+        found, notes = formats.READERS[kind].examined(path, encoding, delimiter)
     except OSError as error:
         raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None
-    if kind == "parquet":
-        from batcher.read import parquet  # Takes its time to import.
-
-        parquet.check(path)
-    return InputFile(path, path, kind, pin)
+    if found is not None:
+        kind, pin = found.kind, msgspec.structs.replace(pin, format=found)
+    return InputFile(path, path, kind, pin, tuple(notes))
 
 
 def _pin(path: str) -> Pin:
@@ -223,7 +260,7 @@ def _pin(path: str) -> Pin:
 
 
 def _kind(path: str) -> str | None:
-    return next((kind for suffix, kind in SUFFIXES.items() if path.endswith(suffix)), None)
+    return next((kind for suffix, kind in formats.SUFFIXES.items() if path.endswith(suffix)), None)
 
 
 def digest(path: str, size: int, go_on: Callable[[], None] = lambda: None) -> str:
@@ -250,6 +287,8 @@ def grown(
         return None
     for number, (before, file) in enumerate(zip(old, new, strict=False)):
         after, last = file.pin, number == len(old) - 1
+        if before.format != after.format:
+            return None  # The same bytes, but other rows.
         if msgspec.structs.replace(before, digest="") == msgspec.structs.replace(after, digest=""):
             if before.digest == after.digest or not after.digest:
                 continue
@@ -270,7 +309,7 @@ def grown(
 
 def _whole_lines(file: InputFile, size: int) -> bool:
     """Whether a plain JSONL file has a line end just before this offset."""
-    if not file.path.endswith(".jsonl"):
+    if file.kind != "jsonl" or file.format.encoding or is_packed(file.path):
         return False
     with objects.opened(file.path) as opened:
         opened.seek(size - 1)

@@ -2,14 +2,12 @@
 
 A row's position counts over all files in order. In JSONL every physical line has a position, blank
 ones too, so a blank line moves no other row and `sed -n` finds what an error names.
-
-pyarrow takes a quarter of a start, so it is imported where there is Parquet to read.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +16,9 @@ import numpy as np
 
 from batcher import objects
 from batcher.errors import JobError
-from batcher.read import csv, jsonl
+from batcher.read import jsonl
 from batcher.read.files import InputFile, Pin
+from batcher.read.formats import ALL, READERS, Span
 from batcher.records import Row
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Inputs"]
 
-_BLOCK_ROWS = 2000
-_BLOCK_BYTES = 16 << 20
 _raw_columns: Any = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -91,61 +88,18 @@ class Inputs:
 
         if self.drawn is not None:
             settled = _either(self.left_out(), settled)
-        first, left = 0, _ALL if self.limit is None else self.limit
+        first, left = 0, ALL if self.limit is None else self.limit
         for file in self.files:
             folder = file.folder if self.images is None else self.images
-            span = _Span(file, folder, first, left, wanted)
+            span = Span(file, folder, first, left, wanted, self.marks)
             try:
-                if file.kind == "parquet":
-                    positions, rows = yield from _parquet_rows(span, columns)
-                elif file.kind == "csv":
-                    positions, rows = yield from _csv_rows(span)
-                else:
-                    positions, rows = yield from self._jsonl_rows(span)
+                positions, rows = yield from READERS[file.kind].rows(span, columns)
             except OSError as error:
                 raise JobError(f"{file.name}: it cannot be read: {objects.why(error)}.") from None
             first += positions
             left -= rows
             if left <= 0:
                 return
-
-    def _jsonl_rows(self, span: _Span) -> Generator[Row, None, tuple[int, int]]:
-        file, folder = span.file, span.folder
-        wanted = span.wanted(span.first)
-        number = offset = rows = 0
-        marks: array[int] | None = array("q")
-        known = self.marks.get(file.path)
-        if known and span.left == _ALL:
-            # How many of the lines before are blank is not known, so not with a limit.
-            at = min((wanted - span.first) // jsonl.MARK, len(known) - 1)
-            number, offset, marks = at * jsonl.MARK, known[at], None
-        try:
-            for line in jsonl.lines(file.path, offset, marks):
-                position = span.first + number
-                number += 1
-                if not line or line.isspace():
-                    if position >= wanted:
-                        wanted = span.wanted(position + 1)
-                    continue
-                if rows == span.left:
-                    return number, rows
-                rows += 1
-                if position < wanted:
-                    continue
-                where = f"{file.name}:{number}"
-                try:
-                    yield Row(position, where, jsonl.decode(line), folder=folder)
-                except jsonl.Damaged as error:
-                    yield Row(position, where, None, f"{where}: {error}")
-                wanted = span.wanted(position + 1)
-        except jsonl.Damaged as error:
-            position, where = span.first + number, f"{file.name}:{number + 1}"
-            if position >= span.wanted(position) and rows < span.left:
-                yield Row(position, where, None, f"{where}: {error}")
-            return number + 1, rows + 1
-        if marks:
-            self.marks[file.path] = marks
-        return number, rows
 
     @property
     def whole(self) -> bool:
@@ -214,54 +168,26 @@ class Inputs:
                 yield [positions[at] for at in kept], some
 
     def _blocks(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[Any]]]:
-        first, left = 0, self.limit if self.limit is not None else 1 << 62
+        first, left = 0, ALL if self.limit is None else self.limit
         for file in self.files:
-            if left <= 0:
-                return
-            if file.kind == "parquet":
-                from batcher.read import parquet
-
-                position = first
-                for at, batch in parquet.batches(file.path):
-                    if left <= 0:
-                        return
-                    batch = batch.slice(0, min(left, batch.num_rows))
-                    left -= batch.num_rows
-                    position = first + at + batch.num_rows
-                    yield list(range(first + at, position)), batch
-                first = position
-                continue
-            positions: list[int] = []
-            rows: list[Any] = []
-            size = 0
-            position = first - 1
-            for position, row in _raw_rows(file, first):
-                if row is _BLANK:
-                    continue
+            blocks = READERS[file.kind].blocks(file, first)
+            while True:
                 if left <= 0:
+                    return
+                try:
+                    positions, rows = next(blocks)
+                except StopIteration as end:
+                    first += end.value
                     break
-                left -= 1
-                positions.append(position)
-                rows.append(row)
-                size += len(row) if isinstance(row, bytes) else 200
-                if len(rows) >= _BLOCK_ROWS or size >= _BLOCK_BYTES:
-                    yield positions, rows
-                    positions, rows, size = [], [], 0
-            if rows:
+                if len(positions) > left:
+                    positions = positions[:left]
+                    rows = rows[:left]
+                left -= len(positions)
                 yield positions, rows
-            first = position + 1
 
     def count(self) -> int:
         """Number of rows in all files, whatever the limit; nothing is decoded."""
-        rows = 0
-        for file in self.files:
-            if file.kind == "parquet":
-                from batcher.read import parquet
-
-                rows += parquet.count(file.path)
-            else:
-                rows += sum(row is not _BLANK for _position, row in _raw_rows(file, 0))
-        return rows
+        return sum(READERS[file.kind].count(file) for file in self.files)
 
     def changed(self) -> str | None:
         """Name of a file that is not the one that was pinned any more, if there is one."""
@@ -282,95 +208,14 @@ def _chance(numbers: Any) -> Any:
     return z ^ (z >> np.uint64(31))
 
 
-_ALL = 1 << 62
-_BLANK = Row(-1, "", None)
-_BODIES = frozenset({"messages", "body"})
-
-
-@dataclass(frozen=True)
-class _Span:
-    """One file's part of the rows.
-
-    Attributes:
-        folder: Where the paths of pictures begin.
-        first: Position of its first row.
-        left: How many rows are still allowed.
-        wanted: The first position from a given one on that is needed.
-    """
-
-    file: InputFile
-    folder: str
-    first: int
-    left: int
-    wanted: Callable[[int], int]
-
-
-def _csv_rows(span: _Span) -> Generator[Row, None, tuple[int, int]]:
-    rows, folder = 0, span.folder
-    wanted = span.wanted(span.first)
-    for line, columns, error in csv.records(span.file.path):
-        if rows == span.left:
-            break
-        position = span.first + rows
-        rows += 1
-        if position < wanted:
-            continue
-        where = f"{span.file.name}:{line}"
-        yield Row(position, where, columns, error and f"{where}: {error}", folder)
-        wanted = span.wanted(position + 1)
-    return rows, rows
-
-
-def _parquet_rows(
-    span: _Span, columns: frozenset[str] | None
-) -> Generator[Row, None, tuple[int, int]]:
-    from batcher.read import parquet
-
-    path, folder = span.file.path, span.folder
-    count = min(parquet.count(path), span.left)
-    names: list[str] | None = None
-    if columns is not None:
-        have = parquet.schema(path).names
-        # One column at least, or the batches would not know their length.
-        names = [name for name in have if name in columns] or have[:1]
-
-    def needed(at: int, rows: int) -> bool:
-        return span.wanted(span.first + at) < span.first + at + rows and at < count
-
-    for at, batch in parquet.batches(path, names, needed):
-        batch = batch.slice(0, max(0, count - at))
-        if not needed(at, batch.num_rows):
-            continue
-        wanted = span.wanted(span.first + at)
-        for offset, values in enumerate(parquet.dicts(batch)):
-            position = span.first + at + offset
-            if position < wanted:
-                continue
-            for name in _BODIES & values.keys():
-                values[name] = parquet.without_nulls(values[name])
-            where = f"{span.file.name} row {at + offset}"
-            yield Row(position, where, values, folder=folder)
-            wanted = span.wanted(position + 1)
-    return count, count
-
-
-def _raw_rows(file: InputFile, first: int) -> Iterator[tuple[int, Any]]:
-    """(position, line as bytes | columns | None for an unreadable one | _BLANK)."""
-    if file.kind == "csv":
-        for position, (_line, columns, _error) in enumerate(csv.records(file.path), first):
-            yield position, columns
-        return
-    number = -1
-    try:
-        for number, line in enumerate(jsonl.lines(file.path)):
-            yield first + number, _BLANK if not line or line.isspace() else line
-    except jsonl.Damaged:
-        yield first + number + 1, None
-
-
 def _raw(line: bytes) -> dict[str, Any]:
-    if _decoded(line) is None:
-        return {}
+    try:
+        jsonl.decode(line)
+    except jsonl.Damaged:
+        made = jsonl.salvaged(line)[0]
+        if made is None:
+            return {}
+        line = made
     columns: dict[str, Any] = _raw_columns(line)
     return columns
 
@@ -379,4 +224,5 @@ def _decoded(line: bytes) -> dict[str, object] | None:
     try:
         return jsonl.decode(line)
     except jsonl.Damaged:
-        return None
+        made = jsonl.salvaged(line)[0]
+        return None if made is None else jsonl.decode(made)

@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
+import math
+import re
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
 from batcher import objects
+from batcher.read import text
+from batcher.read.text import BOM, Damaged
 
-__all__ = ["MARK", "Damaged", "decode", "lines"]
+__all__ = ["MARK", "Damaged", "decode", "lines", "salvaged"]
 
 MARK = 4096  # lines
-_BLOCK = 1 << 20
-_BOM = b"\xef\xbb\xbf"
-# pyarrow reports a broken zstd stream as an OSError without a number, or as a ValueError.
-_BROKEN = (EOFError, zlib.error, OSError, ValueError)
 _decode: Any = msgspec.json.Decoder().decode
+_encode: Any = msgspec.json.Encoder(decimal_format="number").encode
+# Texts, to step over them, and what is no JSON but what Python's own json writes, or no number of 64 bits.
+_ODD = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?P<word>-?Infinity|NaN)\b|(?P<number>-?\d[\d.eE+-]*+)',
+    re.DOTALL,
+)
 
 
-class Damaged(ValueError):
-    """The file ends in the middle of its compressed stream, or a line is not a JSON object."""
-
-
-def lines(path: str, offset: int = 0, marks: array[int] | None = None) -> Iterator[bytes]:
+def lines(
+    path: str, offset: int = 0, marks: array[int] | None = None, encoding: str = ""
+) -> Iterator[bytes]:
     r"""Every physical line, blank ones too, without its line end.
 
     Lines end at \n alone: U+2028 and its relatives are text.
 
     Args:
         path: The file.
-        offset: Where to begin, at the start of a line; only in a file that is not compressed.
+        offset: Where to begin, at the start of a line; only in a plain file of UTF-8.
         marks: Gets the offset of every `MARK`th line, likewise.
+        encoding: Of its text; "" for UTF-8.
 
     Raises:
         Damaged: The compressed stream is cut or broken; the lines before it were yielded.
     """
-    packed = path.endswith((".gz", ".zst"))
     first = offset == 0
-    for line in _unpacked(path) if packed else _plain(path, offset, marks):
-        text = line.rstrip(b"\r\n")
+    whole = bool(encoding) or text.is_packed(path)
+    for line in _split(path, encoding) if whole else _plain(path, offset, marks):
+        found = line.rstrip(b"\r\n")
         if first:
-            text, first = text.removeprefix(_BOM), False
-        yield text
+            found, first = found.removeprefix(BOM), False
+        yield found
 
 
 def _plain(path: str, offset: int, marks: array[int] | None) -> Iterator[bytes]:
@@ -63,52 +65,13 @@ def _plain(path: str, offset: int, marks: array[int] | None) -> Iterator[bytes]:
             yield line
 
 
-def _unpacked(path: str) -> Iterator[bytes]:
-    """Lines of a compressed file; those before a cut are all yielded before it is raised."""
+def _split(path: str, encoding: str) -> Iterator[bytes]:
     rest = b""
-    done = 0
-    damage: Exception | None = None
-    with _open(path) as file:
-        try:
-            while block := file.read(_BLOCK):
-                done += len(block)
-                *whole, rest = (rest + block).split(b"\n")
-                yield from whole
-        except _BROKEN as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            damage = error
-    if damage is None:
-        if rest:
-            yield rest
-        return
-    # A block that meets the cut is lost with all that stands before it: read again, in bytes.
-    *whole, _rest = (rest + _to_the_cut(path, done)).split(b"\n")
-    yield from whole
-    raise Damaged(f"the compressed file is cut or broken here ({damage})")
-
-
-def _to_the_cut(path: str, start: int) -> bytes:
-    found = bytearray()
-    with _open(path) as file, suppress(*_BROKEN):
-        while start > 0:
-            start -= len(file.read(min(start, _BLOCK)))
-        while byte := file.read(1):
-            found += byte
-    return bytes(found)
-
-
-@contextmanager
-def _open(path: str) -> Iterator[Any]:
-    with objects.opened(path) as packed:
-        if path.endswith(".gz"):
-            with gzip.open(packed, "rb") as file:
-                yield file
-            return
-        import pyarrow as pa  # Takes its time to import.
-
-        with pa.input_stream(packed, compression="zstd") as file:
-            yield file
+    for block in text.blocks(path, encoding):
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
 
 
 def decode(line: bytes) -> dict[str, object]:
@@ -126,6 +89,57 @@ def decode(line: bytes) -> dict[str, object]:
     return columns
 
 
+def salvaged(line: bytes) -> tuple[bytes | None, str, str]:
+    """What can be had of a line that `decode` does not take.
+
+    Python's json writes NaN and Infinity, which JSON has not: they are null, and so is a number that no
+    64-bit float holds. Where one text is no Unicode, the other columns are kept.
+
+    Returns:
+        (JSON object of the columns or None, why the row cannot be used or "", what was read otherwise than
+        it stands there or "").
+    """
+    found: dict[str, None] = {}
+
+    def mended(match: re.Match[bytes]) -> bytes:
+        if match["word"] is not None:
+            found[match["word"].decode().lstrip("-")] = None
+        elif match["number"] is not None and _too_large(match["number"]):
+            found["a number beyond 1.8e308"] = None
+        else:
+            return match[0]
+        return b"null"
+
+    made = _ODD.sub(mended, line)
+    note = f"{', '.join(found)} is read as null" if found else ""
+    try:
+        decode(made)
+    except Damaged as damage:
+        return _readable(made), str(damage), ""
+    return made, "", note
+
+
+def _too_large(number: bytes) -> bool:
+    try:
+        return b"e" in number.lower() and math.isinf(float(number))
+    except ValueError:
+        return False
+
+
+def _readable(line: bytes) -> bytes | None:
+    """The columns of a line that are Unicode, the others null; None where it is no JSON object."""
+    try:
+        columns = json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        return None
+    if type(columns) is not dict:
+        return None
+    kept: bytes = _encode(
+        {name: value if _sound(value) else None for name, value in columns.items() if _sound(name)}
+    )
+    return kept
+
+
 def _reason(line: bytes, error: Exception) -> str:
     try:
         line.decode("utf-8")
@@ -136,11 +150,13 @@ def _reason(line: bytes, error: Exception) -> str:
             return r"not Unicode (half a surrogate pair, such as \ud83d alone)"
     except (ValueError, RecursionError) as better:
         error = better
-    hint = "; a file that is one JSON array is no JSONL" if line.strip() in (b"[", b"]") else ""
+    alone = line.strip() in (b"[", b"]")
+    hint = "; a file that is one JSON array is no JSONL: name it .json" if alone else ""
     return f"not JSON ({error}{hint})"
 
 
 def _sound(value: object) -> bool:
+    """Whether all text in it is Unicode."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -64,11 +64,11 @@ class Prompter:
 
     def prompt(self, row: Row) -> Prompt:
         """The Prompt of a row; one with an `error` when the row asks nothing that can be sent."""
-        if row.columns is None:
-            return Prompt(row.position, str(row.position), error=row.error)
-        columns = row.columns
+        columns = row.columns or {}
         custom_id, model = columns.get("custom_id"), columns.get("model")
         name = str(row.position) if custom_id is None else str(custom_id)
+        if row.error is not None:
+            return Prompt(row.position, name, error=row.error)
         try:
             fields, own, body, excess = self._fields(columns, row.folder)
             if own is not None:
@@ -76,7 +76,8 @@ class Prompter:
             if self._own_model and not (isinstance(model, str) and model):
                 raise _Unusable('no "model" in the row, and none given with -m')
         except (_Unusable, MissingColumn, pictures.NoPicture) as error:
-            return Prompt(row.position, name, error=f"{row.where}: {error}")
+            note = f" ({row.note})" if row.note else ""
+            return Prompt(row.position, name, error=f"{row.where}: {error}{note}")
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             return Prompt(row.position, name, error=f"{row.where}: no JSON can hold it ({error})")
         model = model if isinstance(model, str) else None
@@ -92,6 +93,7 @@ class Prompter:
         """Whether `--prompt` is given but names columns that this row does not have."""
         return (
             self._prompt is not None
+            and row.error is None
             and row.columns is not None
             and not self._prompt.fits(row.columns)
         )

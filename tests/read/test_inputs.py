@@ -15,11 +15,20 @@ from batcher.read import jsonl, parquet
 from batcher.read.files import expand, grown
 from batcher.read.inputs import Inputs
 
-LINES = st.sampled_from([b'{"n":1}', b'{"n":"x"}', b"", b"  ", b"{", b"7", b'{"n":"\xff"}'])
-RECORDS = st.sampled_from([b"1,2", b"", b"1", b'"x\ny",2', b'"x"y,2', b"\xff,2"])
+WHOLE = [
+    b'{"n":1}',
+    b'{"n":"x"}',
+    b"7",
+    b'{"n":"\xff","m":1}',
+    b'{"n":NaN}',
+    b'{"n":1e999,"m":"\\ud800"}',
+]
+LINES = st.sampled_from([*WHOLE, b"", b"  ", b"{"])
+RECORDS = st.sampled_from([b"1,2", b"", b"1", b'"x\ny",2', b'"x"y,2', b"\xff,2", b'1,"', b"1,2,3"])
 FILES = st.lists(
-    st.tuples(st.sampled_from(["jsonl", "jsonl.gz"]), st.lists(LINES, max_size=6))
-    | st.tuples(st.just("csv"), st.lists(RECORDS, max_size=6))
+    st.tuples(st.sampled_from(["jsonl", "jsonl.gz", "ndjson"]), st.lists(LINES, max_size=6))
+    | st.tuples(st.sampled_from(["csv", "csv.gz"]), st.lists(RECORDS, max_size=6))
+    | st.tuples(st.just("json"), st.lists(st.sampled_from(WHOLE), max_size=6))
     | st.tuples(st.just("parquet"), st.lists(st.just(b""), max_size=9)),
     max_size=3,
 )
@@ -35,8 +44,10 @@ def written(folder, files, limit=None):
             pq.write_table(table, path, row_group_size=4)
         else:
             content = b"".join(record + b"\n" for record in records)
-            head = b"n,m\n" if kind == "csv" else b""
-            path.write_bytes(gzip.compress(content) if kind == "jsonl.gz" else head + content)
+            if kind == "json":
+                content = b"[%b]" % b",".join(records)
+            content = b"n,m\n" + content if kind.startswith("csv") else content
+            path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
         paths.append(str(path))
     return Inputs(expand(paths), limit)
 
@@ -99,9 +110,9 @@ def test_an_error_names_the_line_that_sed_shows(tmp_path):
         (1, "0.jsonl:2"), (2, "0.jsonl:3"), (3, "1.csv:2"), (4, "1.csv:4"),
         (5, "2.parquet row 0"), (7, "3.jsonl:2"),
     ]  # fmt: skip
-    errors = [row.error for row in inputs.rows() if row.error]
-    assert [error.rsplit("/", 1)[1][:13] for error in errors] == [
-        "0.jsonl:3: no", "1.csv:4: 1 fi", "3.jsonl:2: no",
+    errors = [row.error or row.note for row in inputs.rows() if row.error or row.note]
+    assert [error.rpartition("/")[2][:13] for error in errors] == [
+        "0.jsonl:3: no", "fewer cells t", "3.jsonl:2: no",
     ]  # fmt: skip
 
 

@@ -121,3 +121,34 @@ def test_a_line_that_is_no_object_says_what_it_is(line, reason):
     with pytest.raises(jsonl.Damaged) as damaged:
         jsonl.decode(line)
     assert str(damaged.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "error", "note"),
+    [
+        (b'{"a":NaN,"b":"NaN","c":1.50}', {"a": None, "b": "NaN", "c": 1.5}, "", "NaN is read"),
+        (b'{"a":[Infinity,-Infinity,1]}', {"a": [None, None, 1]}, "", "Infinity is read"),
+        (b'{"a":NaN,"b":-Infinity}', {"a": None, "b": None}, "", "NaN, Infinity is read"),
+        (b'{"a":1e400,"b":1E-400}', {"a": None, "b": 0}, "", "a number beyond 1.8e308"),
+        (b'{"a":"\xe9","b":1}', {"a": None, "b": 1}, "not UTF-8", ""),
+        (b'{"a":"\\ud83d","b":{"c":2}}', {"a": None, "b": {"c": 2}}, "not Unicode", ""),
+        (b'{"a":"\\ud83d","b":NaN}', {"a": None, "b": None}, "not Unicode", ""),
+        (b'{"a":1', None, "not JSON", ""),
+        (b'{"a":NaNa}', None, "not JSON", ""),
+        (b'[NaN]', None, "not a JSON object", ""),
+    ],
+)  # fmt: skip
+def test_of_a_line_that_is_no_json_what_can_be_read_is_kept(line, columns, error, note):
+    """Python's own json writes NaN; one bad text is no reason to lose the row's name."""
+    made, why, noted = jsonl.salvaged(line)
+    assert (None if made is None else jsonl.decode(made)) == columns
+    assert why.startswith(error)
+    assert bool(why) == bool(error)
+    assert noted.startswith(note)
+    assert bool(noted) == bool(note)
+
+
+def test_numbers_of_a_line_with_nan_keep_their_digits():
+    """12345678901234567890123 is an ID, and 1.10 a price."""
+    line = b'{"a":NaN,"id":12345678901234567890123,"p":1.10}'
+    assert jsonl.salvaged(line)[0] == line.replace(b"NaN", b"null")
