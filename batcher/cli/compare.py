@@ -76,7 +76,7 @@ def compare(
             break
     if json_:
         told = {model: _figures(of, has_gold=gold is not None) for model, of in found.items()}
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(told))
         return 0
     for model, of in found.items():
         names = model if pairs[model] == model else f"{model} → {pairs[model]}"

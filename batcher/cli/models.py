@@ -46,7 +46,7 @@ def models(
     rows = [(name, known.of(name)) for name in names if match.lower() in name.lower()]
     if json:
         for name, price in rows:
-            print(json_.dumps(_object(name, price), ensure_ascii=False))
+            print(json_.dumps(_object(name, price)))
         return 0
     lines = [_HEADS, *(_cells(name, price) for name, price in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

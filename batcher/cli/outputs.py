@@ -6,17 +6,23 @@ Touches: files (reads).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from batcher import objects
 from batcher.errors import JobError
+from batcher.write.columns import COLUMNS
 
 if TYPE_CHECKING:
     from batcher.read.inputs import Inputs
 
-__all__ = ["labels_of", "placed_rows", "rows_of", "source", "writable"]
+__all__ = ["labels_of", "placed_rows", "rows_of", "source", "typed", "writable"]
 
 
 _PARSED = frozenset({"status", "parsed"})
@@ -61,7 +67,100 @@ def placed_rows(
             if batch.is_answer(row.columns):
                 yield row.position, batch.row_of(row.columns, row.position)
                 continue
-        yield row.position, row.columns
+        yield row.position, typed(row.columns, row.where)
+
+
+def typed(columns: dict[str, Any], where: str) -> dict[str, Any]:
+    """The columns, those of a result in their types again after another program wrote the output.
+
+    pandas makes 100.0 of a whole number in a column with nulls, NaN of a null, and a number of a
+    text of digits; a CSV file holds texts only. Input columns stay as they are.
+
+    Args:
+        columns: Name to value; changed in place.
+        where: File and row, for the error.
+
+    Raises:
+        JobError: A value is of another type and cannot be read as the column's own.
+    """
+    for name, value in columns.items():
+        kind = _KINDS.get(name)
+        if value is None or kind is None or type(value) in kind.own:
+            continue
+        try:
+            columns[name] = kind.read(value)
+        except (ValueError, TypeError, OverflowError, OSError, RecursionError):
+            raise JobError(
+                f"{where}: {name!r} holds {value!r:.40}, which is no {kind.name}; take the output "
+                "as batcher wrote it."
+            ) from None
+    return columns
+
+
+class _Kind(NamedTuple):
+    """A type of a result column: its name, the Python types it comes in, and how to read others."""
+
+    name: str
+    own: frozenset[type]
+    read: Callable[[Any], Any]
+
+
+def _integer(value: Any) -> int | None:
+    number = value
+    if isinstance(value, str):
+        number = int(value) if value.strip("-").isdecimal() else float(value or "nan")
+    if isinstance(number, float | Decimal) and isnan(number):
+        return None
+    if int(number) != number:
+        raise ValueError(value)
+    return int(number)
+
+
+def _double(value: Any) -> float | None:
+    number = float("nan" if value == "" else value)
+    return None if isnan(number) else number
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, float) and isnan(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str | int | float | bool | list | dict):
+        return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return str(value)
+
+
+def _truth(value: Any) -> bool | None:
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    word = str(value).lower()
+    if word not in (*known, "", "nan"):
+        raise ValueError(value)
+    return known.get(word)
+
+
+def _time(value: Any) -> datetime | None:
+    if value == "" or (isinstance(value, float) and isnan(value)):
+        return None
+    if isinstance(value, float | int):  # Milliseconds, as pandas writes them to JSON.
+        return datetime.fromtimestamp(value / 1000, UTC)
+    at: datetime = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _kinds() -> dict[str, _Kind]:
+    by_type = {
+        "int64": _Kind("whole number", frozenset({int}), _integer),
+        "int32": _Kind("whole number", frozenset({int}), _integer),
+        "double": _Kind("number", frozenset(), _double),
+        "string": _Kind("text", frozenset({str}), _text),
+        "bool": _Kind("true or false", frozenset({bool}), _truth),
+        "timestamp[ms, UTC]": _Kind("time", frozenset(), _time),
+    }
+    return {name: by_type[kind] for name, kind in COLUMNS.items() if name != "parsed"}
+
+
+_KINDS = _kinds()
 
 
 def source(output: str) -> Inputs:

@@ -94,7 +94,7 @@ def report(
         print(f"{rows:,} rows in {path}.", file=sys.stderr)
     told = figures.asdict()
     if json_:
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(told))
         return 0
     from rich.console import Console
 

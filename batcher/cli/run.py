@@ -209,7 +209,7 @@ async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
     summary = runner.summary
     if job.json:
         ended = {**summary.asdict(), "exit_status": status, "message": message}
-        print(json.dumps(ended, ensure_ascii=False))
+        print(json.dumps(ended))
     go_on = _same_command(instead) if goes_on and job.output != "-" else None
     shown.ended(summary, status, message, go_on)
     return status

@@ -126,6 +126,8 @@ class Simulation:
 
     def __post_init__(self) -> None:
         check_shares(self.faults)
+        if not 0 <= self.port < 1 << 16:  # Past that, uvloop takes the rest of a division.
+            raise ValueError(f"port {self.port}: it must be from 0 to 65535")
         if not 0 <= self.speed < inf:
             raise ValueError(f"speed {self.speed}: it must be 0 or more")
         if self.max_in_flight is not None and self.max_in_flight < 1:
