@@ -76,7 +76,7 @@ def test_an_output_that_went_through_pandas_has_the_same_figures(tmp_path, suffi
     frame = pd.read_json(tmp_path / "out.jsonl", lines=True)
     again = tmp_path / f"again.{suffix}"
     if suffix == "jsonl":
-        frame.to_json(again, orient="records", lines=True, date_format="epoch")
+        frame.to_json(again, orient="records", lines=True, date_format="iso")
     else:
         frame.to_parquet(again)
     assert list(rows_of(str(again)))[1]["latency_ms"] == 101
