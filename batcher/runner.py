@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Runner"]
 
 _BEAT_SECONDS, _LOOK_SECONDS, _MUCH_MORE = 5.0, 0.02, 1.1
+_GUARD_SECONDS = 0.2
 _HEALINGS = 2
 _LOOK_ROWS = 100
 _OTHER_FILES = 64  # Besides connections: journal, input, output, what libraries open.
@@ -105,7 +106,8 @@ class Runner:
         watch: Callable[[Callable[[], Snapshot]], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._job = job
+        # The program around it may go to another folder in the meantime.
+        self._job, self._home = _rooted(job), os.getcwd()
         self._rows = rows
         self._say = say
         self._emit = emit
@@ -122,6 +124,11 @@ class Runner:
         self._seconds_left = job.seconds_left(datetime.now())
         self._surveyed: int | None = None
         self._told_prices = {} if job.prices is None else of_file(job.prices)
+        self._lock: Lock | None = None
+        self._gone: str | None = (
+            None  # What became of the run folder, once it is not this run's any more.
+        )
+        self._output = Path(os.path.abspath(objects.here(job.output)))
         if job.images and not (objects.is_object(job.images) or os.path.isdir(job.images)):
             raise JobError(f"--images {job.images}: there is no such folder.")
         self._prices = Prices(self._told_prices)
@@ -159,6 +166,10 @@ class Runner:
             raise RunStopped("Interrupted before anything was sent.")
 
     def _go_on_writing(self) -> None:
+        if (what := self._lost()) is not None:
+            raise OutputError(
+                f"{what}, so no output was written; move it back and run the same command again."
+            )
         if self._abandoned:
             raise RunStopped("Interrupted while the output was written.")
 
@@ -173,11 +184,12 @@ class Runner:
         if job.output == "-":
             with tempfile.TemporaryDirectory(prefix="batcher-") as temporary:
                 return await self._locked(Path(temporary))
-        output = Path(objects.here(job.output))
+        output = self._output
         folder = output.parent / f"{output.name}.run"
-        check_output(output, folder, job)
+        named = Path(objects.here(job.output))  # As people know it.
+        check_output(named, named.parent / f"{named.name}.run", job)
         new = not folder.exists()
-        lock = Lock(folder)
+        self._lock = lock = Lock(folder)
         try:
             sweep(output)
             if not job.dry_run:
@@ -194,7 +206,8 @@ class Runner:
         finally:
             if self.summary.status == "running":  # It ended before anything was sent.
                 self.summary.finish("interrupted" if self._interrupted else "failed")
-            if new and not (folder / "run.json").exists():
+            begun = (folder / "run.json").exists() or segments(folder)
+            if new and self._lost() is None and not begun:
                 shutil.rmtree(folder)  # Nothing was begun: leave nothing behind.
             lock.release()
 
@@ -246,7 +259,9 @@ class Runner:
                 self.summary.finish(ended)
             given_up = {"given_up": self._given_up} if ended == "interrupted" else {}
             status.save(folder, {**self._heartbeat(), **given_up, "state": ended})
-            if replaced and _any_answer(self.summary):
+            if replaced and self._lost() is not None:
+                pass  # What was set aside is in the folder that was moved; it is settled when that is back.
+            elif replaced and _any_answer(self.summary):
                 aside.forget(folder)
             elif replaced:
                 aside.restore(folder)
@@ -295,6 +310,7 @@ class Runner:
     async def _inputs(self, folder: Path) -> Inputs:
         """The input files; stdin and rows from Python are copied into the run folder first."""
         job = self._job
+        images = job.images
         files: list[InputFile]
         if self._rows is not None:
             files = [await asyncio.to_thread(spool.rows, folder, self._rows, self._go_on)]
@@ -309,7 +325,9 @@ class Runner:
             files = await asyncio.to_thread(find, job.inputs, job.output)
             for note in notes_of(files):
                 self._say(note)
-        return Inputs(files, job.limit, job.drawn, images=job.images)
+        if images is None and any(file.pin.copied for file in files):
+            images = self._home  # Else they begin where the file is.
+        return Inputs(files, job.limit, job.drawn, images=images)
 
     def _prepare(
         self, folder: Path, inputs: Inputs, endpoint: Endpoint, *, say: Callable[[str], None]
@@ -367,7 +385,7 @@ class Runner:
 
     def _keep_output(self, folder: Path) -> None:
         """Keeps the output as it is, when it may be the only place of answers the journal lost."""
-        output = Path(objects.here(self._job.output))
+        output = self._output
         files, kept = parts.files(output), [parts.files(p) for p in folder.glob("output-*")]
         if not files or any(
             len(of) == len(files) and all(map(os.path.samefile, files, of)) for of in kept
@@ -494,12 +512,16 @@ class Runner:
                 instead={"--deadline": None} if over else {},
             )
             asyncio.get_running_loop().call_later(left, working.stop, why)
-        watching = asyncio.gather(self._watch(self._snapshot), self._beat(folder))
+        watching = asyncio.gather(
+            self._watch(self._snapshot), self._beat(folder), self._guard(journal, working)
+        )
         try:
             try:
                 await working.run()
             finally:
                 await asyncio.shield(asyncio.to_thread(journal.close))
+            if (what := self._lost(journal)) is not None:
+                raise OutputError(f"{what}, so nothing more was sent. {self._kept(journal)}")
             # Rows that are written as they finish cannot be written later.
             now = self._job.output == "-" or not (working.stopped or self._interrupted)
             if now and twins is not None and twins.waiting:
@@ -563,6 +585,35 @@ class Runner:
             while time.monotonic() < until and self._in_flight() <= told * _MUCH_MORE:  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_SECONDS)
 
+    async def _guard(self, journal: Journal, working: Engine | Fleet) -> None:
+        """Ends the sending when the run folder is not this run's any more, so that nothing more is paid for."""
+        while True:
+            await asyncio.sleep(_GUARD_SECONDS)
+            what = await asyncio.to_thread(self._lost, journal)
+            if what is not None:
+                working.stop(OutputError(what))
+                return
+
+    def _lost(self, journal: Journal | None = None) -> str | None:
+        """What became of the run folder, in a sentence; None while all is well."""
+        lock = self._lock
+        if lock is not None and self._gone is None:
+            what = lock.lost()
+            if what is None and journal is not None and journal.removed:
+                what = "files in it were removed"
+            if what is not None:
+                self._gone = f"{lock.folder}: {what} while the run was at work"
+        return self._gone
+
+    def _kept(self, journal: Journal) -> str:
+        """Where the answers are, when the run folder is not where it was."""
+        if journal.put_back is not None:
+            return f"What could be kept of the answers is in {journal.put_back}. Run the same command again."
+        assert self._lock is not None
+        if (where := self._lock.where) is None:
+            return "Answers that it held are lost, unless it was moved: then move it back. Run the same command again."
+        return f"All answers are in {where}. Move it back, and run the same command again."
+
     def _heartbeat(self) -> dict[str, object]:
         return heartbeat(self._snapshot())
 
@@ -593,15 +644,15 @@ class Runner:
             )
         from batcher.finish import export  # Brings pyarrow, which would hold up the start.
 
-        output = Path(objects.here(job.output))
+        output = self._output
         written = await asyncio.to_thread(
             partial(export, output, folder, inputs, manifest, locked=True),
             say=self._say,
             go_on=self._go_on_writing,
         )
-        where = str(output)
+        where = objects.here(job.output)
         if objects.is_object(job.output):
-            await asyncio.to_thread(objects.put, where, job.output)
+            await asyncio.to_thread(objects.put, str(output), job.output)
             where += f", and uploaded to {job.output}"
         self.summary.finish("done" if written.all_ok else "some rows are not ok")
         if not (inputs.whole or manifest.asked.batch) and job.route == "each" and job.models:
@@ -609,6 +660,21 @@ class Runner:
             await asyncio.to_thread(project)
         text = f"{written.rows:,} rows in {where}."
         return Report(self.summary, 0 if written.all_ok else 3, job.output, text)
+
+
+def _rooted(job: Job) -> Job:
+    """The job with the paths that are opened more than once made absolute."""
+
+    def at(path: str | None) -> str | None:
+        return path if path is None or objects.is_object(path) else os.path.abspath(path)
+
+    def of(text: str | None) -> str | None:
+        return f"@{os.path.abspath(text[1:])}" if text is not None and text[:1] == "@" else text
+
+    schema = job.schema if (job.schema or "{").lstrip().startswith("{") else at(job.schema)
+    return replace(
+        job, prompt=of(job.prompt), system=of(job.system), schema=schema, images=at(job.images)
+    )
 
 
 @contextlib.asynccontextmanager

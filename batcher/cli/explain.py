@@ -23,10 +23,12 @@ def explain(output: str, row: str, /) -> int:
         row: The row's position, from 0, or its custom_id.
     """
     from batcher.history import results_of
+    from batcher.write import folder as folders
 
     folder = Path(f"{objects.here(output)}.run")
     if not folder.is_dir():
         raise JobError(f"{output}: there is no {folder}; name the --output of a run.")
+    folders.check(folder)
     found = False
     for result in results_of(folder, row):
         found = True

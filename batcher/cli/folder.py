@@ -5,8 +5,6 @@ Touches: files.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +13,14 @@ import msgspec
 from batcher import objects
 from batcher.errors import JobError
 from batcher.write import aside
-from batcher.write.lock import Lock
+from batcher.write import folder as folders
+from batcher.write.lock import Lock, holder
 from batcher.write.manifest import Manifest
 
 if TYPE_CHECKING:
     from batcher.read.inputs import Inputs
 
-__all__ = ["at_work", "found", "inputs_of"]
+__all__ = ["found", "inputs_of"]
 
 
 def found(output: str) -> tuple[Path, Manifest]:
@@ -31,13 +30,16 @@ def found(output: str) -> tuple[Path, Manifest]:
         JobError: There is none.
     """
     folder = Path(f"{objects.here(output)}.run")
-    if (folder / aside.ASIDE).is_dir() and at_work(folder) is None:
+    if (folder / aside.ASIDE).is_dir() and holder(folder) is None:
         lock = Lock(folder)
         try:
             aside.settle(folder)  # A run with --overwrite was killed.
         finally:
             lock.release()
-    manifest = Manifest.load(folder) if folder.is_dir() else None
+    manifest = None
+    if folder.is_dir():
+        folders.check(folder)
+        manifest = Manifest.load(folder)
     if manifest is None:
         raise JobError(f"{output}: there is no run of it ({folder}); name the --output of a run.")
     return folder, manifest
@@ -51,18 +53,3 @@ def inputs_of(folder: Path, manifest: Manifest) -> Inputs:
     pins = msgspec.convert(manifest.epochs[-1].inputs, list[Pin])
     files = [InputFile.of_pin(pin, folder) for pin in pins]
     return Inputs(files, manifest.asked.limit, manifest.asked.drawn)
-
-
-def at_work(folder: Path) -> str | None:
-    """Who holds the run folder now; None when nobody does."""
-    try:
-        file = os.open(folder / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.read(file, 200).decode(errors="replace").strip() or "unknown"
-    finally:
-        os.close(file)
-    return None

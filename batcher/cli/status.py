@@ -18,11 +18,12 @@ def status(output: str, /) -> int:
     """
     import numpy as np
 
-    from batcher.cli.folder import at_work, found, inputs_of
+    from batcher.cli.folder import found, inputs_of
     from batcher.plan.requests import settled
     from batcher.report.table import duration, money, others
     from batcher.write import index
     from batcher.write import status as heartbeat
+    from batcher.write.lock import holder as at_work
     from batcher.write.segment import loaded
     from batcher.write.winners import Winners, places_of
 

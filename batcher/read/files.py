@@ -243,7 +243,8 @@ def _pinned(
         raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None
     if found is not None:
         kind, pin = found.kind, msgspec.structs.replace(pin, format=found)
-    return InputFile(path, path, kind, pin, tuple(notes))
+    # The program around it may go to another folder before the file is opened again.
+    return InputFile(pin.path, path, kind, pin, tuple(notes))
 
 
 def _pin(path: str) -> Pin:

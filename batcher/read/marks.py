@@ -34,7 +34,9 @@ def save(folder: Path, pins: Sequence[Pin], marks: Mapping[str, array[int]]) -> 
     body = msgspec.msgpack.encode(kept)
     temporary = folder / f"{_NAME}.tmp"
     with contextlib.suppress(OSError):
-        temporary.write_bytes(_MAGIC + b"%08x" % zlib.crc32(body) + body)
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # Never through a link.
+            file.write(_MAGIC + b"%08x" % zlib.crc32(body) + body)
         os.replace(temporary, folder / _NAME)
 
 
@@ -47,11 +49,14 @@ def load(folder: Path, pins: Sequence[Pin]) -> dict[str, array[int]]:
     head, body = content[: len(_MAGIC) + 8], content[len(_MAGIC) + 8 :]
     if head != _MAGIC + b"%08x" % zlib.crc32(body):
         return {}
-    kept = msgspec.msgpack.decode(body, type=_Kept)
-    if kept.pins != list(pins):
-        return {}
     found = {}
-    for path, packed in kept.marks.items():
-        found[path] = array("q")
-        found[path].frombytes(packed)
+    try:
+        kept = msgspec.msgpack.decode(body, type=_Kept)
+        if kept.pins != list(pins):
+            return {}
+        for path, packed in kept.marks.items():
+            found[path] = array("q")
+            found[path].frombytes(packed)
+    except ValueError:
+        return {}
     return found

@@ -7,6 +7,7 @@ another one has begun.
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ __all__ = ["rows", "stdin", "sweep"]
 
 _LOOK_SECONDS = 0.2
 _TABLE_ROWS = 1000
+_COPY = re.compile(r"(stdin|rows)(-[0-9a-f]{16}\.(jsonl|parquet)|\.copying)")
 
 
 def _plain(value: Any) -> Any:
@@ -124,17 +126,18 @@ def _of_tables(tables: Iterator[Any]) -> Any:
 def sweep(folder: Path, pins: Iterable[Pin]) -> None:
     """Removes the copies in a run folder that none of the pins names."""
     kept = {pin.path for pin in pins}
-    for copies in ("stdin-*.jsonl", "rows-*.jsonl", "rows-*.parquet", "*.copying"):
-        for path in folder.glob(copies):
-            if path.name not in kept:
-                path.unlink()
+    for path in folder.iterdir():
+        if _COPY.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
 
 
 def _copied(folder: Path, name: str, kind: str, write: Any) -> InputFile:
     """Writes the copy, pinned by the hash of its content."""
     temporary = folder / f"{name}.copying"
-    with open(temporary, "wb", buffering=1 << 20) as file:
-        os.chmod(temporary, 0o600)
+    temporary.unlink(missing_ok=True)
+    with open(
+        temporary, "xb", buffering=1 << 20, opener=_private
+    ) as file:  # Never through a link.
         write(file)
         file.flush()
         os.fsync(file.fileno())
@@ -144,3 +147,7 @@ def _copied(folder: Path, name: str, kind: str, write: Any) -> InputFile:
     os.replace(temporary, path)
     pin = Pin(path=path.name, size=size, digest=content)
     return InputFile(str(path), name, kind, pin)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

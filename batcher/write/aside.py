@@ -16,6 +16,7 @@ import os
 import shutil
 from pathlib import Path
 
+from batcher.write.folder import MADE
 from batcher.write.segment import loaded, sync_folder
 from batcher.write.spending import NAME
 from batcher.write.winners import ANSWERED
@@ -77,7 +78,8 @@ def settle(folder: Path) -> None:
 def _parts(folder: Path) -> list[Path]:
     """The journal, what was spent, and last the record of what was asked."""
     records = [folder / name for name in (NAME, _RECORD)]
-    return [*sorted(folder.glob("journal-*")), *(path for path in records if path.exists())]
+    journal = (path for path in sorted(folder.glob("journal-*")) if MADE.fullmatch(path.name))
+    return [*journal, *(path for path in records if path.exists())]
 
 
 def _answered(folder: Path) -> bool:

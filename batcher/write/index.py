@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.records import Outcome, Result
+from batcher.write import folder
 
 __all__ = [
     "ENTRY",
@@ -158,9 +159,8 @@ def save(path: Path, segment: Segment, size: int) -> None:
     """Writes the sidecar of a segment of `size` bytes; a crash in between leaves none or a bad one."""
     head = msgspec.json.encode({"size": size, "models": segment.models}) + b"\n"
     body = head + segment.entries.tobytes()
-    temporary = path.with_suffix(".idx.tmp")
-    temporary.write_bytes(_MAGIC + b"%08x\n" % zlib.crc32(body) + body)
-    os.replace(temporary, path)
+    content = _MAGIC + b"%08x\n" % zlib.crc32(body) + body
+    folder.replace(path.parent, path.name, content, sync=False)
 
 
 def load(journal: Path, number: int, *, keep: bool = True) -> Segment:

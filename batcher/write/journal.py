@@ -32,6 +32,7 @@ import msgspec
 
 from batcher.errors import OutputError
 from batcher.records import Result
+from batcher.write import folder as folders
 from batcher.write.index import checked
 from batcher.write.lock import FULL
 from batcher.write.segment import Kept, OpenSegment, segments
@@ -62,6 +63,7 @@ class Journal:
     Attributes:
         trouble: How the disk failed first, if it did.
         lost: Results that could not be written at all.
+        put_back: Where lines are that were in a file which somebody removed.
 
     Raises:
         OutputError: There is no room for the reserve, or the folder cannot be written.
@@ -80,14 +82,17 @@ class Journal:
         self.lost = 0
         last = max((number for number, _ in segments(folder)), default=0)
         self._number = last if first is None else first - 1
-        self._reserve = folder / ("reserve" if first is None else f"reserve-{first:06}")
+        self._reserve = "reserve" if first is None else f"reserve-{first:06}"
+        self.put_back: Path | None = None
         if first is None:
             sweep_reserves(folder)
+        self._handle = folders.handle_of(folder)
         try:
-            _reserve(self._reserve)
+            _reserve(self._reserve, self._handle)
             self._segment = self._next()
         except OSError as error:
-            self._reserve.unlink(missing_ok=True)
+            self._free()
+            os.close(self._handle)
             raise OutputError(
                 f"{folder}: results cannot be written here: {error.strerror}. batcher keeps "
                 f"{_RESERVE_BYTES >> 20} MB free there for what is in flight when a disk fills up; make "
@@ -110,6 +115,11 @@ class Journal:
         return made
 
     @property
+    def removed(self) -> bool:
+        """Whether somebody removed the file that is written."""
+        return self.put_back is not None or self._segment.removed
+
+    @property
     def full(self) -> bool:
         """Whether whoever has more results should wait a moment before the next."""
         waiting = self._bytes_put - self._bytes_taken
@@ -125,7 +135,10 @@ class Journal:
     def at(self, segment: int, offset: int, length: int) -> Result | None:
         """A line of an earlier segment; None where it is not there any more."""
         try:
-            with (self._folder / f"journal-{segment:06}.jsonl").open("rb") as file:
+            name = f"journal-{segment:06}.jsonl"
+            with open(
+                os.open(name, os.O_RDONLY | folders.FILE, dir_fd=self._handle), "rb"
+            ) as file:
                 file.seek(offset)
                 line = file.read(length)
         except OSError:
@@ -145,8 +158,8 @@ class Journal:
             self._over = True
             self._state.notify_all()
         self._syncer.join()
-        with contextlib.suppress(OSError):
-            self._reserve.unlink(missing_ok=True)
+        self._free()
+        os.close(self._handle)
         if self.trouble is not None:
             raise OutputError(_told(self._folder, self.trouble, self.lost))
 
@@ -217,10 +230,17 @@ class Journal:
 
     def _make_room(self, error: OSError) -> bool:
         """Frees the reserve when the disk is full; False when that is not it, or it is gone."""
-        if error.errno not in FULL or not self._reserve.exists():
+        if error.errno not in FULL or not self._free():
             return False
         self._sound(error)
-        self._reserve.unlink()
+        return True
+
+    def _free(self) -> bool:
+        """Removes the reserve; whether it was there."""
+        try:
+            os.unlink(self._reserve, dir_fd=self._handle)
+        except OSError:
+            return False
         return True
 
     def _rescue(self, error: OSError) -> bool:
@@ -240,6 +260,7 @@ class Journal:
                     with contextlib.suppress(OSError):
                         del old.unsynced[: old.sync()]
                 old.close()
+                self.put_back = old.put_back or self.put_back
                 left += old.unsynced
             self._full = self._failed = None
             try:
@@ -258,6 +279,7 @@ class Journal:
             self._state.notify_all()
             left = self._segment.unsynced[self._segment.written :]
             self._segment.close()
+        self.put_back = self._segment.put_back or self.put_back
         self.lost += sum(isinstance(item, Result) for item in left)
         while not (self._closing and not self._queue):
             self._wake.clear()
@@ -293,6 +315,7 @@ class Journal:
                 synced = segment.sync()
                 if sealing:
                     segment.seal()
+                    self.put_back = segment.put_back or self.put_back
                 error = None
             except OSError as failed:
                 error = failed
@@ -329,12 +352,13 @@ def _told(folder: Path, trouble: Exception, lost: int) -> str:
 def sweep_reserves(folder: Path) -> None:
     """Removes those of workers that were killed."""
     for path in folder.glob("reserve-*"):
-        path.unlink(missing_ok=True)
+        if folders.MADE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
-def _reserve(path: Path) -> None:
+def _reserve(name: str, handle: int) -> None:
     """Room for what is in flight when the disk is full: a file of real blocks, not of holes."""
-    with open(path, "wb") as file:
+    with open(folders.new(name, handle), "wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
         else:

@@ -6,17 +6,47 @@ known by its position; across epochs, by the hash of its bytes.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from batcher.errors import JobError
+from batcher.write import folder as folders
 
 __all__ = ["Asked", "Epoch", "Manifest", "Pictures", "now"]
+
+
+_NAME = "run.json"
+_Rows = Annotated[int, msgspec.Meta(ge=0, lt=1 << 36)]
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+_Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[^/]*$")]
+
+
+class _PinShape(msgspec.Struct):
+    """What an input is known by (`read.files.Pin`), as far as the types go."""
+
+    path: Annotated[str, msgspec.Meta(pattern=r"^(/|[a-z0-9]+://|[^/]+$)")]
+    size: _Seed
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    digest: str = ""
+
+
+class _SettingsShape(msgspec.Struct, rename=lambda name: f"--{name}".replace("_", "-")):
+    """Settings (`plan.requests.settings_of`), likewise."""
+
+    base_url: str
+    prompt: str | None
+    system: str | None
+    param: dict[str, Any]
+    model: str
+    schema: dict[str, Any] | None = None
+    labels: list[str] | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,10 +61,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     models: tuple[str, ...] = ()
-    route: str = "each"
-    limit: int | None = None
-    drawn: tuple[int, int] | None = None
-    samples: int = 1
+    route: Literal["each", "fallback", "split"] = "each"
+    limit: _Positive | None = None
+    drawn: tuple[_Positive, _Seed] | None = None
+    samples: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     keep_raw: bool = False
     parsed: dict[str, Any] | None = None
     batch: bool = False
@@ -43,7 +73,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 class Pictures(msgspec.Struct, frozen=True):
     """What the pictures of the first rows were known by (`read.pictures.Digest`)."""
 
-    rows: int
+    rows: _Rows
     digest: str
 
 
@@ -64,12 +94,12 @@ class Epoch(msgspec.Struct, kw_only=True):
 
     inputs: list[dict[str, Any]]
     settings: dict[str, Any]
-    first_segment: int
+    first_segment: _Number
     started: str
-    rows: int | None = None
+    rows: _Rows | None = None
     accepts: list[dict[str, Any]] = msgspec.field(default_factory=list)
     gives_up: list[dict[str, Any]] = msgspec.field(default_factory=list)
-    gave_up: int | None = None
+    gave_up: _Number | None = None
     pictures: Pictures | None = None
 
 
@@ -85,14 +115,14 @@ class Manifest(msgspec.Struct, kw_only=True):
         seen: Numbers of the segments among these, when a run began or ended.
     """
 
-    version: int = 1
-    output: str
+    version: _Positive = 1
+    output: _Name
     uploaded: str = ""
     asked: Asked = Asked()
     epochs: list[Epoch] = msgspec.field(default_factory=list)
     missing: list[int] = msgspec.field(default_factory=list)
-    last: int = 0
-    shared: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    last: _Number = 0
+    shared: list[tuple[_Number, _Number]] = msgspec.field(default_factory=list)
     seen: list[int] = msgspec.field(default_factory=list)
 
     def gone(self, numbers: Sequence[int]) -> list[int]:
@@ -127,16 +157,17 @@ class Manifest(msgspec.Struct, kw_only=True):
         Raises:
             JobError: It cannot be read, or is of a newer version.
         """
-        path = folder / "run.json"
+        path = folder / _NAME
         try:
-            content = path.read_bytes()
+            content = folders.read(folder, _NAME)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
         try:
             manifest = msgspec.json.decode(content, type=cls)
-        except msgspec.DecodeError as error:
+            manifest.check()
+        except ValueError as error:
             raise JobError(
                 f"{path}: it is damaged ({error}); restore it, or remove it: answers are then "
                 "found by what was sent, and the settings that they were given under are not compared."
@@ -145,20 +176,21 @@ class Manifest(msgspec.Struct, kw_only=True):
             raise JobError(f"{path}: a newer batcher wrote it; use that one, or another --output.")
         return manifest
 
+    def check(self) -> None:
+        """Whether all of it can be what a run wrote.
+
+        Raises:
+            ValueError: It cannot; the text says why.
+        """
+        for epoch in self.epochs:
+            msgspec.convert(epoch.inputs, list[_PinShape])
+            for settings in (epoch.settings, *epoch.accepts, *epoch.gives_up):
+                msgspec.convert(settings, _SettingsShape)
+
     def save(self, folder: Path) -> None:
         """Replaces `run.json` whole, synced."""
-        temporary = folder / "run.json.tmp"
-        with open(temporary, "wb") as file:
-            os.chmod(temporary, 0o600)
-            file.write(msgspec.json.format(msgspec.json.encode(self), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / "run.json")
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        content = msgspec.json.format(msgspec.json.encode(self), indent=1)
+        folders.replace(folder, _NAME, content, sync=True)
 
 
 def now() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 
 from batcher.records import Outcome, Result, clean
+from batcher.write import folder as folders
 from batcher.write import index
 
 __all__ = ["Kept", "Loader", "OpenSegment", "loaded", "segments", "sync_folder"]
@@ -112,23 +114,17 @@ class OpenSegment:
         unsynced: What was appended and is not known to be on the disk; the first `written` of them
             are in the file.
         refused: Why items were left out that no line can hold, not even as a failure.
+        put_back: Where its lines are, when its file was removed.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        while True:  # Whoever else writes into the folder may be about to take the same one.
-            self._folder, self.number = folder, number
-            self._path = folder / f"journal-{number:06}.jsonl"
-            try:
-                self._file = os.open(self._path, flags, 0o600)
-                break
-            except FileExistsError:
-                number += 1
+        self._path, self.number, self._file = _next(folder, number)
         self._named = False  # Whether its name would outlive a power cut.
         self.size = 0
         self.unsynced: list[Result | Kept] = []
         self.written = 0
         self.refused: list[Exception] = []
+        self.put_back: Path | None = None
         self._models: dict[str, int] = {}
         self._entries = bytearray()
 
@@ -184,7 +180,8 @@ class OpenSegment:
         """Syncs; returns how many of `unsynced` are on the disk for certain."""
         written = self.written
         if not self._named:
-            sync_folder(self._folder)
+            with folders.opened(self._path.parent) as handle:
+                os.fsync(handle)
             self._named = True
         if written:
             os.fdatasync(self._file)
@@ -194,21 +191,34 @@ class OpenSegment:
         """Ends a segment that is synced: it is never appended to again, and gets its index."""
         self.close()
         if not self.size:
-            self._path.unlink()
+            self._unlink(self._path.name)
             return
         entries = np.frombuffer(bytes(self._entries), index.ENTRY)
         made = index.Segment(self.number, list(self._models), entries)
         try:
             index.save(self._path.with_suffix(".idx"), made, self.size)
-        except (OSError, ValueError):
-            self._path.with_suffix(".idx").unlink(missing_ok=True)  # It is made again when needed.
+        except (OSError, ValueError):  # It is made again when needed.
+            self._unlink(self._path.with_suffix(".idx").name)
+
+    def _unlink(self, name: str) -> None:
+        with folders.opened(self._path.parent) as handle, contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=handle)
 
     def close(self) -> None:
-        """Lets go of the file; a second time is no harm."""
+        """Lets go of the file; a second time is no harm. One that was removed is put back first."""
         file, self._file = self._file, -1
         if file >= 0:
-            with contextlib.suppress(OSError):  # What counts is what was synced.
-                os.close(file)
+            try:
+                if self.size and not os.fstat(file).st_nlink:
+                    self.put_back = _copied(file, self._path, self.number)
+            finally:
+                with contextlib.suppress(OSError):  # What counts is what was synced.
+                    os.close(file)
+
+    @property
+    def removed(self) -> bool:
+        """Whether somebody removed its file."""
+        return self._file >= 0 and not os.fstat(self._file).st_nlink
 
 
 def _encoded(item: Result | Kept) -> bytes:
@@ -226,6 +236,32 @@ def _failure(item: Result | Kept, error: Exception) -> Result:
     if isinstance(item, Result):
         of |= {name: getattr(item, name) for name in _COST}
     return Result(**of, status=Outcome.BAD_RESPONSE, error=clean(said))
+
+
+def _next(folder: Path, number: int) -> tuple[Path, int, int]:
+    """Path, number and handle of a new segment, of this number or the first free one after it."""
+    flags = folders.FILE | os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    with folders.opened(folder) as handle:
+        while True:  # Whoever else writes into the folder may be about to take the same one.
+            name = f"journal-{number:06}.jsonl"
+            try:
+                return folder / name, number, os.open(name, flags, 0o600, dir_fd=handle)
+            except FileExistsError:
+                number += 1
+
+
+def _copied(file: int, path: Path, number: int) -> Path:
+    """What a removed segment holds, as a new one; in a new run folder, where all of that was removed."""
+    try:
+        path, _number, copy = _next(path.parent, number)
+    except FileNotFoundError:
+        path, _number, copy = _next(folders.anew(path.parent), number)
+    with open(copy, "wb") as to, open(os.dup(file), "rb") as lines:
+        lines.seek(0)
+        shutil.copyfileobj(lines, to)
+        to.flush()
+        os.fsync(to.fileno())
+    return path
 
 
 def sync_folder(folder: Path) -> None:

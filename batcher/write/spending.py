@@ -7,7 +7,6 @@ without one how many requests a kill left in flight.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -15,13 +14,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from batcher.write.index import checked
-from batcher.write.segment import segments, sync_folder
+from batcher.errors import JobError
+from batcher.write import folder as folders
+from batcher.write.index import checked, line_of
+from batcher.write.segment import segments
 
 __all__ = ["NAME", "Spent", "begin", "known", "recorded", "save"]
 
 NAME = "budget.json"
 _A_PROMPT = 1000  # Tokens, where no answer tells of any.
+_MOST = 1 << 62  # No figure is as large.
 _DUST = Decimal("1e-9")  # Costs are kept as binary fractions, whose sums differ by less.
 
 
@@ -94,11 +96,21 @@ def begin(
             with a budget was the last, and nothing is returned that means anything.
         whole: (dollars, tokens) that a request with a prompt of so many tokens takes at most; None
             where that is not known: then each counts as the dearest one that was answered.
+
+    Raises:
+        JobError: The record is damaged, and this run has a budget.
     """
     try:
-        record = msgspec.json.decode((folder / NAME).read_bytes(), type=_Record)
-    except (FileNotFoundError, msgspec.DecodeError):
-        record = _Record()
+        record = _load(folder)
+    except ValueError as error:
+        if not bounded:
+            return Spent()  # The file stays as it is, for a run that needs it.
+        dollars, tokens = known(folder)
+        raise JobError(
+            f"{folder / NAME}: it is damaged ({error}), so it is not known what earlier runs may have spent besides "
+            f"what the journal proves: ${dollars:f} and {tokens:,} tokens. Remove the file, and give "
+            "--max-cost or --max-total-tokens again; what the journal proves counts against it."
+        ) from None
     before = msgspec.structs.replace(record)
     if record.committed_usd is None:
         record.cut_off += cut_off
@@ -132,13 +144,31 @@ def recorded(folder: Path, earlier: Spent) -> Spent:
         folder: The run folder.
         earlier: As `begin` gave it.
     """
-    try:
-        record = msgspec.json.decode((folder / NAME).read_bytes(), type=_Record)
-    except FileNotFoundError:
-        return earlier
+    record = _load(folder)
     if record.committed_usd is None or record.committed_tokens is None:
         return earlier
     return earlier._replace(dollars=record.committed_usd, tokens=record.committed_tokens)
+
+
+def _load(folder: Path) -> _Record:
+    """What the file holds; an empty record where there is none.
+
+    Raises:
+        ValueError: It is damaged; the text says how.
+    """
+    try:
+        line = folders.read(folder, NAME).rstrip(b"\n")
+    except FileNotFoundError:
+        return _Record()
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    if b'"z":' in line and not checked(line):  # Earlier versions wrote no checksum.
+        raise ValueError("its checksum is wrong")
+    record = msgspec.json.decode(line, type=_Record)
+    for figure in msgspec.structs.astuple(record):
+        if figure is not None and not (Decimal(figure).is_finite() and 0 <= figure < _MOST):
+            raise ValueError(f"{figure} is no amount")
+    return record
 
 
 def known(folder: Path) -> tuple[Decimal, int]:
@@ -159,14 +189,7 @@ def save(folder: Path, dollars: Decimal, tokens: int, earlier: Spent) -> None:
 
 
 def _write(folder: Path, record: _Record) -> None:
-    temporary = folder / f"{NAME}.tmp"
-    with open(temporary, "wb") as file:
-        os.chmod(temporary, 0o600)
-        file.write(msgspec.json.encode(record) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / NAME)
-    sync_folder(folder)
+    folders.replace(folder, NAME, line_of(msgspec.json.encode(record)), sync=True)
 
 
 def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int, int]:

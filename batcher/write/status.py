@@ -12,13 +12,33 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+from batcher.write import folder as folders
 
 __all__ = ["load", "save"]
 
 _NAME = "status.json"
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
+_Figure = Annotated[float, msgspec.Meta(ge=0, lt=1e12)]
+
+
+class _ModelShape(msgspec.Struct):
+    in_flight: _Count = 0
+    requests_per_second: _Figure = 0.0
+    cost_usd: _Figure | None = None
+    eta_seconds: _Figure | None = None
+
+
+class _Shape(msgspec.Struct):
+    """What is looked at of the file, so that a damaged one is as good as none."""
+
+    state: str = "unknown"
+    updated: str = ""
+    given_up: _Count = 0
+    models: dict[str, _ModelShape] = {}
 
 
 def save(folder: Path, told: Mapping[str, object]) -> None:
@@ -29,16 +49,16 @@ def save(folder: Path, told: Mapping[str, object]) -> None:
         "host": socket.gethostname(),
         "updated": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
-    temporary = folder / f"{_NAME}.tmp"
+    text = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
     with contextlib.suppress(OSError):
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-        os.replace(temporary, folder / _NAME)
+        folders.replace(folder, _NAME, text, sync=False)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
     """What the last heartbeat told; None when there is none to be read."""
     try:
-        told = msgspec.json.decode((folder / _NAME).read_bytes())
-    except (OSError, msgspec.DecodeError):
+        told: dict[str, Any] = msgspec.json.decode(folders.read(folder, _NAME))
+        msgspec.convert(told, _Shape)
+    except (OSError, ValueError):
         return None
-    return told if isinstance(told, dict) else None
+    return told

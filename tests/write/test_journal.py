@@ -160,14 +160,14 @@ def test_a_full_disk_stops_the_sending_and_keeps_what_was_paid_for(tmp_path, mon
     reserve = tmp_path / "reserve"
     assert reserve.stat().st_blocks * 512 >= 64 << 20
     disk = Disk(monkeypatch, room=100)
-    unlink = type(reserve).unlink
+    unlink = os.unlink
 
-    def freed(path, **more):
-        if path == reserve:
+    def freed(name, **more):
+        if name == reserve.name:
             disk.room = 1 << 40
-        unlink(path, **more)
+        unlink(name, **more)
 
-    monkeypatch.setattr(type(reserve), "unlink", freed)
+    monkeypatch.setattr(os, "unlink", freed)
     log.put(result(0))
     assert stopped.wait(10)
     for row in (1, 2, 3):  # Those in flight come in after the stop.
