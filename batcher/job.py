@@ -125,8 +125,9 @@ class Job:
     and sim-large."""
 
     prices: Annotated[str | None, Parameter(group=_WHERE)] = None
-    """File of prices (.toml, .json, .csv): for each model "input", "output" and perhaps "cached", dollars
-    per million tokens. Default: what AiHubMix and OpenRouter list."""
+    """File of prices (.toml, .json, .csv): for each model "input", "output" and perhaps "cached",
+    "cache_write", "cache_write_1h", dollars per million tokens; "MODEL@flex" is a model at a service
+    tier. Default: what AiHubMix and OpenRouter list."""
 
     rpm: Annotated[
         tuple[str, ...],

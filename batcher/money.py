@@ -16,9 +16,9 @@ import msgspec
 from batcher.endpoint import Endpoint
 from batcher.errors import JobError, OutputError, RunStopped
 from batcher.job import Job
-from batcher.prices import Price, Prices, of_catalogue, of_package
+from batcher.prices import Price, Prices, no_price, of_catalogue, of_package
 from batcher.read.inputs import Inputs
-from batcher.records import BOUNDS, Outcome
+from batcher.records import BOUNDS, Outcome, tier_of
 from batcher.report.progress import Snapshot
 from batcher.report.statistics import total_of_sample
 from batcher.report.summary import Projected, Summary
@@ -74,6 +74,11 @@ async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Accoun
         raise JobError(
             f"--max-cost: the price of {', '.join(unknown)} is not known; tell it with --prices."
         )
+    tier = tier_of(job.body_params.get("service_tier"))
+    if job.max_cost is not None and tier is not None:
+        for model in job.models:
+            if (price := prices.of(model)) is not None and price.at(tier) is None:
+                raise JobError(no_price(model, tier))
     begin = partial(
         spending.begin,
         folder,
@@ -88,14 +93,15 @@ async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Accoun
 def _whole(job: Job, prices: Prices) -> Callable[[int], tuple[Decimal, int]] | None:
     """What a request of this job takes at most, by the tokens of its prompt; None without a bound."""
     told = [of for name in BOUNDS if type(of := job.body_params.get(name)) is int and of > 0]
-    known = [price for model in job.models if (price := prices.of(model)) is not None]
+    tier = tier_of(job.body_params.get("service_tier"))
+    defaults = [price for model in job.models if (price := prices.of(model)) is not None]
+    known = [at for of in defaults for at in (of, of.at(tier)) if at is not None]
     if not told:
         return None
 
     def whole(prompt: int) -> tuple[Decimal, int]:
         bound = max(told)
-        at = [(prompt * of.input + bound * of.output) / 1_000_000 for of in known]
-        return max(at, default=Decimal(0)), prompt + bound
+        return max((of.most(prompt, bound) for of in known), default=Decimal(0)), prompt + bound
 
     return whole
 

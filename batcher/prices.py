@@ -3,6 +3,10 @@
 Where a price comes from, the first that knows the model: `--prices FILE`, the gateway's own
 catalogue, the package `genai-prices` for the providers whose addresses it knows. What the gateway
 says a request did cost goes before all. A model without a price has no cost, not a cost of 0.
+
+An answer is priced by the service tier that served it, and prompt tokens written to the provider's
+cache by their own price. Where a source knows the input price but not these, the cost is unknown:
+a write costs what other input costs with some providers, 1.25 or 2 times as much with others.
 """
 
 from __future__ import annotations
@@ -21,11 +25,24 @@ from typing import Any
 import msgspec
 
 from batcher.errors import JobError
-from batcher.records import Usage
+from batcher.records import Usage, tier_of
 
-__all__ = ["Bill", "Price", "Prices", "cost_of", "of_catalogue", "of_file"]
+__all__ = [
+    "Bill",
+    "Price",
+    "Prices",
+    "cost_of",
+    "no_price",
+    "of_catalogue",
+    "of_file",
+    "tier_asked",
+]
 
 _MILLION = 1_000_000
+_DEAREST_WRITE, _DEAREST_HOUR = Decimal("1.25"), Decimal(2)
+"""How many times the input price a write to the cache costs at most, kept for minutes or for an hour:
+Anthropic's and OpenAI's factors, the highest that a provider documents."""
+_HOUR = b'"1h"'  # The `ttl` of a `cache_control`, in the bytes of a request.
 _TOO_CHEAP = Decimal(
     "0.001"
 )  # Dollars for a million tokens, that is; the cheapest cost ten times as much.
@@ -37,10 +54,14 @@ class Price(msgspec.Struct, frozen=True):
     Attributes:
         cached: Of prompt tokens read from the provider's cache; None when that is not told: then
             they cost what others do.
+        cache_write: Of prompt tokens written to the provider's cache; None when that is not known.
+        cache_write_1h: Of those that it keeps for an hour; likewise.
         source: Where it comes from and of when, for people.
         max_output: Tokens of its longest answer; None when that is not told.
         context: Tokens that prompt and answer may have together; likewise.
         tiers: Prices of requests whose prompts have more than so many tokens, the longest last.
+        served: Prices by the service tier that served the request, such as "flex"; this one is
+            that of the default tier.
     """
 
     input: Decimal
@@ -50,6 +71,9 @@ class Price(msgspec.Struct, frozen=True):
     max_output: int | None = None
     context: int | None = None
     tiers: tuple[tuple[int, Price], ...] = ()
+    cache_write: Decimal | None = None
+    cache_write_1h: Decimal | None = None
+    served: dict[str, Price] = {}
 
     def of(self, prompt_tokens: int) -> Price:
         """The price of a request with a prompt of so many tokens."""
@@ -59,20 +83,45 @@ class Price(msgspec.Struct, frozen=True):
                 held = price
         return held
 
+    def at(self, tier: str | None) -> Price | None:
+        """The price at a service tier; None when it is not known. A tier of None is the default."""
+        return self if tier is None else self.served.get(tier)
+
+    def most(self, prompt: int, completion: int, body: bytes = b"") -> Decimal:
+        """Dollars that a request takes at most: its whole prompt may be written to the cache.
+
+        >>> Price(Decimal(2), Decimal(8), Decimal("0.5")).most(1000, 100)
+        Decimal('0.0033')
+        """
+        price = self.of(prompt)
+        write, factor = price.cache_write, _DEAREST_WRITE
+        if _HOUR in body:
+            write, factor = price.cache_write_1h, _DEAREST_HOUR
+        dearest = max(price.input, price.input * factor if write is None else write)
+        return (prompt * dearest + completion * price.output) / _MILLION
+
     @property
     def saved(self) -> Decimal:
         """Dollars that a token read from the cache is cheaper."""
         return Decimal(0) if self.cached is None else (self.input - self.cached) / _MILLION
 
 
-def cost_of(usage: Usage, price: Price) -> Decimal | None:
-    """Dollars, exact; None when the tokens were not told.
+def cost_of(usage: Usage, price: Price, body: bytes = b"") -> Decimal | None:
+    """Dollars, exact; None when the tokens were not reported, or their price is not known.
 
-    Reasoning tokens are a part of the completion's, cached ones of the prompt's: neither counts twice.
+    Reasoning tokens are a part of the completion's; cached and written ones are parts of the
+    prompt's: none counts twice.
 
-    >>> price = Price(Decimal(2), Decimal(8), Decimal("0.5"))
+    Args:
+        usage: Of one answer.
+        price: Of the service tier that served it.
+        body: The request, which tells how long its writes are kept where the usage does not.
+
+    >>> price = Price(Decimal(2), Decimal(8), Decimal("0.5"), cache_write=Decimal("2.5"))
     >>> cost_of(Usage(1000, 100, 1100, cached_tokens=400, reasoning_tokens=90), price)
     Decimal('0.0022')
+    >>> cost_of(Usage(1000, 100, 1100, cached_tokens=400, cache_write_tokens=200), price)
+    Decimal('0.0023')
     """
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prompt is None or completion is None:
@@ -80,8 +129,21 @@ def cost_of(usage: Usage, price: Price) -> Decimal | None:
     price = price.of(prompt)
     cached = min(usage.cached_tokens or 0, prompt)
     cheap = price.input if price.cached is None else price.cached
-    fresh = (prompt - cached) * price.input
-    return (fresh + cached * cheap + completion * price.output) / _MILLION
+    written = min(usage.cache_write_tokens or 0, prompt - cached)
+    dollars = cached * cheap + completion * price.output
+    if written:
+        hour = usage.cache_write_1h_tokens
+        if hour is None:
+            if _HOUR in body and price.cache_write != price.cache_write_1h:
+                return None  # Some of them may be kept for an hour, and it is not told how many.
+            hour = 0
+        hour = min(hour, written)
+        for tokens, per in ((written - hour, price.cache_write), (hour, price.cache_write_1h)):
+            if tokens:
+                if per is None:
+                    return None
+                dollars += tokens * per
+    return (dollars + (prompt - cached - written) * price.input) / _MILLION
 
 
 class Bill:
@@ -94,18 +156,25 @@ class Bill:
         told: Dollars that the gateway said answers cost.
         priced: What the price would have made of these; None when there is none, or not all told
             their tokens.
+        unpriced: Answers without a cost though the model's price is known, by the price that is
+            missing, as a name in `--prices`.
     """
 
     def __init__(self, price: Price | None) -> None:
         self.price = price
         self.told: Decimal | None = None
         self.priced: Decimal | None = None if price is None else Decimal(0)
+        self.unpriced: dict[str, int] = {}
 
-    def of(self, usage: Usage) -> Usage:
-        """The usage with its cost."""
-        by_price = None if self.price is None else cost_of(usage, self.price)
+    def of(self, usage: Usage, body: bytes = b"") -> Usage:
+        """The usage with its cost; `body` is the request."""
+        price = self.price
+        if price is not None and usage.service_tier is not None:
+            price = price.at(usage.service_tier)
+        by_price = None if price is None else cost_of(usage, price, body)
         if usage.cost_usd is None:
             if by_price is None:
+                self._note_missing(usage, price)
                 return usage
             return msgspec.structs.replace(usage, cost_usd=float(by_price))
         self.told = (self.told or 0) + Decimal(str(usage.cost_usd))
@@ -113,12 +182,62 @@ class Bill:
             self.priced = None if by_price is None else self.priced + by_price
         return usage
 
+    def _note_missing(self, usage: Usage, price: Price | None) -> None:
+        """Counts an answer that told its tokens, and of which some have no price."""
+        if self.price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
+            return
+        if price is None:
+            missing = f"@{usage.service_tier}"
+        else:
+            known = price.of(usage.prompt_tokens).cache_write
+            missing = "cache_write" if known is None else "cache_write_1h"
+        self.unpriced[missing] = self.unpriced.get(missing, 0) + 1
+
+    def most(self, prompt: int, completion: int, body: bytes) -> Decimal | None:
+        """Dollars that a request takes at most; None when the price at its service tier is not known.
+
+        Whoever asks for a tier may be served by the default one.
+        """
+        if self.price is None:
+            return None
+        most = self.price.most(prompt, completion, body)
+        if (tier := tier_asked(body)) is None:
+            return most
+        asked = self.price.at(tier)
+        return None if asked is None else max(most, asked.most(prompt, completion, body))
+
     @property
     def differs(self) -> bool:
         """Whether the price says something else than the gateway does, by more than one part in a hundred."""
         if self.told is None or self.priced is None:
             return False
         return abs(self.told - self.priced) > max(self.told, self.priced) / 100
+
+
+def no_price(model: str, tier: str | None) -> str:
+    """Why `--max-cost` cannot be kept: the price of a model, at a service tier, is not known."""
+    if tier is None:
+        return f"--max-cost: the price of {model} is not known; add {model} to --prices."
+    return (
+        f"--max-cost: the price of {model} at the service tier {tier} is not known; add "
+        f"{model}@{tier} to --prices."
+    )
+
+
+class _Tier(msgspec.Struct):
+    service_tier: Any = None
+
+
+_tier_of = msgspec.json.Decoder(_Tier).decode
+
+
+def tier_asked(body: bytes) -> str | None:
+    """The service tier that a request asks for; None for the default one.
+
+    >>> tier_asked(b'{"model":"m","service_tier":"flex"}'), tier_asked(b'{"service_tier":"auto"}')
+    ('flex', None)
+    """
+    return tier_of(_tier_of(body).service_tier) if b'"service_tier"' in body else None
 
 
 class Prices:
@@ -136,7 +255,8 @@ class Prices:
         catalogue: Mapping[str, Price] | None = None,
         package: Callable[[str], Price | None] = lambda _model: None,
     ) -> None:
-        self._sources = [(told or {}).get, (catalogue or {}).get, package]
+        self._told = told or {}
+        self._sources = [self._told.get, (catalogue or {}).get, package]
 
     def of(self, model: str) -> Price | None:
         """The price of a model; None when nothing tells it."""
@@ -145,7 +265,14 @@ class Prices:
             return None
         longest = next((price.max_output for price in known if price.max_output), None)
         context = next((price.context for price in known if price.context), None)
-        return msgspec.structs.replace(known[0], max_output=longest, context=context)
+        served = {tier: of for price in reversed(known) for tier, of in price.served.items()}
+        own = f"{model}@"
+        served |= {
+            name.removeprefix(own): of for name, of in self._told.items() if name.startswith(own)
+        }
+        return msgspec.structs.replace(
+            known[0], max_output=longest, context=context, served=served
+        )
 
     def conflicts(self, models: Iterable[str]) -> list[str]:
         """A sentence for each of these models of which the sources say different things."""
@@ -162,7 +289,9 @@ class Prices:
 
 
 def of_file(path: str) -> dict[str, Price]:
-    """Prices from a TOML, JSON or CSV file: for each model `input`, `output`, perhaps `cached`.
+    """Prices from a TOML, JSON or CSV file: for each model `input`, `output` and perhaps other fields.
+
+    A name such as `gpt-5@flex` is a model at a service tier.
 
     Raises:
         JobError: It cannot be read, or says something else.
@@ -204,7 +333,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _told(path: str, model: str, of: Any, source: str) -> Price:
-    known = ("input", "output", "cached")
+    needed = ("input", "output")
+    known = (*needed, "cached", "cache_write", "cache_write_1h")
     if not isinstance(of, dict):
         raise JobError(f"--prices {path}: {model}: it must have input and output.")
     if unknown := [name for name in of if name not in known]:
@@ -213,18 +343,18 @@ def _told(path: str, model: str, of: Any, source: str) -> Price:
             "million tokens)."
         )
     numbers = {name: _number(of.get(name)) for name in known}
-    if any(0 < (numbers[name] or 0) < _TOO_CHEAP for name in ("input", "output")):
+    if any(0 < (numbers[name] or 0) < _TOO_CHEAP for name in needed):
         raise JobError(
             f"--prices {path}: {model}: these are dollars a token, as it seems; write dollars per million "
             "tokens."
         )
     for name in known:
-        if numbers[name] is None and (name != "cached" or of.get(name) not in (None, "")):
+        if numbers[name] is None and (name in needed or of.get(name) not in (None, "")):
             raise JobError(
                 f"--prices {path}: {model}: {name} is {of.get(name)!r}, and must be dollars per "
                 "million tokens."
             )
-    return Price(numbers["input"], numbers["output"], numbers["cached"], source)  # type: ignore[arg-type]
+    return Price(**numbers, source=source)  # type: ignore[arg-type]
 
 
 def of_catalogue(data: Any, date: str) -> dict[str, Price]:
@@ -232,6 +362,8 @@ def of_catalogue(data: Any, date: str) -> dict[str, Price]:
 
     Two dialects: AiHubMix's `pricing.input`, dollars per million tokens, with `max_output`; and
     OpenRouter's `pricing.prompt`, dollars per token, with `top_provider.max_completion_tokens`.
+    A write to the cache that is cheaper than other input (Gemini's at OpenRouter) is a surcharge, or
+    was not filled in: its price is not known.
     """
     listed = data.get("data") if isinstance(data, dict) else None
     source = f"the gateway's catalogue of {date}"
@@ -243,18 +375,22 @@ def of_catalogue(data: Any, date: str) -> dict[str, Price]:
         name = of.get("model_id") or of.get("id")
         if "prompt" in pricing:
             factor, names = _MILLION, ("prompt", "completion", "input_cache_read")
+            writes = "input_cache_write"
         else:
-            factor, names = 1, ("input", "output", "cache_read")
-        input_, output, cached = (_number(pricing.get(name)) for name in names)
+            factor, names, writes = 1, ("input", "output", "cache_read"), "cache_write"
+        numbers = (_number(pricing.get(of)) for of in (*names, writes, f"{writes}_1h"))
+        input_, output, cached, *written = (of if of is None else of * factor for of in numbers)
         if not isinstance(name, str) or input_ is None or output is None:
             continue
         if not input_ and not output and "free" not in name:
             continue  # Not filled in, rather than given away.
-        cached = None if cached is None else cached * factor
+        write, hour = (None if of is None or of < input_ else of for of in written)
         provider = of.get("top_provider")
         inside = provider.get("max_completion_tokens") if isinstance(provider, dict) else None
         bounds = _whole(of.get("max_output") or inside), _whole(of.get("context_length"))
-        found[name] = Price(input_ * factor, output * factor, cached, source, *bounds)
+        found[name] = Price(
+            input_, output, cached, source, *bounds, cache_write=write, cache_write_1h=hour
+        )
     return found
 
 
@@ -280,23 +416,47 @@ def of_package(url: str) -> Callable[[str], Price | None]:
             _provider, known = snapshot.find_provider_model(model, None, None, url)
         except LookupError:
             return None
+        variants = known.price_variants or []
         periods = known.prices if isinstance(known.prices, list) else []
-        if any(isinstance(period.constraint, TimeOfDateConstraint) for period in periods):
+        constraints = [of.constraint for of in periods] + [of.constraint for of in variants]
+        if any(isinstance(constraint, TimeOfDateConstraint) for constraint in constraints):
             return None
-        told = {name: of for name, of in vars(known.get_prices(now)).items() if of is not None}
-        if told.keys() & _UNTOLD or not {"input_mtok", "output_mtok"} <= told.keys():
+        price = _of_model(known.get_prices(now), source)
+        if price is None:
             return None
-
-        def above(tokens: int) -> Price:
-            numbers = {name: _of_tier(of, tokens) for name, of in told.items()}
-            cached = numbers.get("cache_read_mtok")
-            return Price(numbers["input_mtok"], numbers["output_mtok"], cached, source)
-
-        starts = {tier.start for of in told.values() for tier in getattr(of, "tiers", ())}
-        tiers = tuple((start, above(start + 1)) for start in sorted(starts))
-        return msgspec.structs.replace(above(0), context=known.context_window, tiers=tiers)
+        served = {}
+        for variant in variants:
+            tier = tier_of(variant.when.get("service_tier"))
+            begun = variant.constraint is None or variant.constraint.active(now)
+            if tier is not None and len(variant.when) == 1 and begun:
+                at_tier = _of_model(known.get_prices(now, variant.when), source)
+                if at_tier is not None:
+                    served[tier] = at_tier
+        return msgspec.structs.replace(price, context=known.context_window, served=served)
 
     return of
+
+
+def _of_model(prices: Any, source: str) -> Price | None:
+    """A `ModelPrice` of genai-prices as a price; None when usage does not tell all that it bills."""
+    told = {name: of for name, of in vars(prices).items() if of is not None}
+    if told.keys() & _UNTOLD or not {"input_mtok", "output_mtok"} <= told.keys():
+        return None
+
+    def above(tokens: int) -> Price:
+        numbers = {name: _of_tier(of, tokens) for name, of in told.items()}
+        return Price(
+            numbers["input_mtok"],
+            numbers["output_mtok"],
+            numbers.get("cache_read_mtok"),
+            source,
+            cache_write=numbers.get("cache_write_mtok"),
+            cache_write_1h=numbers.get("cache_write_1h_mtok"),
+        )
+
+    starts = {tier.start for of in told.values() for tier in getattr(of, "tiers", ())}
+    tiers = tuple((start, above(start + 1)) for start in sorted(starts))
+    return msgspec.structs.replace(above(0), tiers=tiers)
 
 
 _UNTOLD = frozenset({"requests_kcount", "output_reasoning_mtok", "output_citation_mtok"})

@@ -28,6 +28,7 @@ __all__ = [
     "Usage",
     "clean",
     "reason_of",
+    "tier_of",
 ]
 
 FINISHED = (
@@ -79,6 +80,11 @@ def reason_of(finish: str) -> str:
 
 BOUNDS = ("max_completion_tokens", "max_tokens")
 """Fields of a request that bound the tokens of its answer: the new name and the old one."""
+
+
+_DEFAULT_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on_demand"})
+"""The names of the service tier that costs what a model's price says: OpenAI's, Gemini's, Anthropic's,
+Groq's."""
 
 
 class Outcome(StrEnum):
@@ -202,6 +208,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
         cached_tokens: The part of `prompt_tokens` read from the provider's cache.
         reasoning_tokens: The part of `completion_tokens` spent on thinking.
         cost_usd: What the server says this request cost, in dollars.
+        cache_write_tokens: The part of `prompt_tokens` written to the provider's cache; none of
+            them is among `cached_tokens`.
+        cache_write_1h_tokens: The part of these that is kept for an hour.
+        service_tier: Which tier served it, such as "flex"; None for the default one.
     """
 
     prompt_tokens: int | None = None
@@ -210,6 +220,20 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     cost_usd: float | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    service_tier: str | None = None
+
+
+def tier_of(name: object) -> str | None:
+    """A service tier by its name; None for the default one, and for what is no name.
+
+    >>> tier_of("Flex"), tier_of("standard"), tier_of(None)
+    ('flex', None, None)
+    """
+    if not isinstance(name, str) or (tier := name.strip().lower()) in _DEFAULT_TIERS:
+        return None
+    return tier[:64]
 
 
 class Completion(msgspec.Struct, frozen=True, gc=False):
@@ -265,6 +289,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     cost_usd: float | None = None
     model: str | None = None
     ttft_ms: int | None = None
+    cache_write_tokens: int | None = None
 
     @property
     def paid(self) -> bool:
@@ -300,6 +325,7 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     completion_tokens: int | None = None
     total_tokens: int | None = None
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
     cost_usd: float | None = None
     latency_ms: int | None = None

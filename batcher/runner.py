@@ -35,10 +35,11 @@ from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import resume
 from batcher.plan.survey import survey
 from batcher.plan.twins import Twins
-from batcher.prices import Bill, Prices, of_file
+from batcher.prices import Bill, Price, Prices, of_file
 from batcher.read import marks, spool
 from batcher.read.files import InputFile, expand, notes_of
 from batcher.read.inputs import Inputs
+from batcher.records import tier_of
 from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
 from batcher.send.client import open_files
@@ -433,8 +434,14 @@ class Runner:
             self._say(error)
         if len(forecast.errors) > 20:
             self._say(f"… and {len(forecast.errors) - 20:,} more.")
-        self.summary.forecast = forecast.asdict(self._prices.of, job.limits)
-        for line in forecast.lines(self._prices.of, job.limits):
+        tier = tier_of(job.body_params.get("service_tier"))
+
+        def price_of(model: str) -> Price | None:
+            price = self._prices.of(model)
+            return price and price.at(tier)
+
+        self.summary.forecast = forecast.asdict(price_of, job.limits)
+        for line in forecast.lines(price_of, job.limits):
             self._say(line)
         if equal := forecast.twins:
             rows = "1 row asks" if equal == 1 else f"{equal:,} rows ask"

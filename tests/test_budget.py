@@ -105,7 +105,7 @@ def test_a_budget_holds_over_all_runs_of_an_output(spend, tmp_path):
     """And over those without one in between; a new output begins anew."""
     status, said, first, _ = spend("--max-cost", "0.004")
     assert status == 4
-    assert Decimal("0.002") < first <= Decimal("0.004")
+    assert Decimal("0.0015") < first <= Decimal("0.004")
     assert "--max-cost: $0.00" in said
     assert "of $0.004 spent; the next request may take $0.00" in said
     assert not (tmp_path / "out.jsonl").exists()
@@ -120,6 +120,49 @@ def test_a_budget_holds_over_all_runs_of_an_output(spend, tmp_path):
     status, _, fourth, _ = spend("--max-cost", "0.004", "--overwrite")
     assert status == 4
     assert third < fourth <= third + Decimal("0.004")
+
+
+def test_a_budget_holds_where_every_prompt_is_written_to_the_cache_and_that_has_no_price(sell):
+    """The gateway bills 1.25 times the input price; the rows have no cost, and the budget counts their most."""
+
+    def written(usage):
+        return {**usage, "prompt_tokens_details": {"cache_write_tokens": usage["prompt_tokens"]}}
+
+    seller, status, told, said = sell(
+        lambda _n: (200, 10, {"usage": written}), "--max-cost", "0.05"
+    )
+    billed = seller.dollars + (seller.tokens - 10 * seller.requests) * INPUT / 4
+    assert status == 4
+    assert Decimal("0.02") < billed <= Decimal("0.05")
+    assert told["models"]["m"]["cost_usd"] is None
+    assert told["models"]["m"]["price_missing"] == {"cache_write": seller.requests}
+    assert "wrote to the cache, and its price is unknown: add cache_write to --prices" in said
+
+
+def test_an_answer_of_a_service_tier_without_a_price_ends_a_run_with_a_budget(sell):
+    seller, status, _, said = sell(
+        lambda _n: (200, 10, {"service_tier": "priority"}), "--max-cost", "1", "--concurrency", "2"
+    )
+    assert status == 4
+    assert seller.requests < 10
+    assert "the price of m at the service tier priority is not known; add m@priority to" in said
+    seller, status, told, said = sell(lambda _n: (200, 10, {"service_tier": "priority"}))
+    assert status == 0
+    assert told["models"]["m"]["cost_usd"] is None
+    assert (
+        "served at the tier priority, whose price is unknown: add m@priority to --prices" in said
+    )
+
+
+def test_a_service_tier_that_is_asked_for_needs_a_price_under_a_budget(sell, tmp_path):
+    asked = ("--max-cost", "1", "--param", 'service_tier="flex"')
+    seller, status, _, said = sell(lambda _n: (200, 10, {}), *asked)
+    assert (status, seller.requests) == (2, 0)
+    assert "the price of m at the service tier flex is not known; add m@flex to --prices" in said
+    (tmp_path / "prices.toml").write_text(f'{PRICES}["m@flex"]\ninput = 5\noutput = 50\n')
+    seller, status, told, _ = sell(lambda _n: (200, 10, {"service_tier": "flex"}), *asked)
+    assert status == 0
+    assert told["models"]["m"]["cost_usd"] == pytest.approx(float(seller.dollars) / 2)
 
 
 def test_a_budget_of_tokens_needs_no_price(spend):

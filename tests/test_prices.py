@@ -10,7 +10,7 @@ from genai_prices.data_snapshot import get_snapshot
 
 from batcher.endpoint import Endpoint
 from batcher.errors import JobError
-from batcher.prices import Price, Prices, cost_of, of_catalogue, of_file, of_package
+from batcher.prices import Bill, Price, Prices, cost_of, of_catalogue, of_file, of_package
 from batcher.records import Usage
 from batcher.send import wire
 from batcher.send.catalogue import address
@@ -136,6 +136,101 @@ def test_the_cost_of_literal_usages(usage, dollars):
     assert cost_of(completion.usage, PRICE) == (dollars and Decimal(dollars))
 
 
+WRITES = Price(
+    Decimal(4), Decimal(20), Decimal("0.4"), cache_write=Decimal(5), cache_write_1h=Decimal(8),
+    served={"flex": Price(Decimal(2), Decimal(10), Decimal("0.2"), cache_write=Decimal("2.5"))},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("usage", "price", "body", "dollars"),
+    [
+        (Usage(1000, 100, None, 300, cache_write_tokens=500), WRITES, b"", "0.00542"),
+        (Usage(1000, 100, None, 300, cache_write_tokens=500, cache_write_1h_tokens=200), WRITES,
+         b"", "0.00602"),
+        (Usage(1000, 100, None, 300, cache_write_tokens=500, cache_write_1h_tokens=0), WRITES,
+         b'{"ttl":"1h"}', "0.00542"),
+        # More written than is left of the prompt: what was read is not billed twice.
+        (Usage(1000, 100, None, 600, cache_write_tokens=900), WRITES, b"", "0.00424"),
+        # Kept for an hour, perhaps, and it is not told how many of them.
+        (Usage(1000, 100, None, 300, cache_write_tokens=500), WRITES, b'{"ttl":"1h"}', None),
+        (Usage(1000, 100, None, 300, cache_write_tokens=0), PRICE, b"", "0.0001875"),
+        (Usage(1000, 100, None, 300, cache_write_tokens=1), PRICE, b"", None),
+        (Usage(1000, 100, cache_write_tokens=500, cache_write_1h_tokens=1), WRITES.served["flex"],
+         b"", None),
+        (Usage(1000, 100, None, 300, cache_write_tokens=500, service_tier="flex"), WRITES, b"",
+         "0.00271"),
+        (Usage(1000, 100, service_tier="priority"), WRITES, b"", None),
+        (Usage(1000, 100, service_tier="priority", cost_usd=0.5), WRITES, b"", "0.5"),
+    ],
+)  # fmt: skip
+def test_writes_to_the_cache_and_service_tiers_cost_what_is_known_of_them_or_nothing(
+    usage, price, body, dollars
+):
+    bill = Bill(price)
+    cost = bill.of(usage, body).cost_usd
+    assert cost == (dollars and float(dollars))
+    assert bool(bill.unpriced) is (dollars is None)
+
+
+@pytest.mark.parametrize(
+    ("body", "dollars"),
+    [
+        (b'{"model":"m"}', "0.007"),  # All of the prompt is written to the cache.
+        (b'{"cache_control":{"ttl": "1h"}}', "0.010"),
+        (b'{"service_tier":"auto"}', "0.007"),
+        (b'{"service_tier":"flex"}', "0.007"),  # It may be served by the default tier.
+        (b'{"service_tier":"priority"}', None),
+    ],
+)
+def test_a_reservation_covers_the_dearest_way_to_serve_a_request(body, dollars):
+    assert Bill(WRITES).most(1000, 100, body) == (dollars and Decimal(dollars))
+
+
+def test_a_reservation_covers_writes_whose_price_is_unknown():
+    """By the highest factors that providers document."""
+    price = Price(Decimal(4), Decimal(20))
+    assert price.most(1000, 100) == Decimal("0.007")
+    assert price.most(1000, 100, b'{"ttl":"1h"}') == Decimal("0.010")
+
+
+def test_a_prices_file_names_writes_and_service_tiers(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "model,input,output,cached,cache_write,cache_write_1h\n"
+        "m@1,4,20,0.4,5,8\nm@1@flex,2,10,,,\n"
+    )
+    price = Prices(of_file(str(path)), {"m@1": PRICE}).of("m@1")
+    assert (price.cache_write, price.cache_write_1h) == (5, 8)
+    assert price.at("flex").input == 2
+    assert price.at("priority") is None
+    path.write_text("model,input,output,cache_write\nm,1,2,x\n")
+    with pytest.raises(JobError, match="cache_write is 'x'"):
+        of_file(str(path))
+
+
+def test_catalogues_tell_the_price_of_writes():
+    """Not where it is below that of other input: that is a surcharge, or was not filled in."""
+    ours = {
+        "model_id": "a",
+        "pricing": {"input": 3, "output": 15, "cache_read": 0.3, "cache_write": 3.75},
+    }
+    zero = {"model_id": "b", "pricing": {"input": 3, "output": 15, "cache_write": 0}}
+    theirs = {"id": "c", "pricing": {
+        "prompt": "0.000003", "completion": "0.000015", "input_cache_read": "0.0000003",
+        "input_cache_write": "0.00000375", "input_cache_write_1h": "0.000006"}}  # fmt: skip
+    gemini = {"id": "d", "pricing": {
+        "prompt": "0.0000003", "completion": "0.0000025", "input_cache_write": "0.0000000833"}}  # fmt: skip
+    found = of_catalogue({"data": [ours, zero, theirs, gemini]}, "today")
+    told = {name: (of.input, of.cache_write, of.cache_write_1h) for name, of in found.items()}
+    assert told == {
+        "a": (3, Decimal("3.75"), None),
+        "b": (3, None, None),
+        "c": (3, Decimal("3.75"), 6),
+        "d": (Decimal("0.3"), None, None),
+    }
+
+
 @pytest.mark.parametrize(
     ("told", "dollars"),
     [
@@ -173,6 +268,7 @@ def test_sources_that_disagree_are_named():
     ("url", "model"),
     [
         ("https://api.openai.com/v1/chat/completions", "gpt-4o-mini"),
+        ("https://api.openai.com/v1/chat/completions", "gpt-5.6-sol"),
         ("https://api.groq.com/openai/v1/chat/completions", "llama-3.3-70b-versatile"),
         ("https://generativelanguage.googleapis.com/v1beta/openai", "gemini-2.5-pro"),
         ("https://api.anthropic.com/v1/chat/completions", "claude-sonnet-4-5"),
@@ -188,7 +284,27 @@ def test_prices_of_the_package_are_used_as_it_uses_them_itself(url, model):
         theirs = genai_prices.calc_price(usage, model, provider_api_url=url)
         ours = cost_of(Usage(prompt, completion, None, cached), price)
         assert ours == theirs.total_price
+        written = min(500, prompt - cached)
+        usage = genai_prices.Usage(
+            input_tokens=prompt,
+            cache_read_tokens=cached,
+            cache_write_tokens=written,
+            output_tokens=completion,
+        )
+        for tier in (None, *price.served):
+            context = {} if tier is None else {"price_context": {"service_tier": tier}}
+            theirs = genai_prices.calc_price(usage, model, provider_api_url=url, **context)
+            used = Usage(prompt, completion, None, cached, cache_write_tokens=written)
+            known = price.at(tier).of(prompt).cache_write is not None
+            assert cost_of(used, price.at(tier)) == (theirs.total_price if known else None)
     assert price.source == f"genai-prices {genai_prices.__version__}"
+
+
+def test_service_tiers_of_the_package_are_read():
+    of = of_package("https://api.openai.com/v1/chat/completions")
+    assert {"flex", "priority"} <= of("gpt-5.6-sol").served.keys()
+    assert of("gpt-5.6-sol").at("flex").cache_write == of("gpt-5.6-sol").cache_write / 2
+    assert of_package("https://api.anthropic.com/v1")("claude-opus-4-5").cache_write_1h == 10
 
 
 @pytest.mark.parametrize(
@@ -232,13 +348,14 @@ def test_the_package_comes_after_file_and_catalogue():
 
 
 def test_the_bill_is_that_of_the_gateway_to_the_last_digit(tmp_path):
-    """With retries, answers asked for again, truncated ones, and a prefix that is cached."""
+    """With retries, answers asked for again, truncated ones, and a prefix that is written to the cache."""
     told = {m.id: {"input": str(m.input_price), "output": str(m.output_price),
-                   "cached": str(m.cached_price)} for m in MODELS}  # fmt: skip
+                   "cached": str(m.cached_price), "cache_write": str(m.write_price)}
+            for m in MODELS}  # fmt: skip
     (tmp_path / "prices.json").write_text(json.dumps(told))
     write_jsonl(tmp_path / "in.jsonl", [{"text": f"Refund {n}, please."} for n in range(400)])
     faults = {"http_500": 0.05, "invalid": 0.1, "truncated": 0.05, "cut_json": 0.02}
-    with running(Simulation(speed=0, faults=faults, seed=1)) as gateway:
+    with running(Simulation(speed=0, faults=faults, seed=1, cache_writes=True)) as gateway:
         ended = program.batcher(
             "run", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", "-m", "sim-large",
             "--system", "x" * 6000, "--prompt", "{{ text }}", "--labels", "billing,bug",
@@ -253,6 +370,10 @@ def test_the_bill_is_that_of_the_gateway_to_the_last_digit(tmp_path):
         assert sum(Decimal(str(cost)) for cost in costs) == of.cost
         assert Decimal(str(summary[model]["cost_usd"])) == of.cost
         assert of.tokens["cached"] > 100_000
+        written = sum(r["cache_write_tokens"] or 0 for r in rows if r["model"] == model)
+        assert (
+            written == summary[model]["tokens"]["cache_write"] == of.tokens["cache_write"] > 1000
+        )
         saved = Decimal(of.tokens["cached"]) * next(
             (m.input_price - m.cached_price) / 1_000_000 for m in MODELS if m.id == model
         )
@@ -363,9 +484,9 @@ def test_the_models_of_a_gateway_are_listed_with_what_is_known(tmp_path, gateway
     assert ended.returncode == 0
     lines = [line.split() for line in ended.stdout.decode().splitlines()]
     assert lines[1:] == [
-        ["sim-large", *"—————"],
-        ["sim-medium", *"—————"],
-        ["sim-small", "—", "—", "1.5", "—", "2"],
+        ["sim-large", *"——————"],
+        ["sim-medium", *"——————"],
+        ["sim-small", "—", "—", "1.5", "—", "—", "2"],
     ]
     assert b"3 models, 2 without a known price; prices.toml of 20" in ended.stderr
     ended = program.batcher("models", "SMALL", *told, "--json", cwd=tmp_path, url=gateway.url)
@@ -443,5 +564,5 @@ def test_a_gateway_that_lists_no_models_leaves_those_of_the_file(tmp_path):
     with echo.running(none, "/v1/models") as up:
         ended = program.batcher("models", "--prices", "prices.toml", cwd=tmp_path, url=up.url)
     assert ended.returncode == 0
-    assert ended.stdout.decode().split()[-6:] == ["m", "—", "—", "1.5", "—", "2"]
+    assert ended.stdout.decode().split()[-7:] == ["m", "—", "—", "1.5", "—", "—", "2"]
     assert b"the gateway lists no models; these are those of --prices" in ended.stderr

@@ -15,7 +15,7 @@ from batcher.prices import Price, Prices, of_catalogue, of_file, of_package
 
 __all__ = ["models"]
 
-_HEADS = ("model", "context", "longest answer", "input", "cached", "output")
+_HEADS = ("model", "context", "longest answer", "input", "cached", "cache write", "output")
 
 
 def models(
@@ -77,7 +77,7 @@ def _cells(name: str, price: Price | None) -> tuple[str, ...]:
     if price is None:
         return (clean, *["—"] * (len(_HEADS) - 1))
     counts = (price.context, price.max_output)
-    dollars = (price.input, price.cached, price.output)
+    dollars = (price.input, price.cached, price.cache_write, price.output)
     return (
         clean,
         *("—" if count is None else f"{count:,}" for count in counts),
@@ -94,6 +94,7 @@ def _object(name: str, price: Price | None) -> dict[str, object]:
         "max_output": price.max_output,
         "input": float(price.input),
         "cached": None if price.cached is None else float(price.cached),
+        "cache_write": None if price.cache_write is None else float(price.cache_write),
         "output": float(price.output),
         "source": price.source,
     }

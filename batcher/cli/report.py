@@ -24,8 +24,8 @@ __all__ = ["NEEDED", "fetched", "report"]
 NEEDED = frozenset(
     {
         "row", "custom_id", "model", "sample", "status", "content", "parsed", "prompt_tokens",
-        "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_usd", "latency_ms",
-        "attempts", "error_type", "error", "created_at",
+        "completion_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens", "cost_usd",
+        "latency_ms", "attempts", "error_type", "error", "created_at",
     }
 )  # fmt: skip
 """Columns of an output that figures are made of."""

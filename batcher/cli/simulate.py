@@ -21,6 +21,7 @@ def simulate(
     rpm: float | None = None,
     tpm: float | None = None,
     max_in_flight: int | None = None,
+    cache_writes: Annotated[bool, Parameter(negative="")] = False,
     fault: Annotated[
         tuple[str, ...], Parameter(negative_iterable="", consume_multiple=False)
     ] = (),
@@ -38,6 +39,7 @@ def simulate(
         rpm: Requests a minute that each model takes; more are answered 429.
         tpm: Tokens a minute that each model takes; more are answered 429.
         max_in_flight: Requests at once that are taken; more are answered 503.
+        cache_writes: Report and bill prompt tokens written to the cache, at 1.25 times the input price.
         fault: NAME=SHARE, such as http_500=0.05; repeatable. Names: see the README.
         until_stdin_closes: Ends with the process that started it.
     """
@@ -57,6 +59,7 @@ def simulate(
             rpm=rpm,
             tpm=tpm,
             max_in_flight=max_in_flight,
+            cache_writes=cache_writes,
             faults=faults,
         )
     except ValueError as error:

@@ -226,6 +226,7 @@ def _copied(found: Result, request: Request) -> Result:
         completion_tokens=0,
         total_tokens=0,
         cached_tokens=0,
+        cache_write_tokens=0,
         reasoning_tokens=0,
         cost_usd=None if found.cost_usd is None else 0.0,
         latency_ms=None,

@@ -390,11 +390,14 @@ def _latencies(
 
 
 def _tokens(models: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[Chart]:
-    parts: dict[str, list[int]] = {"prompt": [], "cached": [], "answer": [], "reasoning": []}
+    kinds = ("prompt", "cached", "written to cache", "answer", "reasoning")
+    parts: dict[str, list[int]] = {kind: [] for kind in kinds}
     for of in models.values():
         tokens = {name: n or 0 for name, n in of["tokens"].items()}
-        parts["prompt"].append(tokens["prompt_tokens"] - tokens["cached_tokens"])
-        parts["cached"].append(tokens["cached_tokens"])
+        cached, written = tokens["cached_tokens"], tokens["cache_write_tokens"]
+        parts["prompt"].append(tokens["prompt_tokens"] - cached - written)
+        parts["cached"].append(cached)
+        parts["written to cache"].append(written)
         parts["answer"].append(tokens["completion_tokens"] - tokens["reasoning_tokens"])
         parts["reasoning"].append(tokens["reasoning_tokens"])
     if not any(map(any, parts.values())):

@@ -31,7 +31,13 @@ _MOST_IN_CONFUSION = 40
 _GROUP_CHARS = 80
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 400
-_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+_TOKENS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+)
 
 
 class _Judged(NamedTuple):

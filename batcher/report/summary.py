@@ -16,7 +16,7 @@ from batcher.records import FINISHED, NOT_TOLD, Attempt, Outcome, Result, reason
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Projected", "Summary"]
 
-TOKENS = ("prompt", "completion", "total", "cached", "reasoning")
+TOKENS = ("prompt", "completion", "total", "cached", "reasoning", "cache_write")
 
 # Latencies of one bucket share their first six bits: exact below 64 ms, wrong by 1/64 at most
 # above, and an hour needs no more than 600 buckets.
@@ -292,6 +292,7 @@ class ModelSummary:
             "cost_saved_by_cache_usd": None if (saved := self.saved) is None else float(saved),
             "cost_of_unusable_usd": None if self.cost is None else float(self.unusable_cost),
             "price": None if self.bill.price is None else _price(self.bill.price),
+            "price_missing": self.bill.unpriced,
             "told_by_gateway": _told(self.bill),
             "projected": None if self.projected is None else self.projected.asdict(),
             "latency_ms": {**spread, "max": self.latencies.max},
@@ -321,6 +322,7 @@ def _counts(of: Result | Attempt) -> tuple[int | None, ...]:
         of.total_tokens,
         of.cached_tokens,
         of.reasoning_tokens,
+        of.cache_write_tokens,
     )
 
 
@@ -340,11 +342,11 @@ def _told(bill: Bill) -> dict[str, float | None] | None:
 
 
 def _price(price: Price) -> dict[str, object]:
-    cached = None if price.cached is None else float(price.cached)
     return {
-        "input": float(price.input),
-        "output": float(price.output),
-        "cached": cached,
+        **{
+            name: None if (dollars := getattr(price, name)) is None else float(dollars)
+            for name in ("input", "output", "cached", "cache_write", "cache_write_1h")
+        },
         "source": price.source,
     }
 

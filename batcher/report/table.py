@@ -18,6 +18,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
+from batcher.prices import Bill
 from batcher.records import Outcome
 from batcher.report.summary import TOKENS, ModelSummary, Summary
 
@@ -62,6 +63,8 @@ def table(summary: Summary, width: int = 80) -> Table:
         Column("429s", [f"{of.answered_429:,}" for of in totals], 5),
         Column("cost", [_cost(of) for of in totals], 8),
     ]
+    if any(of.tokens[5] for of in totals):
+        asked.insert(4, Column("cache write", tokens[5], 2))
     if any(of.limit_used is not None for of in totals):
         asked.insert(-1, Column("limit", [_limit(of) for of in totals], 3))
     kept = fit(list(summary.models), asked, width)
@@ -76,6 +79,7 @@ def table(summary: Summary, width: int = 80) -> Table:
             f"cost missing: {of.cost_missing:,}"
             if of.cost is not None and of.cost_missing
             else "",
+            *_unpriced(model, of.bill),
             _thrown(of),
             _unusable(of),
             _saved(of),
@@ -237,6 +241,17 @@ def _sources(of: ModelSummary) -> Iterator[str]:
         yield "usage.cost in the answers"
     if bill.price is not None and of.cost is not None and of.cost != bill.told:
         yield bill.price.source
+
+
+def _unpriced(model: str, bill: Bill) -> Iterator[str]:
+    """Which price is missing of answers whose tokens are known."""
+    for name, n in bill.unpriced.items():
+        answers = "1 answer" if n == 1 else f"{n:,} answers"
+        if name.startswith("@"):
+            tier = shown(name[1:], 30)
+            yield f"{answers} served at the tier {tier}, whose price is unknown: add {shown(model, 30)}@{tier} to --prices"
+        else:
+            yield f"{answers} wrote to the cache, and its price is unknown: add {name} to --prices"
 
 
 def _thrown(of: ModelSummary) -> str:

@@ -16,7 +16,7 @@ from batcher.send.talk import Talk
 
 __all__ = ["answered", "attempt", "ended", "stopped"]
 
-_USAGE = Usage.__struct_fields__
+_USAGE = tuple(name for name in Usage.__struct_fields__ if name in Attempt.__struct_fields__)
 _NOTHING = Completion(Outcome.BAD_RESPONSE, *(None,) * 5, Usage(), None, None)
 
 
@@ -49,6 +49,7 @@ def attempt(
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
         cached_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
         reasoning_tokens=usage.reasoning_tokens,
         cost_usd=usage.cost_usd,
     )
@@ -138,6 +139,7 @@ def _result(
         completion_tokens=used.completion_tokens,
         total_tokens=used.total_tokens,
         cached_tokens=used.cached_tokens,
+        cache_write_tokens=used.cache_write_tokens,
         reasoning_tokens=used.reasoning_tokens,
         cost_usd=used.cost_usd,
         latency_ms=last.latency_ms if last else None,

@@ -27,7 +27,7 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.prices import Bill
+from batcher.prices import Bill, no_price, tier_asked
 from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send import record, retry, stream, wire
 from batcher.send.budget import Amount, Hold, Purse
@@ -284,7 +284,7 @@ class Sender:
                 came = wire.read(
                     reply.status, reply.headers, answer, keep_raw=self._keep_raw, asked=body
                 )
-                if (usage := bill.of(came.usage)) is not came.usage:
+                if (usage := bill.of(came.usage, body)) is not came.usage:
                     came = msgspec.structs.replace(came, usage=usage)
                 if streamed:
                     forms.reasons |= came.finish_reason is not None
@@ -296,7 +296,7 @@ class Sender:
                     ended = self._terms.judged(came)
             except RequestError as error:
                 ended = error
-                error.usage = bill.of(error.usage)
+                error.usage = bill.of(error.usage, body)
                 heard = _failure(error, said)
             else:
                 prompt, told = ended.usage.prompt_tokens, ended.usage.completion_tokens
@@ -314,6 +314,8 @@ class Sender:
             budget = self._budget
             assert budget is not None
             _settle(hold, ended, lambda: _most(budget, request, lane, talk, size))
+            if budget.in_dollars:
+                _stop_where_unpriced(budget, request.model, bill, ended.usage)
         cause = _cause(tries, ticket.cause)
         tries.append(record.attempt(started, latency, waited, cause, ended, first))
         if isinstance(ended, RequestError):
@@ -356,9 +358,7 @@ def _most(budget: Purse, request: Request, lane: Lane, talk: Talk, size: int) ->
     price = lane.bill.price
     bound = talk.max_tokens or request.max_tokens or (price.max_output if price else None)
     if price is None and budget.in_dollars:
-        budget.stop(
-            JobError(f"--max-cost: the price of {request.model} is not known; give --prices.")
-        )
+        budget.stop(JobError(no_price(request.model, None)))
         raise Closed
     if bound is None:
         budget.stop(
@@ -369,10 +369,23 @@ def _most(budget: Purse, request: Request, lane: Lane, talk: Talk, size: int) ->
         )
         raise Closed
     prompt = lane.estimate.most(size)
-    if price is None:
-        return Amount(Decimal(0), prompt + bound)
-    dear = price.of(prompt)
-    return Amount((prompt * dear.input + bound * dear.output) / 1_000_000, prompt + bound)
+    dollars = lane.bill.most(prompt, bound, request.body)
+    if dollars is None and budget.in_dollars:
+        budget.stop(JobError(no_price(request.model, tier_asked(request.body))))
+        raise Closed
+    return Amount(dollars or Decimal(0), prompt + bound)
+
+
+def _stop_where_unpriced(budget: Purse, model: str, bill: Bill, usage: Usage) -> None:
+    """Ends the run where an answer came from a service tier whose price is unknown.
+
+    A tier may cost several times what was set aside, and nothing tells how much.
+    """
+    tier, price = usage.service_tier, bill.price
+    if tier is None or usage.cost_usd is not None or price is None:
+        return
+    if price.at(tier) is None:
+        budget.stop(JobError(no_price(model, tier)))
 
 
 def _settle(hold: Hold, ended: Completion | RequestError, most: Callable[[], Amount]) -> None:

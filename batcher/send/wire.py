@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from batcher.errors import BadResponse, RequestError
-from batcher.records import FINISHED, NOT_TOLD, Completion, Outcome, Usage, reason_of
+from batcher.records import FINISHED, NOT_TOLD, Completion, Outcome, Usage, reason_of, tier_of
 from batcher.send.error_body import is_error
 from batcher.send.failures import NOT_AN_ANSWER, cut, failure
 from batcher.send.loose import LARGE_BYTES, loads
@@ -51,6 +51,7 @@ _BY_WORDS = (
     (re.compile(r"length|max_|max$|limit|truncat|context|token|budget|exceed"), Outcome.TRUNCATED),
     (re.compile(r"refus|declin"), Outcome.REFUSED),
 )
+_SERVED = "x-gemini-service-tier"
 _REQUEST_IDS = ("x-request-id", "request-id", "x-oneapi-request-id")
 _BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff\u00ad]+")
 _MOST_TOKENS = 1 << 50  # Of an answer; those of all attempts together must fit 63 bits.
@@ -62,9 +63,25 @@ _NO_PRICE = 1_000_000  # Dollars that no request costs: a number that means some
 _Tokens = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_TOKENS)]
 
 
+class _Writes(msgspec.Struct, gc=False):
+    """Tokens written to the cache, by how long it keeps them (Anthropic)."""
+
+    ephemeral_5m_input_tokens: _Tokens | None = None
+    ephemeral_1h_input_tokens: _Tokens | None = None
+
+
+class _Answered(msgspec.Struct, gc=False):
+    reasoning_tokens: _Tokens | None = None
+
+
 class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Tokens | None = None
-    reasoning_tokens: _Tokens | None = None
+    cache_write_tokens: _Tokens | None = None  # OpenAI, OpenRouter
+    cache_creation_tokens: _Tokens | None = None  # LiteLLM
+    cache_creation_input_tokens: _Tokens | None = None  # DashScope
+    cached_creation_tokens: _Tokens | None = None  # new-api
+    cache_creation: _Writes | None = None
+    cache_creation_token_details: _Writes | None = None  # LiteLLM
 
 
 class _Counts(msgspec.Struct, gc=False):
@@ -75,7 +92,15 @@ class _Counts(msgspec.Struct, gc=False):
     cost_in_usd_ticks: _Tokens | None = None  # xAI
     cost: Any = None
     prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
+    completion_tokens_details: _Answered | None = None
+    cached_tokens: _Tokens | None = None  # Moonshot
+    cache_read_input_tokens: _Tokens | None = None  # Anthropic's names, as one-api passes them on
+    cache_creation_input_tokens: _Tokens | None = None
+    cache_creation_tokens: _Tokens | None = None
+    cache_creation: _Writes | None = None
+    claude_cache_creation_5_m_tokens: _Tokens | None = None  # new-api
+    claude_cache_creation_1_h_tokens: _Tokens | None = None
+    service_tier: str | None = None
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -101,6 +126,7 @@ class _Answer(msgspec.Struct, gc=False):
     success: Any = None
     base_resp: Any = None
     error_code: Any = None
+    service_tier: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -173,8 +199,13 @@ def _shaped(data: dict[str, Any], body: bytes, request_id: str | None) -> _Answe
     )
     finish = _text(choice.get("finish_reason"))
     first = _Choice(shaped, finish, choice.get("error"), choice.get("logprobs"))
-    model, name = _text(data.get("model")), _text(data.get("id"))
-    return _Answer([first], _counts(data.get("usage")), model=model, id=name)
+    return _Answer(
+        [first],
+        _counts(data.get("usage")),
+        model=_text(data.get("model")),
+        id=_text(data.get("id")),
+        service_tier=_text(data.get("service_tier")),
+    )
 
 
 def _completion(
@@ -185,7 +216,15 @@ def _completion(
     *,
     keep_raw: bool = False,
 ) -> Completion:
-    """What an answer amounts to; `data` is all of it, of which a text in it needs nothing."""
+    """What an answer amounts to.
+
+    Args:
+        answer: The part of it that is looked at.
+        request_id: As the headers tell it.
+        headers: They tell the service tier where the answer does not.
+        data: All of it, of which a text in it needs nothing.
+        keep_raw: Whether to keep all of it.
+    """
     choice = answer.choices[0]
     message, finish = choice.message, choice.finish_reason
     outcome = _FINISHES.get(finish or "") or _outcome(finish or "")
@@ -205,7 +244,7 @@ def _completion(
         refusal=refusal,
         tool_calls=_encode(tool_calls).decode() if tool_calls else None,
         logprobs=_encode(choice.logprobs).decode() if choice.logprobs else None,
-        usage=_usage(answer.usage),
+        usage=_usage(answer.usage, answer.service_tier or headers.get(_SERVED)),
         response_model=answer.model,
         request_id=request_id or headers.get("cf-ray") or answer.id,
         # What came in the place of a text (a picture, a sound, thoughts) was paid for.
@@ -260,39 +299,66 @@ def _content(content: Any) -> str | None:
     return _encode(content).decode()
 
 
+_INSIDE: dict[str, type[msgspec.Struct]] = {
+    "prompt_tokens_details": _Details,
+    "completion_tokens_details": _Answered,
+    "cache_creation": _Writes,
+    "cache_creation_token_details": _Writes,
+}
+
+
 def _counts(usage: Any) -> _Counts | None:
-    if not isinstance(usage, dict):
+    """The usage in whatever a server sent; what is no number counts as not there."""
+    counts: _Counts | None = _numbers(usage, _Counts)
+    if counts is not None:
+        counts.cost = usage.get("cost")
+        counts.service_tier = _text(usage.get("service_tier"))
+    return counts
+
+
+def _numbers(of: Any, kind: type[msgspec.Struct]) -> Any:
+    if not isinstance(of, dict):
         return None
-    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    return _Counts(
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-        _count(usage.get("total_tokens")),
-        _count(usage.get("prompt_cache_hit_tokens")),
-        _count(usage.get("cost_in_usd_ticks")),
-        usage.get("cost"),
-        _Details(_count(prompt.get("cached_tokens"))) if isinstance(prompt, dict) else None,
-        _Details(None, _count(completion.get("reasoning_tokens")))
-        if isinstance(completion, dict)
-        else None,
+    return kind(
+        **{
+            name: _numbers(of.get(name), inside)
+            if (inside := _INSIDE.get(name)) is not None
+            else _count(of.get(name))
+            for name in kind.__struct_fields__
+        }
     )
 
 
-def _usage(counts: _Counts | None) -> Usage:
+def _usage(counts: _Counts | None, tier: str | None = None) -> Usage:
+    """What was used; `tier` is the service tier that the answer names."""
     if counts is None:
-        return Usage()
+        return Usage(service_tier=tier_of(tier))
     prompt, completion = counts.prompt_tokens, counts.completion_tokens
     total, inside = counts.total_tokens, counts.prompt_tokens_details
     cached = None if inside is None else inside.cached_tokens
     if cached is None:
         cached = counts.prompt_cache_hit_tokens
-    if cached and prompt is not None:
-        # Anthropic, and who passes its numbers on, counts them beside the prompt's and not in them.
-        beside = total is not None and total == prompt + cached + (completion or 0)
-        if cached > prompt or beside:
-            prompt += cached
-    inside = counts.completion_tokens_details
-    reasoning = None if inside is None else inside.reasoning_tokens
+    if cached is None:
+        cached = counts.cache_read_input_tokens
+    if cached is None:
+        cached = counts.cached_tokens
+    written, hour = _written(counts, inside)
+    if (cached or written) and prompt is not None:
+        reads, writes = cached or 0, written or 0
+        # Anthropic counts both beside the prompt's tokens and not in them, and so does who passes its
+        # names on as they are; LiteLLM, OpenRouter and OpenAI count them in, and have details.
+        beside = (
+            max(reads, writes) > prompt
+            or (total is None and reads + writes > prompt)
+            or total == prompt + reads + writes + (completion or 0)
+            or (inside is None and counts.cache_creation_input_tokens is not None)
+        )
+        if beside:
+            prompt += reads + writes
+        elif written:
+            written = min(written, prompt - reads)  # What was read is not billed as written.
+    answered = counts.completion_tokens_details
+    reasoning = None if answered is None else answered.reasoning_tokens
     # xAI and Gemini leave thinking out of completion_tokens but not out of the total.
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
@@ -302,7 +368,37 @@ def _usage(counts: _Counts | None) -> Usage:
     if cost is not None:
         number = isinstance(cost, int | float) and not isinstance(cost, bool)
         cost = cost if number and 0 <= cost < _NO_PRICE else None
-    return Usage(prompt, completion, total, cached, reasoning, cost)
+    if (tier := tier or counts.service_tier) is not None:
+        tier = None if tier == "default" else tier_of(tier)
+    return Usage(prompt, completion, total, cached, reasoning, cost, written, hour, tier)
+
+
+def _written(counts: _Counts, inside: _Details | None) -> tuple[int | None, int | None]:
+    """(tokens written to the cache, how many of them are kept for an hour), each as far as it is told."""
+    split = counts.cache_creation
+    named: tuple[int | None, ...] = (
+        counts.cache_creation_input_tokens,
+        counts.cache_creation_tokens,
+    )
+    if inside is not None:
+        named += (
+            inside.cache_write_tokens,
+            inside.cache_creation_tokens,
+            inside.cache_creation_input_tokens,
+            inside.cached_creation_tokens,
+        )
+        split = split or inside.cache_creation or inside.cache_creation_token_details
+    written = None if named.count(None) == len(named) else max(of or 0 for of in named)
+    short = counts.claude_cache_creation_5_m_tokens
+    hour = counts.claude_cache_creation_1_h_tokens
+    if split is not None:
+        short, hour = split.ephemeral_5m_input_tokens, split.ephemeral_1h_input_tokens
+    if short is None and hour is None:
+        return written, None
+    parts = (short or 0) + (hour or 0)
+    if not parts and written:  # Zeros, where the split is not known.
+        return written, None
+    return max(written or 0, parts), hour or 0
 
 
 def _count(value: Any) -> int | None:

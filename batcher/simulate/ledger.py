@@ -17,18 +17,24 @@ UNANSWERED = 444
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Tokens of one answer; `cached` are in `prompt`, `reasoning` in `completion`."""
+    """Tokens of one answer; `cached` and `written` are in `prompt`, `reasoning` in `completion`.
+
+    `written`, to the cache, is None for a gateway that does not bill it.
+    """
 
     prompt: int
     completion: int
     cached: int = 0
     reasoning: int = 0
+    written: int | None = None
 
     def cost(self, model: SimulatedModel) -> Decimal:
         """Dollars, exact."""
+        written = self.written or 0
         return (
-            (self.prompt - self.cached) * model.input_price
+            (self.prompt - self.cached - written) * model.input_price
             + self.cached * model.cached_price
+            + written * model.write_price
             + self.completion * model.output_price
         ) / 1_000_000
 
@@ -42,7 +48,7 @@ class ModelLedger:
         billed: Answers whose usage the client was told.
         billed_unseen: Answers billed without that: cut, without usage, or the client had gone.
         by_status: Requests by HTTP status; `UNANSWERED` is none.
-        tokens: prompt, completion, cached and reasoning tokens of `billed`.
+        tokens: prompt, completion, cached, cache_write and reasoning tokens of `billed`.
         cost: Dollars for `billed`; `cost_unseen` for `billed_unseen`.
     """
 
@@ -122,6 +128,7 @@ class Ledger:
         tokens["prompt"] += spent.prompt
         tokens["completion"] += spent.completion
         tokens["cached"] += spent.cached
+        tokens["cache_write"] += spent.written or 0
         tokens["reasoning"] += spent.reasoning
 
     def asdict(self, *, keys: bool = False) -> dict[str, Any]:

@@ -215,8 +215,9 @@ class Gateway:
             first = model.latency_s(point, 0) / simulation.speed if streams else left
             await asyncio.sleep(min(first, left))
             left -= min(first, left)
-        cached = self._prefixes.cached(model.id, asked.texts)
-        spent = Spent(asked.prompt, completion, cached)
+        cached, written = self._prefixes.cached(model.id, asked.texts)
+        bills = simulation.cache_writes
+        spent = Spent(asked.prompt, completion, cached, written=written if bills else None)
         now = time.monotonic()
         meter.settle(spent.prompt + spent.completion, now)
 
@@ -286,6 +287,7 @@ class Gateway:
                     "input": model.input_price,
                     "output": model.output_price,
                     "cache_read": model.cached_price,
+                    **({"cache_write": model.write_price} if self.simulation.cache_writes else {}),
                 },
             }
             for model in self.simulation.models
@@ -329,7 +331,10 @@ def _usage(spent: Spent) -> dict[str, Any]:
         "prompt_tokens": spent.prompt,
         "completion_tokens": spent.completion,
         "total_tokens": spent.prompt + spent.completion,
-        "prompt_tokens_details": {"cached_tokens": spent.cached},
+        "prompt_tokens_details": {
+            "cached_tokens": spent.cached,
+            **({} if spent.written is None else {"cache_write_tokens": spent.written}),
+        },
         "completion_tokens_details": {"reasoning_tokens": spent.reasoning},
     }
 

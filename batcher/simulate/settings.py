@@ -42,6 +42,11 @@ class SimulatedModel:
     tokens_per_s: float = inf
     schemas: bool = True
 
+    @property
+    def write_price(self) -> Decimal:
+        """Price of prompt tokens that are written to the cache, where these are billed: OpenAI's factor."""
+        return self.input_price * Decimal("1.25")
+
     def latency_s(self, point: float, completion: int) -> float:
         """Seconds that an answer of `completion` tokens takes.
 
@@ -117,6 +122,9 @@ class Simulation:
 
     faults: Mapping[str, float] = field(default_factory=dict)
     """Share of requests, 0 to 1, that suffer a fault, by its name. Default: none."""
+
+    cache_writes: bool = False
+    """Bill prompt tokens that are written to the cache at 1.25 times the price. Default: no."""
 
     api_key: str | None = None
     """The key that is wanted, else 401. Default: any, or none."""

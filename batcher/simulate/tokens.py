@@ -51,11 +51,14 @@ class PrefixCache:
         self._most = most
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
-    def cached(self, model: str, texts: Sequence[bytes]) -> int:
-        """Tokens of this prompt that began an earlier one for `model`; 0 below 1,024."""
+    def cached(self, model: str, texts: Sequence[bytes]) -> tuple[int, int]:
+        """(tokens of this prompt that began an earlier one for `model`, those kept from now on).
+
+        Both are 0 for a prompt below 1,024 tokens.
+        """
         text = b"\x00".join(texts)
         if len(text) < _LEAST * _BYTES:
-            return 0
+            return 0, 0
         cached, prefix = 0, blake2b(model.encode(), digest_size=16)
         step = _STEP * _BYTES
         for end in range(step, len(text) + 1, step):
@@ -68,4 +71,5 @@ class PrefixCache:
                 self._seen[digest] = None
         while len(self._seen) > self._most:
             self._seen.popitem(last=False)
-        return cached if cached >= _LEAST else 0
+        cached = cached if cached >= _LEAST else 0
+        return cached, len(text) // step * _STEP - cached

@@ -86,8 +86,13 @@ def _usage(found: Result, prompt: int, completion: int) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-    if found.cached_tokens is not None:
-        usage["prompt_tokens_details"] = {"cached_tokens": found.cached_tokens}
+    told = {
+        name: count
+        for name in ("cached_tokens", "cache_write_tokens")
+        if (count := getattr(found, name)) is not None
+    }
+    if told:
+        usage["prompt_tokens_details"] = told
     if found.reasoning_tokens is not None:
         usage["completion_tokens_details"] = {"reasoning_tokens": found.reasoning_tokens}
     return usage if found.cost_usd is None else {**usage, "cost": found.cost_usd}

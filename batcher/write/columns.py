@@ -23,6 +23,7 @@ COLUMNS = {
     "completion_tokens": "int64",
     "total_tokens": "int64",
     "cached_tokens": "int64",
+    "cache_write_tokens": "int64",
     "reasoning_tokens": "int64",
     "cost_usd": "double",
     "latency_ms": "int64",

@@ -56,6 +56,7 @@ def test_tokens_that_nobody_reported_are_null():
     got = totals(result(prompt_tokens=5), result(prompt_tokens=7))
     assert got["tokens"] == {
         "prompt": 12, "completion": None, "total": None, "cached": None, "reasoning": None,
+        "cache_write": None,
     }  # fmt: skip
     assert got["usage_missing"] == 2
 

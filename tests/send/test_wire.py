@@ -437,6 +437,10 @@ PLACES = [
     *(("usage", name) for name in FULL["usage"]), ("usage", "cost_in_usd_ticks"),
     ("usage", "prompt_cache_hit_tokens"), ("usage", "prompt_tokens_details", "cached_tokens"),
     ("usage", "completion_tokens_details", "reasoning_tokens"), ("service_tier",),
+    ("usage", "service_tier"), ("usage", "cache_creation"), ("usage", "cached_tokens"),
+    ("usage", "cache_creation", "ephemeral_1h_input_tokens"), ("usage", "cache_creation_input_tokens"),
+    ("usage", "prompt_tokens_details", "cache_write_tokens"),
+    ("usage", "prompt_tokens_details", "cache_creation_token_details"),
 ]  # fmt: skip
 ODD = [None, True, 0, 1, 7, -1, 4.0, 4.5, 1 << 62, 1 << 70, 1e300, "", " ", "7", "a\u200b", "\u200b", "stop",
        "error", "length", "content-filter", [], {}, [None], [{}], "\ud800"]  # fmt: skip
@@ -642,3 +646,70 @@ def test_a_status_inside_a_200_is_the_rows_http_status():
     assert (error.status, error.retry_after, error.in_answer) == (429, 3.0, True)
     assert refusal(200, said("x", code=503)).in_answer
     assert not refusal(503, said("x")).in_answer
+
+
+SPLIT = {"ephemeral_5m_input_tokens": 300, "ephemeral_1h_input_tokens": 100}
+ALL = {"prompt_tokens": 1000, "completion_tokens": 5, "total_tokens": 1005}
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        # OpenAI, OpenRouter.
+        ({**ALL, "prompt_tokens_details": {"cached_tokens": 200, "cache_write_tokens": 400}}, (1000, 200, 400, None)),
+        ({**ALL, "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}}, (1000, 0, 0, None)),
+        # A longer write does not bill again what was read (seen through new-api).
+        ({"prompt_tokens": 3619, "completion_tokens": 36, "total_tokens": 3655, "prompt_tokens_details":
+          {"cached_tokens": 2921, "cached_creation_tokens": 120, "cache_write_tokens": 3616}}, (3619, 2921, 698, None)),
+        # LiteLLM: in the prompt, said twice.
+        ({**ALL, "cache_creation_input_tokens": 400, "cache_read_input_tokens": 200, "prompt_tokens_details":
+          {"cached_tokens": 200, "cache_creation_tokens": 400, "cache_creation_token_details": SPLIT}},
+         (1000, 200, 400, 100)),
+        # DashScope.
+        ({**ALL, "prompt_tokens_details": {"cached_tokens": 0, "cache_creation_input_tokens": 400, "cache_type":
+          "ephemeral", "cache_creation": {"ephemeral_5m_input_tokens": 400}}}, (1000, 0, 400, 0)),
+        # new-api.
+        ({**ALL, "prompt_tokens_details": {"cached_tokens": 0, "cached_creation_tokens": 400},
+          "claude_cache_creation_5_m_tokens": 0, "claude_cache_creation_1_h_tokens": 400}, (1000, 0, 400, 400)),
+        ({**ALL, "prompt_tokens_details": {"cached_tokens": 0, "cached_creation_tokens": 400},
+          "claude_cache_creation_5_m_tokens": 0, "claude_cache_creation_1_h_tokens": 0}, (1000, 0, 400, None)),
+        # Anthropic's numbers as they are: beside the prompt's.
+        ({"prompt_tokens": 3, "completion_tokens": 5, "cache_creation_input_tokens": 12304,
+          "cache_read_input_tokens": 0}, (12307, 0, 12304, None)),
+        ({**ALL, "cache_creation_input_tokens": 400, "cache_read_input_tokens": 200, "cache_creation": SPLIT},
+         (1600, 200, 400, 100)),
+        ({**ALL, "total_tokens": 1605, "cache_read_input_tokens": 200, "prompt_tokens_details":
+          {"cached_tokens": 200, "cache_creation_tokens": 400}}, (1600, 200, 400, None)),
+        # Moonshot; nothing told.
+        ({**ALL, "cached_tokens": 200}, (1000, 200, None, None)),
+        (ALL, (1000, None, None, None)),
+        # What is no number is not told.
+        ({**ALL, "cache_creation": [1], "prompt_tokens_details": {"cache_write_tokens": "many"}}, (1000, None, None, None)),
+    ],
+)  # fmt: skip
+def test_writes_to_the_cache_are_read_in_all_their_dialects(usage, expected):
+    used = wire.read(200, {}, json.dumps({**OK, "usage": usage}).encode(), keep_raw=False).usage
+    found = (
+        used.prompt_tokens,
+        used.cached_tokens,
+        used.cache_write_tokens,
+        used.cache_write_1h_tokens,
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "tier"),
+    [
+        ({"service_tier": "flex"}, {}, "flex"),
+        ({"service_tier": "Priority"}, {"x-gemini-service-tier": "standard"}, "priority"),
+        ({"usage": {**USED, "service_tier": "batch"}}, {}, "batch"),
+        ({"usage": USED}, {"x-gemini-service-tier": "flex"}, "flex"),
+        ({}, {}, None),
+        *(({"service_tier": name}, {}, None) for name in ("auto", "default", "standard", "on_demand", "", 7, None)),
+    ],
+)  # fmt: skip
+def test_the_service_tier_is_that_which_served_the_request(body, headers, tier):
+    for keep_raw in (False, True):
+        sent = json.dumps({**OK, "usage": USED, **body}).encode()
+        assert wire.read(200, headers, sent, keep_raw=keep_raw).usage.service_tier == tier

@@ -23,11 +23,12 @@ def test_images_and_calls_of_tools_have_tokens_of_their_own():
 def test_a_prompt_that_began_before_is_cached_to_the_last_step_of_128():
     """As OpenAI counts: from 1,024 tokens on, in steps of 128, for one model."""
     cache, system = PrefixCache(), b"s" * 4 * 1200
-    assert cache.cached("a", [system, b"one"]) == 0
-    assert cache.cached("a", [system, b"two"]) == 1152
-    assert cache.cached("b", [system, b"two"]) == 0
-    assert cache.cached("a", [b"x" + system]) == 0
-    assert cache.cached("a", [b"s" * 4 * 1023]) == 0
+    assert cache.cached("a", [system, b"one"]) == (0, 1152)
+    assert cache.cached("a", [system, b"two"]) == (1152, 0)
+    assert cache.cached("a", [system, b"s" * 4 * 300]) == (1152, 256)
+    assert cache.cached("b", [system, b"two"]) == (0, 1152)
+    assert cache.cached("a", [b"x" + system]) == (0, 1152)
+    assert cache.cached("a", [b"s" * 4 * 1023]) == (0, 0)
 
 
 @given(st.lists(st.binary(max_size=9000), min_size=1, max_size=3))
@@ -35,7 +36,7 @@ def test_never_more_is_cached_than_the_prompt_has(texts):
     """Or a cost would be negative."""
     cache = PrefixCache()
     cache.cached("a", texts)
-    assert cache.cached("a", texts) <= prompt_tokens(texts)
+    assert sum(cache.cached("a", texts)) <= prompt_tokens(texts)
 
 
 def test_the_cache_is_bounded_and_forgets_the_least_used():
@@ -44,6 +45,6 @@ def test_the_cache_is_bounded_and_forgets_the_least_used():
     cache.cached("a", [kept])
     for n in range(50):
         cache.cached("a", [b"%4d" % n * 1280])
-        assert cache.cached("a", [kept]) == 1280
-    assert cache.cached("a", [b"   0" * 1280]) == 0
+        assert cache.cached("a", [kept]) == (1280, 0)
+    assert cache.cached("a", [b"   0" * 1280]) == (0, 1280)
     assert len(cache._seen) <= 30
