@@ -545,13 +545,23 @@ class Job:
             return frozenset(Outcome(outcome) for outcome in self.retry)
         return frozenset(o for o in Outcome if not o.answered and o is not Outcome.UNREADABLE)
 
-    def endpoint(self, environment: Mapping[str, str] = os.environ) -> Endpoint:
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Names of the environment variables whose values are never shown."""
+        return frozenset({self.api_key_env or ""})
+
+    def endpoint(self, environment: Mapping[str, str] | None = None) -> Endpoint:
         """The address and key: as asked, else AiHubMix, else OPENAI_*.
+
+        Args:
+            environment: Where the key stands; that of the process when None. A default of
+                `os.environ` would print the key wherever a signature is shown.
 
         Raises:
             JobError: The address is not one, or the key that goes with it is not set.
         """
-        return endpoint_of(self.base_url, self.api_key_env, environment)
+        given = os.environ if environment is None else environment
+        return endpoint_of(self.base_url, self.api_key_env, given)
 
 
 def _choices(kind: Any) -> str:

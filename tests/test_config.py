@@ -165,9 +165,13 @@ def test_the_command_that_goes_on_has_the_variables(tmp_path, gateway):
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"{n}"} for n in range(300)])
     ended = program.batcher(
         "run", "in.jsonl", "-o", "o.jsonl", "-m", "sim-small", "--max-total-tokens", "900", "--param", "max_tokens=9",
-        cwd=tmp_path, url=gateway.url, BATCHER_SYSTEM="Be brief.",
+        "--api-key-env", "BATCHER_KEY", cwd=tmp_path, url=gateway.url, BATCHER_SYSTEM="Be brief.",
+        BATCHER_KEY="sk-0123456789abcdef", BATCHER_API_KEY="sk-0123456789abcdef",
     )  # fmt: skip
     assert ended.returncode == 4
+    assert b"sk-0123456789abcdef" not in ended.stderr
+    assert b"BATCHER_API_KEY is set, and is no option" in ended.stderr
+    assert b"BATCHER_KEY is set" not in ended.stderr
     assert (
         b"Go on with: BATCHER_SYSTEM='Be brief.' batcher run --max-total-tokens " in ended.stderr
     )

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -20,7 +20,7 @@ from cyclopts import Parameter
 from batcher.errors import JobError
 from batcher.job import Job
 
-__all__ = ["with_settings"]
+__all__ = ["of_options", "with_settings"]
 
 _PREFIX = "BATCHER_"
 # Commands that take some of the options, from the environment as well.
@@ -31,18 +31,30 @@ _SHARED = {
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
-def with_settings(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+def of_options(environment: Mapping[str, str], secret: Collection[str]) -> dict[str, str]:
+    """The variables that set options, with their values.
+
+    Args:
+        environment: Where they may stand.
+        secret: Names of variables that are never among them, such as that of the key.
+    """
+    known = {f"{_PREFIX}CONFIG", *(f"{_PREFIX}{name.upper()}" for name in _options())}
+    return {name: environment[name] for name in sorted(known - set(secret)) if name in environment}
+
+
+def with_settings(words: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
     """The words of a command with those options that a file or the environment adds.
 
     Args:
         words: After `batcher`, such as `run in.jsonl -o out.jsonl`.
-        environment: Where `BATCHER_…` may stand.
+        environment: Where `BATCHER_…` may stand; that of the process when None.
 
     Raises:
         JobError: The file cannot be read, or tells an option that there is not.
     """
     if not words or words[0] not in ("run", "check", *_SHARED):
         return list(words)
+    environment = os.environ if environment is None else environment
     command, *given = words
     if "--help" in given or "-h" in given:
         return list(words)
@@ -57,6 +69,13 @@ def with_settings(words: Sequence[str], environment: Mapping[str, str] = os.envi
         path = path or environment.get(f"{_PREFIX}CONFIG")
         told = {} if path is None else _of_file(path, options)
     inputs = told.pop("inputs", None)
+    # A variable that an option names holds a secret, and is no option itself.
+    named = [*words, *map(str, told.values()), environment.get(f"{_PREFIX}API_KEY_ENV", "")]
+    environment = {
+        name: of
+        for name, of in environment.items()
+        if not any(word == name or word.endswith((f"={name}", f"${name}")) for word in named)
+    }
     for name, value in _of_environment(environment, options):
         told.setdefault(name, value)
     given, off = _without_no(given, options)

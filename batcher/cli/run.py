@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from batcher.cli.config import of_options
 from batcher.errors import BatcherError, JobError, RunStopped
 from batcher.job import Job
 from batcher.records import Prompt, Result
@@ -59,7 +60,8 @@ def run(
             changed = _ask(error)
         except KeyboardInterrupt:
             print(
-                f"\nInterrupted; nothing was sent.\nGo on with: {_same_command()}", file=sys.stderr
+                f"\nInterrupted; nothing was sent.\nGo on with: {_same_command(job, {})}",
+                file=sys.stderr,
             )
             return 130
         return _run(replace(job, changed=changed))
@@ -210,18 +212,18 @@ async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
     if job.json:
         ended = {**summary.asdict(), "exit_status": status, "message": message}
         print(json.dumps(ended))
-    go_on = _same_command(instead) if goes_on and job.output != "-" else None
+    go_on = _same_command(job, instead) if goes_on and job.output != "-" else None
     shown.ended(summary, status, message, go_on)
     return status
 
 
-def _same_command(instead: Mapping[str, str | None] | None = None) -> str:
+def _same_command(job: Job, instead: Mapping[str, str | None]) -> str:
     """The command that continues this run: the same one, but never again with --overwrite.
 
     Args:
+        job: What was asked; the variables that hold its secrets are not shown.
         instead: Flags that need another value, or (None) are left out.
     """
-    instead = instead or {}
     words: list[str] = []
     given = iter(sys.argv[2:])
     for word in given:
@@ -233,10 +235,8 @@ def _same_command(instead: Mapping[str, str | None] | None = None) -> str:
             words.append(word)
     told = [word for flag, value in instead.items() if value for word in (flag, value)]
     # The next start may be in another shell.
-    own = sorted(
-        (name, value) for name, value in os.environ.items() if name.startswith("BATCHER_")
-    )
-    variables = "".join(f"{name}={shlex.quote(value)} " for name, value in own)
+    own = of_options(os.environ, job.secrets)
+    variables = "".join(f"{name}={shlex.quote(value)} " for name, value in own.items())
     return variables + shlex.join(["batcher", *sys.argv[1:2], *told, *words])
 
 
