@@ -27,6 +27,7 @@ from batcher.words import (
     concurrency_of,
     delimiter_of,
     encoding_of,
+    json_of,
     labels_of,
     limit_of,
     text_of,
@@ -467,11 +468,12 @@ class Job:
             if not equals or not name:
                 raise JobError(f"--param {text!r}: write it as KEY=JSON, such as temperature=0.")
             try:
-                parsed[name] = msgspec.json.decode(value)
-            except msgspec.DecodeError as error:
+                parsed[name] = json_of(value)
+            except ValueError as error:
+                shown = value if len(value) <= 200 else f"{value[:200]}…"
                 raise JobError(
-                    f"--param {text!r}: {value!r} is not JSON ({error}); "
-                    f"a text needs quotes: --param '{name}=\"{value}\"'."
+                    f"--param {name}: {shown!r} is not JSON that can be sent ({error}); "
+                    f"a text needs quotes: --param '{name}=\"{shown}\"'."
                 ) from None
         if "model" in parsed or "messages" in parsed:
             raise JobError(
@@ -503,9 +505,10 @@ class Job:
         if not text.lstrip().startswith("{"):
             text = text_of("--schema", f"@{text}") or ""
         try:
-            schema = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
-            raise JobError(f"--schema {self.schema}: it is not JSON ({error}).") from None
+            schema = json_of(text)
+        except ValueError as error:
+            named = f"--schema {(self.schema or '')[:200]}"
+            raise JobError(f"{named}: it is not JSON that can be used ({error}).") from None
         if not isinstance(schema, dict):
             raise JobError(f"--schema {self.schema}: a JSON Schema is an object.")
         return schema, ()

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from batcher.errors import JobError
 
-__all__ = ["concurrency_of", "delimiter_of", "encoding_of", "labels_of", "limit_of", "text_of"]
+__all__ = [
+    "concurrency_of",
+    "delimiter_of",
+    "encoding_of",
+    "json_of",
+    "labels_of",
+    "limit_of",
+    "text_of",
+]
 
-
+_MOST_LEVELS = 100
+_TOO_DEEP = f"it is nested deeper than {_MOST_LEVELS} levels"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -66,6 +76,28 @@ def delimiter_of(told: str) -> str:
     if len(found) != 1 or found in '"\r\n\0' or (not found.isprintable() and found != "\t"):
         raise JobError(f"--delimiter {told!r}: it is one character, such as ';', or tab.")
     return found
+
+
+def json_of(text: str) -> Any:
+    """What a text says in JSON.
+
+    Raises:
+        ValueError: It is no JSON, or nested deeper than servers and validators take.
+    """
+    try:
+        value = msgspec.json.decode(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level, depth = [value], 0
+    while level := [
+        inside
+        for one in level
+        if isinstance(one, dict | list)
+        for inside in (one.values() if isinstance(one, dict) else one)
+    ]:
+        if (depth := depth + 1) > _MOST_LEVELS:
+            raise ValueError(_TOO_DEEP)
+    return value
 
 
 def labels_of(text: str) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ BAD = {
     "output is a folder": (["one.jsonl", "-o", "dir.jsonl"], "it is a folder"),
     "output not ours": (["one.jsonl", "-o", "foreign.jsonl"], "no record of having written it"),
     "param without value": (["one.jsonl", "-o", "out.jsonl", "--param", "x"], "KEY=JSON"),
+    "param too deep": (["one.jsonl", "-o", "out.jsonl", "--param", f"x={'[' * 5000}"], "deeper than 100"),
+    "constant prompt": (["one.jsonl", "-o", "out.jsonl", "--prompt", "Do: {prompt}"], "{{ prompt }}"),
     "param not JSON": (["one.jsonl", "-o", "out.jsonl", "--param", "x=y"], "is not JSON"),
     "missing column": (["cols.jsonl", "-o", "out.jsonl", "--prompt", "{{ b }}"], "'b'"),
     "template names nothing": (

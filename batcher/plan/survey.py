@@ -53,6 +53,7 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
     """
     rows, unusable, unfit, first_error = 0, 0, 0, None
     first_columns: list[str] = []
+    told_apart = False
     names = array("q")
     notes: dict[str, list[Any]] = {}
     prompter, pictures = plan.prompter, Digest()
@@ -65,6 +66,7 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
             notes.setdefault(row.note, [row.where, 0])[1] += 1
         if row.columns is not None and (name := row.columns.get("custom_id")) is not None:
             names.append(hash(str(name)))
+        told_apart = told_apart or (row.columns is not None and prompter.is_told_apart(row))
         if rows <= _SAMPLE:
             prompt = prompter.prompt(row)
             unusable += prompt.error is not None
@@ -75,8 +77,11 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
     if not rows:
         raise JobError(f"{where}: there are no rows in it.")
     if unusable == min(rows, _SAMPLE):
+        first_error = prompter.prompt(_first(inputs)).error or first_error
         what = "the only row" if rows == 1 else f"all of the first {unusable} rows"
         raise JobError(f"Nothing can be sent, {what} cannot be used; the first: {first_error}.")
+    if not told_apart:
+        raise prompter.not_told_apart(where, _first(inputs).columns or {})
     if unfit == min(rows, _SAMPLE):
         if inputs.files[0].kind == "parquet":  # Of which only the needed columns were read.
             from batcher.read import parquet
@@ -96,6 +101,11 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
         for note, (where, count) in notes.items()
     ]
     return Surveyed(rows, str(pictures), told)
+
+
+def _first(inputs: Inputs) -> Row:
+    """The first row with all its columns; of Parquet only those that are needed are read."""
+    return next(iter(replace(inputs, limit=1, drawn=None).rows(None)))
 
 
 def pictures_of(inputs: Inputs, rows: int, go_on: Callable[[], None]) -> str:

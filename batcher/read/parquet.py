@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -138,6 +139,26 @@ def _plain_array(array: pa.Array) -> pa.Array:
     return array.cast(kind)
 
 
+def _is_short(kind: pa.DataType) -> bool:
+    """Whether there are floats of 32 or 16 bits in it."""
+    if pa.types.is_nested(kind):
+        return any(_is_short(kind.field(n).type) for n in range(kind.num_fields))
+    return bool(pa.types.is_float32(kind) or pa.types.is_float16(kind))
+
+
+def _shortest(value: Any, kind: pa.DataType) -> Any:
+    """The number that is written as the one of 32 or 16 bits: 0.1, and not 0.10000000149011612."""
+    if isinstance(value, float):
+        if pa.types.is_float32(kind):
+            return float(str(np.float32(value)))
+        return float(str(np.float16(value))) if pa.types.is_float16(kind) else value
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return {name: _shortest(inside, kind.field(name).type) for name, inside in value.items()}
+    if isinstance(value, list) and kind.num_fields == 1:
+        return [_shortest(inside, kind.field(0).type) for inside in value]
+    return value
+
+
 def dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """The rows as Python values; a time that Python has none for is text, as ISO 8601 has it."""
     columns = [
@@ -161,6 +182,8 @@ def _values(column: pa.Array) -> list[Any]:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError):  # A year past 9999.
         return [_value(cell) for cell in column]
+    if _is_short(column.type):
+        return [_shortest(value, column.type) for value in values]
     return values
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from batcher.errors import JobError
 from batcher.read import pictures
 from batcher.read.template import MissingColumn, Template
 from batcher.records import BOUNDS, Prompt, Row
@@ -88,6 +89,33 @@ class Prompter:
     def template_names(self) -> frozenset[str]:
         """Columns that `--prompt` names."""
         return frozenset() if self._prompt is None else self._prompt.names
+
+    def is_told_apart(self, row: Row) -> bool:
+        """Whether what is sent for a row depends on it: on a column, on messages of its own, or a picture."""
+        columns, template = row.columns, self._prompt
+        if template is None or columns is None:
+            return True
+        names = template.names | (frozenset() if self._system is None else self._system.names)
+        if not names.isdisjoint(columns) or columns.get(pictures.COLUMN) is not None:
+            return True
+        return not template.fits(columns) and any(
+            columns.get(name) is not None for name in ("body", "messages", "prompt")
+        )
+
+    def not_told_apart(self, where: str, columns: Mapping[str, object]) -> JobError:
+        """The error for templates that no row fills.
+
+        Args:
+            where: Of the rows, for people.
+            columns: Of one of them.
+        """
+        template = self._prompt or self._system
+        assert template is not None
+        have = ", ".join(columns) or "none"
+        return JobError(
+            f"{template.flag} uses no column of {where}, so each row would be sent the same. Write "
+            f"{template.expression(columns)} where the row's own text belongs (the first row has: {have})."
+        )
 
     def ignores_template(self, row: Row) -> bool:
         """Whether `--prompt` is given but names columns that this row does not have."""

@@ -58,3 +58,17 @@ def test_only_the_named_columns_are_read_in_the_order_of_the_file(tmp_path):
 def test_only_fields_that_are_null_are_left_out(value, left):
     """Gateways refuse `name: null`, and want `content: null` beside tool calls."""
     assert parquet.without_nulls(value) == left
+
+
+def test_a_short_float_is_the_number_that_was_meant():
+    """0.1 in 32 bits is 0.10000000149011612 in 64, which nobody wrote."""
+    float32 = pa.float32()
+    values = {
+        "a": pa.array([0.1, None], float32),
+        "b": pa.array([[0.1], []], pa.list_(float32)),
+        "c": pa.array([{"x": 0.3, "y": 0.1}, None], pa.struct({"x": float32, "y": pa.float64()})),
+        "d": pa.array([0.1, 1e300]),
+    }
+    first, second = parquet.dicts(pa.RecordBatch.from_pydict(values))
+    assert first == {"a": 0.1, "b": [0.1], "c": {"x": 0.3, "y": 0.1}, "d": 0.1}
+    assert second == {"a": None, "b": [], "c": None, "d": 1e300}

@@ -61,6 +61,29 @@ def test_a_template_serves_the_rows_that_have_its_columns():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("template", "system", "columns", "told_apart"),
+    [
+        ("Label this: {text}", None, {"text": "x"}, False),
+        ("{{ 'text' }} {{ 0 }}", None, {"text": "x", "0": "y"}, False),
+        ("{% set a = 1 %}{{ a }}", None, {"a": "x"}, False),
+        ("{{ note | default('x') }}", None, {"text": "x"}, False),
+        ("Label:", "be brief", {"prompt": "x", "messages": [USER]}, False),
+        ("Label this.", None, {"image_path": None}, False),
+        ("Label this.", None, {"image_path": "a.png"}, True),
+        ("Label this.", "{{ text }}", {"text": "x"}, True),
+        ("{{ row['My text'] }}", None, {"My text": "x"}, True),
+        ("{% for x in tags %}{{ x }}{% endfor %}", None, {"tags": []}, True),
+        ("{{ text }}", None, {"prompt": "x"}, True),
+        (None, "be brief", {"messages": [USER]}, True),
+    ],
+)
+def test_a_template_that_uses_nothing_of_the_row_is_noticed(template, system, columns, told_apart):
+    """It would send the same words for each row, and each would be paid for."""
+    prompter = Prompter(template, system, {}, own_model=False)
+    assert prompter.is_told_apart(Row(0, "a.jsonl:1", columns)) is told_apart
+
+
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_a_rows_own_system_message_is_kept(role):
     """Two of them would contradict each other."""

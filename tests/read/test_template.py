@@ -1,5 +1,8 @@
 """What a template does to values nobody expected."""
 
+from datetime import date
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +37,82 @@ def test_a_text_without_braces_is_its_own_template(text):
 def test_templates_can_choose_and_loop(text, columns, rendered):
     """Optional columns and lists need no script before the run."""
     assert Template("--prompt", text).render(columns) == rendered
+
+
+ORDER = {"items": ["shoes"], "price": 1.5, "paid": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("{{ order.items }}", '["shoes"]'),
+        ("{{ order['items'][0] }}", "shoes"),
+        ("{{ order }}", '{"items": ["shoes"], "price": 1.5, "paid": null}'),
+        ("{{ 'a' ~ order.items }}", 'a["shoes"]'),
+        ("{{ order | string }}", '{"items": ["shoes"], "price": 1.5, "paid": null}'),
+        ("{{ [order.items] | join }}", '["shoes"]'),
+        ("{% for name, value in order.items() %}{{ name }} {% endfor %}", "items price paid "),
+        ("{{ order | dictsort | map('first') | join(',') }}", "items,paid,price"),
+        ("{{ order.price.is_integer() }}", "False"),
+        ("{{ row['order'].price }}{{ row.order['price'] }}", "1.51.5"),
+        ("{{ when }}", "2024-05-01"),
+        ("{{ [when, sum] }}", '["2024-05-01", 0.1]'),
+    ],
+)
+def test_an_item_goes_before_a_method_and_objects_are_json(text, rendered):
+    """A prompt has the same bytes in each process, or its rows are paid for again."""
+    columns = {"order": ORDER, "when": date(2024, 5, 1), "sum": Decimal("0.1")}
+    assert Template("--prompt", text).render(columns) == rendered
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ order.keys }}", "keys is a method"),
+        ("{{ order['keys'] }}", "no attribute 'keys'"),
+        ("{{ order.keys ~ '' }}", "keys is a method"),
+        ("{{ [order.keys] | join }}", "keys is a method"),
+        ("{{ order | attr('keys') }}", "keys is a method"),
+        ("{{ order.price.is_integer }}", "is_integer is a method"),
+        ("{{ 'x'.upper }}", "upper is a method"),
+        ("{% macro m() %}{% endmacro %}{{ m }}", "a function"),
+        ("{{ order.items | map('upper') }}", "generator"),
+        ("{{ self }}", "no text"),
+        ("{{ row }}", "the whole row"),
+        ("{{ row ~ '' }}", "the whole row"),
+        ("{% for name in row %}{{ name }}{% endfor %}", "the whole row"),
+        ("{{ raw }}", "bytes"),
+        ("{{ [raw] }}", "bytes"),
+        ("{{ 'a' ~ order.paid }}", "null"),
+        ("{{ order.cost }}", "no attribute 'cost'"),
+    ],
+)
+def test_what_has_no_text_is_never_shown(text, reason):
+    """It would be an address in memory, and paid for."""
+    with pytest.raises(MissingColumn, match=reason):
+        Template("--prompt", text).render({"order": ORDER, "raw": b"x"})
+
+
+@pytest.mark.parametrize("name", ["Review Text", "review-text", "a.b", "2nd", "0", "it's", "row"])
+def test_a_column_of_any_name_can_be_shown(name):
+    """And is what the template names, so that it is read from a Parquet file."""
+    template = Template("--prompt", f"{{{{ row[{name!r}] }}}}")
+    assert template.render({name: "hi", "other": 1}) == "hi"
+    assert template.names == {name}
+
+
+def test_a_name_that_is_no_identifier_is_told_how_to_be_written():
+    """In the words of the row."""
+    columns = {"review-text": "hi"}
+    for text in ("{{ review-text }}", "{{ row['text'] }}"):
+        with pytest.raises(MissingColumn, match=r"is written \{\{ row\['review-text'\] \}\}"):
+            Template("--prompt", text).render(columns)
+    with pytest.raises(
+        JobError, match=r"\{\{ row\['Review Text'\] \}\} for a column of that name"
+    ):
+        Template("--prompt", "Label: {{ Review Text }}")
+    with pytest.raises(JobError, match="takes the name of a column"):
+        Template("--prompt", "{{ row[name] }}")
 
 
 @pytest.mark.parametrize(
