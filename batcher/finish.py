@@ -102,6 +102,8 @@ def export(
         for number in picks.damaged if locked else ():
             # Its sidecar promises lines that are not there: the segment is to be read again.
             (folder / f"journal-{number:06}.idx").unlink(missing_ok=True)
+    for sentence in inputs.losses():
+        say(sentence)
     for old, new in written.renamed.items():
         say(f"The input column {old!r} has the name of a result; it stands as {new!r}.")
     return Finished(written.rows, written.missing, picks.lost, set(written.statuses) <= {"ok"})
@@ -117,26 +119,27 @@ def _parquet(
 ) -> results.Written:
     import pyarrow as pa  # Takes its time to import, and is not needed for JSONL.
 
-    from batcher.read.columns import Columns, Misfit
+    from batcher.read.columns import Columns, Misfit, names_in
     from batcher.write import parsed
-    from batcher.write.parquet import NotOfType, write_parquet
+    from batcher.write.parquet import Block, NotOfType, write_parquet
 
-    def arrays(columns: Columns) -> Iterator[tuple[list[int], list[pa.Array]]]:
-        for positions, rows in inputs.native():
-            yield positions, list(columns.arrays(rows))
+    def blocks(columns: Columns) -> Iterator[Block]:
+        for positions, rows in inputs.native(columns.as_json):
+            yield Block(positions, list(columns.arrays(rows)), names_in(rows))
 
     mixed: set[str] = set()
     shape = None if checked is None else parsed.shape_of(checked)
+    schemas = inputs.schemas()
     while True:
-        if (known := inputs.schema()) is not None:
-            columns = Columns.of_schema(known)
+        if schemas is not None:
+            columns = Columns.of_schemas(schemas, mixed)
         else:
             columns = Columns.found_in(inputs.native(), mixed)
         schema = pa.schema(list(columns.types.items()))
         try:
             written = write_parquet(
                 output,
-                arrays(columns),
+                blocks(columns),
                 schema,
                 picks,
                 parsed=shape,

@@ -60,6 +60,8 @@ _BEAT_SECONDS, _LOOK_SECONDS, _MUCH_MORE = 5.0, 0.02, 1.1
 _GUARD_SECONDS = 0.2
 _HEALINGS = 2
 _LOOK_ROWS = 100
+# Of the columns that no prompt uses: a quarter of a second of reading before a run. `check` reads all.
+_LOOK_BYTES = 256 << 20
 _OTHER_FILES = 64  # Besides connections: journal, input, output, what libraries open.
 
 
@@ -353,6 +355,10 @@ class Runner:
         for note in found_in.notes:
             say(note)
         self._surveyed = found_in.rows
+        most = _LOOK_BYTES if not job.dry_run else 1 << 62
+        inputs.look(plan.prompter.columns, most, self._go_on)
+        for sentence in inputs.losses():
+            say(sentence)
         if found_in.pictures and (epoch.pictures is None or epoch.pictures.rows < found_in.rows):
             # Of rows drawn by chance it is not told which: their answers are found by key next time.
             told = found_in.pictures if inputs.drawn is None else "drawn"

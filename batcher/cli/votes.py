@@ -82,8 +82,8 @@ def _parquet(path: Path, output: str, rows: _Rows) -> None:
     }  # fmt: skip
     added = [(name, types[name]) for name in VOTE]
     inputs = source(output)
-    if (known := inputs.schema()) is not None:
-        columns = Columns.of_schema(known)
+    if (known := inputs.schemas()) is not None:
+        columns = Columns.of_schemas(known)
     else:
         columns = Columns.found_in(inputs.native())
     own = {name: kind for name, kind in columns.types.items() if name not in COLUMNS}

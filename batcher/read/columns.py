@@ -1,23 +1,29 @@
 """The input's columns with their Arrow types: known for Parquet, found by reading for the rest.
 
-Touches: nothing. A column whose rows disagree in type becomes a JSON text column.
+Files may give a column different types. Where one Arrow type holds all their values unchanged, the
+column has that type; else it is a column of JSON text, each cell what JSONL output would have there.
+
+Touches: nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
-__all__ = ["Block", "Columns", "Misfit"]
+from batcher.read import parquet
+
+__all__ = ["Block", "Columns", "Misfit", "is_deep", "names_in", "unified"]
 
 type_json = pa.string()
 Block = tuple[list[int], "pa.RecordBatch | list[dict[str, object] | None]"]
+_DEEPEST = 24
+"""Levels of nesting in a type; pyarrow cannot read a schema of more than 100, and a list takes three."""
 _MANY_FIELDS = 64
-_EXACT = 1 << 53
-_json = msgspec.json.Encoder(decimal_format="string", enc_hook=str).encode
+_json = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
 class Misfit(ValueError):
@@ -40,36 +46,32 @@ class Columns:
         as_json: Columns whose rows disagree, or whose values no Arrow type holds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, as_json: Iterable[str] = ()) -> None:
         self.types: dict[str, pa.DataType] = {}
-        self.as_json: set[str] = set()
-        self._large: set[str] = set()
+        self.as_json: set[str] = set(as_json)
 
     @classmethod
     def found_in(cls, blocks: Iterable[Block], as_json: Iterable[str] = ()) -> Columns:
         """Reads all blocks; `as_json` are columns already known to be mixed."""
-        columns = cls()
-        columns.as_json.update(as_json)
+        columns = cls(as_json)
         for _positions, rows in blocks:
             if isinstance(rows, pa.RecordBatch):
-                for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
-                    columns._unify(name, kind)
+                columns._add(rows.schema)
             else:
                 columns._infer(rows)
-        for name, kind in columns.types.items():
-            # An integer past 2**53 in a column of floats would come out as another number.
-            if pa.types.is_floating(kind) and name in columns._large:
-                columns.as_json.add(name)
-            if name in columns.as_json:
-                columns.types[name] = type_json
         return columns
 
     @classmethod
-    def of_schema(cls, schema: pa.Schema) -> Columns:
-        """The columns of a single Parquet file, without reading its rows."""
-        columns = cls()
-        columns.types = dict(zip(schema.names, schema.types, strict=True))
+    def of_schemas(cls, schemas: Iterable[pa.Schema], as_json: Iterable[str] = ()) -> Columns:
+        """The columns of Parquet files, without reading their rows."""
+        columns = cls(as_json)
+        for schema in schemas:
+            columns._add(schema)
         return columns
+
+    def _add(self, schema: pa.Schema) -> None:
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            self._unify(name, kind)
 
     def _infer(self, rows: Sequence[dict[str, object] | None]) -> None:
         names = dict.fromkeys(name for row in rows if row for name in row)
@@ -83,31 +85,27 @@ class Columns:
             except (pa.ArrowException, OverflowError, UnicodeEncodeError):
                 self._mixed(name)
                 continue
-            if _truths_among_numbers(given, values):
+            if (
+                is_deep(values.type)
+                or _awkward(values.type)
+                or _truths_among_numbers(given, values)
+            ):
                 self._mixed(name)
-                continue
-            if pa.types.is_integer(values.type) and _beyond(values):
-                self._large.add(name)
-            self._unify(name, values.type)
+            else:
+                self._unify(name, values.type)
 
     def _unify(self, name: str, kind: pa.DataType) -> None:
         have = self.types.get(name)
         if name in self.as_json:
-            return
-        if _awkward(kind):
-            self._mixed(name)
-        elif have is None or pa.types.is_null(have):
+            self.types.setdefault(name, type_json)
+        elif have is None:
             self.types[name] = kind
-        elif have != kind and not pa.types.is_null(kind):
-            one, other = pa.schema([(name, have)]), pa.schema([(name, kind)])
-            try:
-                merged = pa.unify_schemas([one, other], promote_options="permissive")
-            except pa.ArrowException:
+        elif have != kind:
+            both = unified(have, kind)
+            if both is None or _awkward(both):
                 self._mixed(name)
             else:
-                self.types[name] = merged.field(0).type
-                if _awkward(self.types[name]):
-                    self._mixed(name)
+                self.types[name] = both
 
     def _mixed(self, name: str) -> None:
         self.as_json.add(name)
@@ -116,16 +114,17 @@ class Columns:
     def arrays(self, rows: pa.RecordBatch | list[dict[str, object] | None]) -> Iterator[pa.Array]:
         """One array per column, in the types found, of one block's rows.
 
+        In the columns of JSON text a value may be `msgspec.Raw`, which is taken as it stands.
+
         Raises:
-            Misfit: A column holds what its type cannot (nested values past the sample's types).
+            Misfit: A column holds what its type cannot: nested values past the sample's types,
+                integers among floats that no float equals, times out of the range of a finer unit.
         """
         if not isinstance(rows, pa.RecordBatch):
             for name, kind in self.types.items():
                 values = [row.get(name) if row else None for row in rows]
-                if name in self.as_json:
-                    values = [None if v is None else _json(v).decode() for v in values]
                 try:
-                    yield pa.array(values, kind)
+                    yield pa.array(_texts(values) if name in self.as_json else values, kind)
                 except (pa.ArrowException, OverflowError, UnicodeEncodeError):
                     raise Misfit(name) from None
             return
@@ -134,8 +133,7 @@ class Columns:
             if name not in have:
                 yield pa.nulls(rows.num_rows, kind)
             elif name in self.as_json:
-                values = rows.column(name).to_pylist()
-                yield pa.array([None if v is None else _json(v).decode() for v in values], kind)
+                yield pa.array(_texts(parquet.values(rows.column(name))), kind)
             elif (column := rows.column(name)).type == kind:
                 yield column
             else:
@@ -143,6 +141,150 @@ class Columns:
                     yield column.cast(kind)
                 except pa.ArrowException:
                     raise Misfit(name) from None
+
+
+def names_in(rows: pa.RecordBatch | list[dict[str, object] | None]) -> list[str | None]:
+    """The `custom_id` of each row as text, whatever type its column has in the output."""
+    if isinstance(rows, pa.RecordBatch):
+        known = "custom_id" in rows.schema.names
+        names = parquet.values(rows.column("custom_id")) if known else [None] * rows.num_rows
+    else:
+        own = (row.get("custom_id") if row else None for row in rows)
+        names = [msgspec.json.decode(n) if isinstance(n, msgspec.Raw) else n for n in own]
+    return [None if name is None else str(name) for name in names]
+
+
+def _texts(values: Collection[Any]) -> list[str | None]:
+    return [None if v is None or v == _NULL else _json(v).decode() for v in values]
+
+
+_NULL = msgspec.Raw(b"null")
+
+
+def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """A type that holds the values of both unchanged; None where there is none.
+
+    Values may still be out of its range: integers of more than 53 bits beside floats, signed ones beside
+    64 bits without a sign, times that are far away beside nanoseconds. A cast tells.
+
+    >>> unified(pa.int32(), pa.float32()), unified(pa.int64(), pa.string())
+    (DataType(double), None)
+    >>> unified(pa.dictionary(pa.int8(), pa.string()), pa.large_string())
+    DataType(large_string)
+    """
+    types = pa.types
+    if one == other or types.is_null(other):
+        return one
+    if types.is_null(one):
+        return other
+    if types.is_dictionary(one) or types.is_dictionary(other):
+        return unified(*(k.value_type if types.is_dictionary(k) else k for k in (one, other)))
+    for kinds in (_numbers, _bytes, _times, _nested):
+        if (found := kinds(one, other)) is not None:
+            return found
+    return None
+
+
+def _numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    types, both = pa.types, (one, other)
+    floats, integers = map(types.is_floating, both), map(types.is_integer, both)
+    decimals, whole = [*map(types.is_decimal, both)], [*integers]
+    if any(found := [*floats]):
+        if all(found):
+            return max(both, key=lambda kind: kind.bit_width)
+        return pa.float64() if any(whole) else None
+    if all(whole):
+        signed = [*map(types.is_signed_integer, both)]
+        if signed[0] == signed[1]:
+            return max(both, key=lambda kind: kind.bit_width)
+        return pa.int64()
+    if any(decimals) and all(d or w for d, w in zip(decimals, whole, strict=True)):
+        # 64 bits are up to 20 digits.
+        digits = [
+            (k.precision - k.scale, k.scale) if types.is_decimal(k) else (20, 0) for k in both
+        ]
+        scale = max(0, *(after for _before, after in digits))
+        precision = max(before for before, _after in digits) + scale
+        if precision > 76:
+            return None
+        return (pa.decimal128 if precision <= 38 else pa.decimal256)(precision, scale)
+    return None
+
+
+def _bytes(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    types, both = pa.types, (one, other)
+    text = [types.is_string(k) or types.is_large_string(k) for k in both]
+    binary = [
+        types.is_binary(k) or types.is_large_binary(k) or types.is_fixed_size_binary(k)
+        for k in both
+    ]
+    large = any(types.is_large_string(k) or types.is_large_binary(k) for k in both)
+    if all(text):
+        return pa.large_string()
+    if all(binary):
+        return pa.large_binary() if large else pa.binary()
+    return None
+
+
+def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    types, both = pa.types, (one, other)
+    stamps = [*map(types.is_timestamp, both)]
+    dates = [*map(types.is_date, both)]
+    if all(dates):
+        return pa.date32()
+    if any(stamps) and all(s or d for s, d in zip(stamps, dates, strict=True)):
+        zones = {k.tz for k in both if types.is_timestamp(k)}
+        if any(dates) and zones != {None}:  # A day has no zone.
+            return None
+        if len(zones) > 1:
+            if None in zones:
+                return None
+            zones = {"UTC"}  # They are the same instants in each.
+        return pa.timestamp(_finer(both), zones.pop())
+    if all(map(types.is_duration, both)):
+        return pa.duration(_finer(both))
+    if all(map(types.is_time, both)):
+        unit = _finer(both)
+        return pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
+    return None
+
+
+def _finer(kinds: Iterable[pa.DataType]) -> str:
+    units = {k.unit for k in kinds if not pa.types.is_date(k)}
+    return next(unit for unit in ("ns", "us", "ms", "s") if unit in units)
+
+
+def _nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    types, both = pa.types, (one, other)
+    if all(map(types.is_struct, both)):
+        fields = {field.name: field.type for field in one}
+        if len(fields) < one.num_fields or len({f.name for f in other}) < other.num_fields:
+            return None
+        for field in other:
+            kind = unified(fields.get(field.name, pa.null()), field.type)
+            if kind is None:
+                return None
+            fields[field.name] = kind
+        return pa.struct(list(fields.items()))
+    if all(map(types.is_map, both)):
+        key, item = unified(one.key_type, other.key_type), unified(one.item_type, other.item_type)
+        return None if key is None or item is None else pa.map_(key, item)
+    if all(
+        types.is_list(k) or types.is_large_list(k) or types.is_fixed_size_list(k) for k in both
+    ):
+        item = unified(one.value_type, other.value_type)
+        if item is None:
+            return None
+        return (pa.large_list if any(map(types.is_large_list, both)) else pa.list_)(item)
+    return None
+
+
+def is_deep(kind: pa.DataType) -> bool:
+    """Whether a type is nested more than `_DEEPEST` levels."""
+    level = [kind]
+    for _ in range(_DEEPEST):
+        level = [k.field(i).type for k in level for i in range(k.num_fields)]
+    return bool(level)
 
 
 def _truths_among_numbers(given: list[object], values: Any) -> bool:
@@ -160,11 +302,6 @@ def _became_number(given: object, found: object) -> bool:
     if isinstance(given, list) and isinstance(found, list):
         return any(map(_became_number, given, found))
     return isinstance(given, bool) and not isinstance(found, bool)
-
-
-def _beyond(values: Any) -> bool:
-    numbers = [v for v in values.to_pylist() if v is not None]
-    return bool(numbers) and (max(numbers) > _EXACT or min(numbers) < -_EXACT)
 
 
 def _awkward(kind: pa.DataType) -> bool:

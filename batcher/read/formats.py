@@ -8,7 +8,7 @@ pyarrow takes a quarter of a start, so it is imported where there is Parquet to 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batcher.read.files import InputFile
+    from batcher.read.parquet import Lost
 
 __all__ = [
     "ALL",
@@ -37,7 +38,7 @@ __all__ = [
 ALL = 1 << 62
 """More rows than there are."""
 _BLOCK_ROWS = 2000
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 4 << 20
 _LOOK = 1 << 20
 _BODIES = frozenset({"messages", "body"})
 
@@ -69,6 +70,7 @@ class Span:
         left: How many rows are still allowed.
         wanted: The first position from a given one on that is needed.
         marks: By path of a file, where some of its lines begin (`Inputs.marks`).
+        lost: Told of cells that cannot be read.
     """
 
     file: InputFile
@@ -77,6 +79,7 @@ class Span:
     left: int
     wanted: Callable[[int], int]
     marks: dict[str, array[int]]
+    lost: Lost
 
 
 class Reader(Protocol):
@@ -106,8 +109,11 @@ class Reader(Protocol):
     ) -> Generator[Row, None, tuple[int, int]]:
         """Those rows that are wanted; returns how many positions and rows there are, wanted or not."""
 
-    def blocks(self, file: InputFile, first: int) -> Generator[Block, None, int]:
-        """All rows of a file whose first position is `first`; returns how many positions there are."""
+    def blocks(self, file: InputFile, first: int, lost: Lost) -> Generator[Block, None, int]:
+        """All rows of a file whose first position is `first`; returns how many positions there are.
+
+        `lost` is told of cells that cannot be read, which are null.
+        """
 
     def count(self, file: InputFile) -> int:
         """How many rows there are; nothing is decoded."""
@@ -145,7 +151,7 @@ class _Text:
             wanted = span.wanted(position + 1)
         return rows, rows
 
-    def blocks(self, file: InputFile, first: int) -> Generator[Block, None, int]:
+    def blocks(self, file: InputFile, first: int, _lost: Lost) -> Generator[Block, None, int]:
         positions: list[int] = []
         rows: list[Any] = []
         size = 0
@@ -375,26 +381,35 @@ class _Parquet:
         def needed(at: int, rows: int) -> bool:
             return span.wanted(span.first + at) < span.first + at + rows and at < count
 
-        for at, batch in parquet.batches(path, names, needed):
+        spans: list[tuple[Sequence[int], str]] = []
+
+        def lost(column: str, rows: Sequence[int], why: str) -> None:
+            span.lost(column, rows, why)
+            spans.append((rows, f"the column {column!r} {why}"))
+
+        for at, batch in parquet.batches(path, names, needed, lost):
             batch = batch.slice(0, max(0, count - at))
             if not needed(at, batch.num_rows):
                 continue
             wanted = span.wanted(span.first + at)
             for offset, values in enumerate(parquet.dicts(batch)):
-                position = span.first + at + offset
+                number = at + offset
+                position = span.first + number
                 if position < wanted:
                     continue
                 for name in _BODIES & values.keys():
                     values[name] = parquet.without_nulls(values[name])
-                where = f"{span.file.name} row {at + offset}"
-                yield Row(position, where, values, folder=folder)
+                where = f"{span.file.name} row {number}"
+                why = next((why for rows, why in spans if number in rows), None)
+                yield Row(position, where, values, why and f"{where}: {why}", folder)
                 wanted = span.wanted(position + 1)
+            spans[:] = [lost for lost in spans if lost[0][-1] >= at + batch.num_rows]
         return count, count
 
-    def blocks(self, file: InputFile, first: int) -> Generator[Block, None, int]:
+    def blocks(self, file: InputFile, first: int, lost: Lost) -> Generator[Block, None, int]:
         from batcher.read import parquet
 
-        for at, batch in parquet.batches(file.path):
+        for at, batch in parquet.batches(file.path, lost=lost):
             yield list(range(first + at, first + at + batch.num_rows)), batch
         return parquet.count(file.path)
 

@@ -7,8 +7,9 @@ ones too, so a blank line moves no other row and `sed -n` finds what an error na
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -48,20 +49,54 @@ class Inputs:
     images: str | None = None
     marks: dict[str, array[int]] = field(default_factory=dict)
     _left_out: bytes | None = field(default=None, init=False, repr=False)
+    _lost: dict[tuple[str, str, str], int] = field(default_factory=dict, init=False, repr=False)
+    _said: int = field(default=0, init=False, repr=False)
 
     @property
     def pins(self) -> list[Pin]:
         """What `run.json` keeps to know the same input again."""
         return [file.pin for file in self.files]
 
-    def schema(self) -> pa.Schema | None:
-        """The columns, where all files are Parquet and have the same ones; else None."""
+    def schemas(self) -> list[pa.Schema] | None:
+        """The columns of each file, where all are Parquet; else None."""
         if any(file.kind != "parquet" for file in self.files):
             return None
         from batcher.read import parquet
 
-        found = [parquet.schema(file.path) for file in self.files]
-        return found[0] if found and all(found[0] == other for other in found) else None
+        return [parquet.schema(file.path) for file in self.files]
+
+    def losses(self) -> list[str]:
+        """What could not be read since this was last asked, in sentences: a column of a file each."""
+        new = [*self._lost.items()][self._said :]
+        self._said = len(self._lost)
+        return [
+            f"{name}: the column {column!r} {why}, first in row {row}; such cells are null."
+            for (name, column, why), row in new
+        ]
+
+    def _lose(self, file: InputFile, column: str, rows: Sequence[int], why: str) -> None:
+        self._lost.setdefault((file.name, column, why), rows[0])
+
+    def look(self, known: Collection[str], most_bytes: int, go_on: Callable[[], None]) -> None:
+        """Reads the columns of local Parquet files that are not `known`, for `losses`.
+
+        Args:
+            known: Columns that are read anyway.
+            most_bytes: How much to read, once it is unpacked.
+            go_on: Called now and then; what it raises ends the reading.
+        """
+        for file in self.files:
+            if file.kind != "parquet" or objects.is_object(file.path):
+                continue
+            from batcher.read import parquet
+
+            names = [name for name in parquet.schema(file.path).names if name not in known]
+            lost = partial(self._lose, file)
+            for _at, batch in parquet.batches(file.path, names, lost=lost) if names else ():
+                go_on()
+                most_bytes -= batch.nbytes
+                if most_bytes <= 0:
+                    return
 
     def rows(
         self, columns: frozenset[str] | None = None, start: int = 0, settled: bytes = b""
@@ -91,7 +126,8 @@ class Inputs:
         first, left = 0, ALL if self.limit is None else self.limit
         for file in self.files:
             folder = file.folder if self.images is None else self.images
-            span = Span(file, folder, first, left, wanted, self.marks)
+            lost = partial(self._lose, file)
+            span = Span(file, folder, first, left, wanted, self.marks, lost)
             try:
                 positions, rows = yield from READERS[file.kind].rows(span, columns)
             except OSError as error:
@@ -147,14 +183,23 @@ class Inputs:
                 )
 
     def native(
-        self,
+        self, as_json: Collection[str] = ()
     ) -> Iterator[tuple[list[int], pa.RecordBatch | list[dict[str, object] | None]]]:
-        """Blocks of (positions, record batch for Parquet, else decoded columns)."""
+        """Blocks of (positions, record batch for Parquet, else decoded columns).
+
+        Of JSON, the columns in `as_json` are `msgspec.Raw`, with every digit that stands there.
+        """
         for positions, rows in self._drawn_blocks():
             if not isinstance(rows, list):
                 yield positions, rows
-            else:
-                yield positions, [_decoded(row) if isinstance(row, bytes) else row for row in rows]
+                continue
+            decoded = [_decoded(row) if isinstance(row, bytes) else row for row in rows]
+            if as_json:
+                for line, columns in zip(rows, decoded, strict=True):
+                    if columns is not None and isinstance(line, bytes):
+                        raw = _raw(line)
+                        columns.update({name: raw[name] for name in raw.keys() & as_json})
+            yield positions, decoded
 
     def _drawn_blocks(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[Any]]]:
         if self.drawn is None:
@@ -170,7 +215,7 @@ class Inputs:
     def _blocks(self) -> Iterator[tuple[list[int], pa.RecordBatch | list[Any]]]:
         first, left = 0, ALL if self.limit is None else self.limit
         for file in self.files:
-            blocks = READERS[file.kind].blocks(file, first)
+            blocks = READERS[file.kind].blocks(file, first, partial(self._lose, file))
             while True:
                 if left <= 0:
                     return
@@ -216,7 +261,7 @@ def _raw(line: bytes) -> dict[str, Any]:
         if made is None:
             return {}
         line = made
-    columns: dict[str, Any] = _raw_columns(line)
+    columns: dict[str, Any] = _raw_columns(jsonl.shallow(line))
     return columns
 
 

@@ -15,9 +15,12 @@ from batcher import objects
 from batcher.read import text
 from batcher.read.text import BOM, Damaged
 
-__all__ = ["MARK", "Damaged", "decode", "lines", "salvaged"]
+__all__ = ["MARK", "Damaged", "decode", "lines", "salvaged", "shallow"]
 
 MARK = 4096  # lines
+_DEEPEST = 200  # Python's stack ends at 1,000, and an answer is read from deep inside the program.
+# Never steps back over what it has matched, so its time grows with the line and no faster.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 _decode: Any = msgspec.json.Decoder().decode
 _encode: Any = msgspec.json.Encoder(decimal_format="number").encode
 # Texts, to step over them, and what is no JSON but what Python's own json writes, or no number of 64 bits.
@@ -81,12 +84,38 @@ def decode(line: bytes) -> dict[str, object]:
         Damaged: It is not a JSON object in UTF-8; the text says what is wrong.
     """
     try:
-        columns = _decode(line)
+        columns = _decode(shallow(line))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(_reason(line, error)) from None
     if type(columns) is not dict:
         raise Damaged(f"not a JSON object but {_kind(columns)}")
     return columns
+
+
+def shallow(line: bytes) -> bytes:
+    """The line; a value of it that is nested more than 200 levels deep is a text: the JSON that it was.
+
+    >>> shallow(b'{"a": 1, "b": ' + b"[" * 201 + b"]" * 201 + b"}")[:20]
+    b'{"a": 1, "b": "[[[[['
+    """
+    if line.count(b"[") + line.count(b"{") <= _DEEPEST:
+        return line
+    parts: list[bytes] = []
+    depth = deepest = start = done = 0
+    for token in _TOKEN.finditer(line):
+        if token[0] in (b"[", b"{"):
+            depth += 1
+            if depth == 2:
+                start, deepest = token.start(), 0
+            deepest = max(deepest, depth)
+        elif token[0] in (b"]", b"}"):
+            depth -= 1
+            if depth == 1 and deepest > _DEEPEST + 1:
+                deep = line[start : token.end()].decode(errors="surrogateescape")
+                made = json.dumps(deep, ensure_ascii=False)
+                parts += line[done:start], made.encode(errors="surrogateescape")
+                done = token.end()
+    return b"".join([*parts, line[done:]]) if parts else line
 
 
 def salvaged(line: bytes) -> tuple[bytes | None, str, str]:

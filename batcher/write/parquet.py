@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,9 +22,9 @@ from batcher.write.parsed import Shape
 from batcher.write.parts import name_of
 from batcher.write.results import Confirm, Picks, Written, synced, whole, whole_folder
 
-__all__ = ["NotOfType", "result_schema", "write_parquet"]
+__all__ = ["Block", "NotOfType", "result_schema", "write_parquet"]
 
-_GROUP_BYTES = 8 << 20
+_GROUP_BYTES = 16 << 20
 _GROUP_ROWS = 32 << 10
 _PART_BYTES = 512 << 20
 _TIME = pa.timestamp("ms", "UTC")
@@ -45,13 +44,33 @@ def result_schema() -> pa.Schema:
     return pa.schema([_RESULT.field(name) for name in names])
 
 
+class Block(NamedTuple):
+    """Rows of the input.
+
+    Attributes:
+        positions: Of each row.
+        arrays: One for each column.
+        names: The `custom_id` of each row, None for none.
+    """
+
+    positions: list[int]
+    arrays: list[pa.Array]
+    names: list[str | None]
+
+    @property
+    def row_bytes(self) -> int:
+        """The mean size of a row; what a dictionary holds is shared, and not counted."""
+        held = (a.indices if pa.types.is_dictionary(a.type) else a for a in self.arrays)
+        return int(sum(array.nbytes for array in held)) // len(self.positions)
+
+
 class NotOfType(ValueError):
     """A value of `parsed` is not of its type: too large, or checked by another schema."""
 
 
 def write_parquet(
     path: Path,
-    blocks: Iterator[tuple[list[int], list[pa.Array]]],
+    blocks: Iterator[Block],
     schema: pa.Schema,
     picks: Picks,
     *,
@@ -66,7 +85,7 @@ def write_parquet(
 
     Args:
         path: The output; without the suffix `.parquet` it is a folder of parts.
-        blocks: (positions, one array for each field of `schema`).
+        blocks: The input's rows, with one array for each field of `schema`.
         schema: The input's columns.
         picks: Finds the lines.
         keep_raw: Whether there is a `response` column.
@@ -82,8 +101,7 @@ def write_parquet(
     written = Written()
     custom_id = schema.get_field_index("custom_id")
     # One of texts is not repeated: the result's has the same.
-    mixed = "custom_id" in as_json
-    same = custom_id >= 0 and not mixed and _is_text(schema.types[custom_id])
+    same = custom_id >= 0 and "custom_id" not in as_json and _is_text(schema.types[custom_id])
     kept = [i for i in range(len(schema)) if not (same and i == custom_id)]
     renamed = renames(schema.names[i] for i in kept)
     written.renamed = renamed
@@ -98,28 +116,28 @@ def write_parquet(
     with _writer(path, out) as writer:
         held: list[pa.Table] = []
         size = rows = 0
-        for positions, arrays in blocks:
-            own = arrays[custom_id].to_pylist() if custom_id >= 0 else [None] * len(positions)
-            if mixed:
-                own = [None if text is None else json.loads(text) for text in own]
+        for block in blocks:
             places: list[int] = []
             samples: list[int] = []
             lines: list[bytes] = []
-            pending = 0
-            for place, sample, line in picks.lines(positions):
+            pending, own = 0, block.row_bytes
+            for place, sample, line in picks.lines(block.positions):
                 if line is None:
                     written.missing += 1
                     continue
                 places.append(place)
                 samples.append(sample)
                 lines.append(line)
-                pending += len(line)
+                pending += len(line) + own
                 if pending >= _GROUP_BYTES // 4:
-                    held.append(table(arrays, places, samples, lines, positions, own))
+                    held.append(table(block, places, samples, lines))
                     size, rows = size + pending, rows + len(places)
                     places, samples, lines, pending = [], [], [], 0
+                    if size >= _GROUP_BYTES:
+                        _flush(writer, held, written)
+                        held, size, rows = [], 0, 0
             if lines:
-                held.append(table(arrays, places, samples, lines, positions, own))
+                held.append(table(block, places, samples, lines))
                 size, rows = size + pending, rows + len(places)
             if size >= _GROUP_BYTES or rows >= _GROUP_ROWS:
                 _flush(writer, held, written)
@@ -178,12 +196,10 @@ def _table(
     kept: list[int],
     names: list[str],
     parsed: Shape | None,
-    arrays: list[pa.Array],
+    block: Block,
     places: list[int],
     samples: list[int],
     lines: list[bytes],
-    positions: list[int],
-    own: list[Any],
 ) -> pa.Table:
     """One block of output rows."""
     found = pj.read_json(
@@ -193,10 +209,11 @@ def _table(
     )
     take = pa.array(places, pa.int64())
     results: dict[str, Any] = {name: found[name] for name in names}
+    names_of, positions = block.names, block.positions
     results["row"] = pa.array([positions[place] for place in places], pa.int64())
     results["sample"] = pa.array(samples, pa.int32())
     results["custom_id"] = pa.array(
-        [str(positions[p]) if own[p] is None else str(own[p]) for p in places], pa.string()
+        [str(positions[p]) if (n := names_of[p]) is None else n for p in places], pa.string()
     )
     if parsed is not None:
         try:
@@ -209,9 +226,12 @@ def _table(
     results["created_at"] = found["created_at"].cast(_TIME)
     results["model"] = pc.if_else(pc.equal(found["model"], ""), None, found["model"])
     return pa.Table.from_arrays(
-        [*(arrays[i].take(take) for i in kept), *(results[name] for name in names)], schema=out
+        [*(block.arrays[i].take(take) for i in kept), *(results[name] for name in names)],
+        schema=out,
     )
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

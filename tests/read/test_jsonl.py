@@ -112,7 +112,6 @@ def test_two_packed_files_behind_one_another_are_one(tmp_path, name):
         (b'{"a": "\xe9"}', "not UTF-8 (byte 8 of the line)"),
         (b'{"a": NaN}', "not JSON ("),
         (b'{"a": "\\ud800"}', "not Unicode (half"),
-        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not JSON ("),
     ],
     ids=lambda value: value[:12] if isinstance(value, bytes) else "",
 )
@@ -152,3 +151,28 @@ def test_numbers_of_a_line_with_nan_keep_their_digits():
     """12345678901234567890123 is an ID, and 1.10 a price."""
     line = b'{"a":NaN,"id":12345678901234567890123,"p":1.10}'
     assert jsonl.salvaged(line)[0] == line.replace(b"NaN", b"null")
+
+
+@pytest.mark.parametrize(
+    "deep", [b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900]
+)
+@pytest.mark.parametrize("line", [b'{"x": "[[", "deep": %b, "y": [1]}', b'{"deep": %b}'])
+def test_a_value_that_is_nested_too_deeply_is_the_text_of_its_json(line, deep):
+    """Python's stack would end in it, wherever it is read; and nothing of it may be lost."""
+    whole = jsonl.decode(line % b"null")
+    assert jsonl.decode(line % deep) == {**whole, "deep": deep.decode()}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a": ' + b"[" * 300,
+        b'{"a": "' + b'\\"[' * 100_000,
+        b'{"\xff": ' + b"[" * 300 + b"]" * 300 + b"}",
+    ],
+    ids=["cut", "a text", "not UTF-8"],
+)
+def test_a_deep_line_that_is_broken_is_damaged(line):
+    """In a time that grows with its length."""
+    with pytest.raises(jsonl.Damaged):
+        jsonl.decode(line)

@@ -90,7 +90,8 @@ def test_what_was_put_comes_out_in_both_formats(tmp_path_factory, made):
             chosen,
             keep_raw=False,
         )
-        blocks = iter([(positions, [pa.array(positions, pa.int64())])])
+        arrays = [pa.array(positions, pa.int64())]
+        blocks = iter([parquet.Block(positions, arrays, [None] * len(positions))])
         parquet.write_parquet(
             folder / "o.parquet", blocks, pa.schema([("q", pa.int64())]), chosen, keep_raw=False
         )
@@ -383,7 +384,11 @@ def test_columns_with_names_of_results_stay_under_another_name(tmp_path):
     with picks(tmp_path, 1) as chosen:
         one = jsonl.write_jsonl(tmp_path / "o.jsonl", iter([([0], [row])]), chosen, keep_raw=False)
         other = parquet.write_parquet(
-            tmp_path / "o.parquet", iter([([0], block)]), schema, chosen, keep_raw=False
+            tmp_path / "o.parquet",
+            iter([parquet.Block([0], block, ["0"])]),
+            schema,
+            chosen,
+            keep_raw=False,
         )
     assert one.renamed == other.renamed == {"model": "input_model", "error": "input_input_error"}
     (made,), (cells,) = (
