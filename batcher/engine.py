@@ -44,7 +44,7 @@ from batcher.send.estimate import Patience
 from batcher.send.gate import Closed, Door, Gate, KeyGate
 from batcher.send.retry import FATAL
 from batcher.send.sender import Again, Sender
-from batcher.send.talk import Talk, Terms
+from batcher.send.talk import Manner, Talk, Terms
 from batcher.split import Split
 from batcher.write.journal import Journal
 
@@ -74,6 +74,7 @@ class Engine:
         budget: What may be spent; None for no bound.
         twins: Which requests wait for the answer of an equal one, and are not sent; None for none.
         gate_of: The limits of a model, where they are shared with other processes.
+        manners: How models took requests in earlier runs; those of this one are added.
 
     Attributes:
         stopped: Why the run ends early, once it does.
@@ -93,7 +94,9 @@ class Engine:
         budget: Purse | None = None,
         twins: Twins | None = None,
         gate_of: Callable[[str], Door] | None = None,
+        manners: dict[str, Manner] | None = None,
     ) -> None:
+        self._manners = {} if manners is None else manners
         self._job = job
         self._plan = plan
         self._journal = journal
@@ -172,9 +175,12 @@ class Engine:
             else:
                 self._summary.add_pending(failed.request.model, failed.tries)
         lanes = list(self._lanes.values())
+        proven = ((lane.model, lane.way.forms) for lane in lanes if lane.way.forms.proven)
+        self._manners.update((model, forms.now) for model, forms in proven)
         for lane in lanes:
             of = self._summary.models[lane.model]
             of.limit_used, of.waited = lane.gate.share(), lane.gate.waited
+            of.given_up = lane.way.forms.why
         self._summary.total_limit_used = self._key_gate.share()
         if self.stopped is None and lanes and all(lane.hopeless for lane in lanes):
             self.stopped = JobError(why_dead(lanes))
@@ -209,7 +215,8 @@ class Engine:
             patience, room = Patience(self._job.patience), Room(max(1, len(self._job.models)))
             queue = Queue(room) if self._split is None else self._shared
             price = self._prices.of(model)
-            lane = EngineLane(model, place, gate, queue, patience, room, price)
+            before = self._manners.get(model)
+            lane = EngineLane(model, place, gate, queue, patience, room, price, before)
             summary = self._summary.models[model]
             summary.bill = lane.way.bill
             lane.proven = any(n for of, n in summary.earlier.items() if of.answered)

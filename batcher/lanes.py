@@ -19,7 +19,7 @@ from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Door
 from batcher.send.retry import FATAL
 from batcher.send.sender import Lane
-from batcher.send.talk import Forms
+from batcher.send.talk import Forms, Manner
 
 __all__ = [
     "PENDING",
@@ -217,13 +217,14 @@ class EngineLane:
         patience: Patience,
         room: Room,
         price: Price | None,
+        before: Manner | None = None,
     ) -> None:
         self.model = model
         self.place = place
         self.gate = gate
         self.queue = queue
         self.room = room
-        self.way = Lane(gate, Estimate(), patience, {}, Forms(), Bill(price))
+        self.way = Lane(gate, Estimate(), patience, {}, Forms(before), Bill(price))
         self.workers = 0
         self.awake = False
         self.alive = self.proven = False

@@ -44,6 +44,7 @@ from batcher.report.progress import Progress, Snapshot, State
 from batcher.report.summary import Summary
 from batcher.send.client import open_files
 from batcher.send.concurrency import MOST
+from batcher.send.talk import Manner
 from batcher.watch import heartbeat, snapshot
 from batcher.write import aside, parts, status
 from batcher.write.journal import Journal
@@ -290,7 +291,14 @@ class Runner:
             marks.save(folder, inputs.pins, inputs.marks)
             if not replaces:
                 spool.sweep(folder, inputs.pins)
-            await self._send(folder, endpoint, plan, inputs)
+            manners = _manners_at(endpoint, manifest)
+            try:
+                await self._send(folder, endpoint, plan, inputs, manners)
+            finally:
+                if manners != _manners_at(endpoint, manifest):
+                    manifest.manners |= {f"{endpoint.name} {of}": m for of, m in manners.items()}
+                    with contextlib.suppress(OSError):  # The next run finds out again.
+                        manifest.save(folder)
             manifest.saw([number for number, _path in segments(folder)])
             manifest.save(folder)
             if replaces and not self._interrupted and not _any_answer(self.summary):
@@ -473,7 +481,14 @@ class Runner:
             return None
         return Twins(self._job, plan, folder, self._surveyed or 0)
 
-    async def _send(self, folder: Path, endpoint: Endpoint, plan: Plan, inputs: Inputs) -> None:
+    async def _send(
+        self,
+        folder: Path,
+        endpoint: Endpoint,
+        plan: Plan,
+        inputs: Inputs,
+        manners: dict[str, Manner],
+    ) -> None:
         if self._interrupted:
             return
         journal = Journal(folder, alarm=self._stop_sending)
@@ -492,6 +507,7 @@ class Runner:
             self._prices,
             budget,
             twins,
+            manners=manners,
         )
         working: Engine | Fleet = engine
         if self._cluster is not None:
@@ -713,3 +729,13 @@ def _first_words(summary: Summary) -> str:
 
 def _any_answer(summary: Summary) -> bool:
     return any(outcome.answered for of in summary.models.values() for outcome in of.outcomes)
+
+
+def _manners_at(endpoint: Endpoint, manifest: Manifest) -> dict[str, Manner]:
+    """How models took requests at this address, in earlier runs."""
+    start = f"{endpoint.name} "
+    return {
+        name.removeprefix(start): Manner(*manner)
+        for name, manner in manifest.manners.items()
+        if name.startswith(start)
+    }

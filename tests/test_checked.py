@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections import Counter
 from contextlib import contextmanager
 
 import msgspec
@@ -412,3 +413,75 @@ def test_log_probabilities_tell_how_sure_a_model_was_of_each_label(run, tmp_path
         row["confidences"] for row in rows
     ]
     assert not any("confidences" in row for row in read_jsonl(tmp_path / "none.jsonl"))
+
+
+def whose_text_is(bad, *, without="response_format"):
+    """Refuses rows of a text, whatever the form; and, if `without`, all that have this field, in words that say nothing."""
+
+    def answer(body, _n):
+        text = body["messages"][-1]["content"]
+        if text.startswith(bad) or (without and without in body):
+            return 400, {"error": {"message": "Bad request"}}
+        return 200, "a"
+
+    return answer
+
+
+def forms_of(bodies):
+    return Counter((body.get("response_format") or {}).get("type") for body in bodies)
+
+
+def test_a_row_that_is_refused_for_its_own_text_takes_no_form_from_the_others(tmp_path):
+    """Row 0 is refused in every form; the others are asked with the schema, and answered once."""
+    rows = [{"prompt": "bad"}] + [{"prompt": f"good {n}"} for n in range(29)]
+    with answering(whose_text_is("bad", without=None)) as (url, bodies):
+        how = {"models": ["m"], "base_url": url, "labels": ["a", "b"]}
+        report = batcher.run(rows, output=tmp_path / "o.jsonl", **how)
+        first = len(bodies)
+        batcher.run(
+            rows, output=tmp_path / "o.jsonl", **how
+        )  # Row 0 again: the form is known by now.
+    assert forms_of(bodies[:first]) == {"json_schema": 30, None: 2}
+    assert forms_of(bodies[first:]) == {"json_schema": 1}
+    found = Counter(row["status"] for row in read_jsonl(tmp_path / "o.jsonl"))
+    assert found == {"ok": 29, "bad_request": 1}
+    assert report.summary.models["m"].given_up == ""
+
+
+def test_a_form_is_given_up_when_the_same_row_passes_without_it_and_that_is_remembered(tmp_path):
+    """The first row is refused for its text, the second for the form; a second start asks none with it again."""
+    rows = [{"prompt": "bad"}] + [{"prompt": f"good {n}"} for n in range(9)]
+    with answering(whose_text_is("bad")) as (url, bodies):
+        how = {"models": ["m"], "base_url": url, "labels": ["a", "b"]}
+        report = batcher.run(rows, output=tmp_path / "o.jsonl", limit=5, **how)
+        first = len(bodies)
+        assert report.summary.models["m"].given_up == "Bad request"
+        batcher.run(rows, output=tmp_path / "o.jsonl", **how)
+    assert forms_of(bodies[:first])["json_schema"] <= 5
+    assert forms_of(bodies[first:]) == {None: 6}
+    assert [row["status"] for row in read_jsonl(tmp_path / "o.jsonl")] == [
+        "bad_request",
+        *["ok"] * 9,
+    ]
+
+
+def test_a_model_that_gives_up_a_form_says_so_once(tmp_path):
+    """In the table at the end, with what the refusal said."""
+
+    def answer(body, _n):
+        if "response_format" in body:
+            return 400, {"error": {"message": "response_format is not supported here"}}
+        return 200, "a"
+
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}] * 5)
+    with answering(answer) as (url, _bodies):
+        ended = program.batcher(
+            "run", "in.jsonl", "-o", "o.jsonl", "-m", "m", "--labels", "a,b", cwd=tmp_path, url=url
+        )
+    told = " ".join(ended.stderr.decode().split())
+    assert (
+        told.count(
+            "a schema in response_format, which it refuses (response_format is not supported here)"
+        )
+        == 1
+    )

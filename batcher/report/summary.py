@@ -125,6 +125,7 @@ class ModelSummary:
         thrown_cost: What they cost, as far as that is known; a part of `cost`.
         unusable_cost: What answers cost that were kept, but are not ok.
         bill: What its answers cost, by whose word.
+        given_up: What the model said when it refused to be asked with a schema; "" while it does not.
         loose: Answers of which only a part was what was asked for.
         copied: Rows that were given the answer to an equal request.
         tried_429: HTTP exchanges answered 429, as found when their rows ended.
@@ -140,6 +141,7 @@ class ModelSummary:
         "cost_missing",
         "earlier",
         "examples",
+        "given_up",
         "latencies",
         "limit_used",
         "loose",
@@ -177,6 +179,7 @@ class ModelSummary:
         self.thrown_away = self.thrown_tokens = self.loose = self.copied = self.stopped = 0
         self.thrown_cost = self.unusable_cost = Decimal(0)
         self.bill = Bill(None)
+        self.given_up = ""
         self._heard_429 = 0
         self.tried_429 = 0
         self.projected: Projected | None = None
@@ -304,6 +307,7 @@ class ModelSummary:
                 "tokens": self.thrown_tokens,
                 "cost_usd": None if self.cost is None else float(self.thrown_cost),
             },
+            "schema_given_up": self.given_up or None,
             "loose": self.loose,
             "finish_reason_unknown": self.unknown,
             "copied": self.copied,

@@ -88,6 +88,7 @@ def table(summary: Summary, width: int = 80) -> Table:
                 f"{n:,} ok with the finish_reason {shown(reason, 30)!r}, which is not known here"
                 for reason, n in of.unknown.items()
             ),
+            _given_up(of),
             f"{of.loose:,} picked out of other text" if of.loose else "",
             f"{of.copied:,} copied from equal requests" if of.copied else "",
             _waits(of),
@@ -278,6 +279,14 @@ def _projected(of: ModelSummary) -> str:
 
 def _saved(of: ModelSummary) -> str:
     return f"{money(of.saved)} saved by the provider's cache" if of.saved else ""
+
+
+def _given_up(of: ModelSummary) -> str:
+    """That a model is asked without a schema, and what it said of that."""
+    if not of.given_up:
+        return ""
+    why = shown(" ".join(of.given_up.split()), 80)
+    return f"asked without a schema in response_format, which it refuses ({why})"
 
 
 def _waits(of: ModelSummary) -> str:

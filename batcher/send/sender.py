@@ -226,6 +226,8 @@ class Sender:
     ) -> Completion:
         """One attempt, once it can be paid for; appends to `tries`."""
         how = lane.forms.now
+        if talk.form is not None:
+            how = how._replace(form=talk.form)
         body = self._terms.body(request, how, talk)
         if self._budget is None:
             return await self._exchange(request, lane, tries, until, talk, how, body, None)
@@ -319,10 +321,10 @@ class Sender:
         cause = _cause(tries, ticket.cause)
         tries.append(record.attempt(started, latency, waited, cause, ended, first))
         if isinstance(ended, RequestError):
-            if self._terms.put_otherwise(ended, request, how, forms):
+            if self._terms.put_otherwise(ended, request, how, forms, talk):
                 raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
             raise self._final(ended)
-        forms.proven = True
+        forms.answered(how, talk)
         if self._terms.goes_on(ended, request, talk):
             raise AskAgain(ended.unfit or "truncated", outcome=ended.outcome, status=200)
         return ended

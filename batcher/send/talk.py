@@ -6,6 +6,7 @@ Touches: nothing. A request is known by its first body; what is said here later 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ from batcher.errors import RequestError
 from batcher.records import BOUNDS, Completion, Outcome, Request, Result, Usage
 from batcher.send import stream
 from batcher.send.answers import Expected, Form, Unfit
+from batcher.send.failures import echoed
 
 __all__ = ["STOPPED", "Forms", "Manner", "Talk", "Terms"]
 
@@ -27,6 +29,7 @@ _ABOUT = (
     "guided_",
     "requested parameters",
 )
+_REFUSALS = 3
 
 
 STOPPED = "; asked again: the run was stopped"
@@ -57,21 +60,51 @@ class Manner(NamedTuple):
 class Forms:
     """The manner in which a model takes requests; found by what it refuses.
 
+    A form is given up for all rows only by a refusal that speaks of it, or when a row passes without it
+    that was refused with it. Whatever else a row is refused for is its own affair.
+
+    Args:
+        before: What it took in an earlier run.
+
     Attributes:
         now: The manner.
         proven: Whether a request in its form was answered.
         reasons: Whether its streams tell why they ended; then one that does not was cut.
+        why: What was said when its first form was given up; "" while it is not.
     """
 
-    def __init__(self) -> None:
-        self.now = Manner()
-        self.proven = False
+    def __init__(self, before: Manner | None = None) -> None:
+        self.now = before or Manner()
+        self.proven = before is not None
         self.reasons = False
+        self.why = ""
+        self._refusals = 0  # For the form, since the last answer in it.
 
-    def refused(self, form: Form) -> None:
-        """A request in this form was refused for it; others may have found that out before."""
+    def refused(self, form: Form, why: str) -> Form | None:
+        """A request in this form was refused for it. The form for this row alone; None for all rows'.
+
+        Gateways with several servers behind them may have one that takes it and one that does not: where
+        it was answered before, several refusals in a row are needed.
+        """
         if form == self.now.form:
-            self.now = self.now._replace(form=_NEXT[form])
+            self._refusals += 1
+            if self.proven and self._refusals < _REFUSALS:
+                return _NEXT[form]
+            self._give_up(_NEXT[form], why)
+        return None
+
+    def answered(self, sent: Manner, talk: Talk) -> None:
+        """A request in this manner was answered."""
+        if sent.form == self.now.form:
+            self._refusals = 0
+        elif talk.doubt is not None and not self.proven:
+            self._give_up(sent.form, talk.doubt)
+        self.proven = True
+
+    def _give_up(self, form: Form, why: str) -> None:
+        self.now = self.now._replace(form=form)
+        self.proven, self._refusals = False, 0
+        self.why = self.why or why
 
 
 class Talk:
@@ -81,12 +114,16 @@ class Talk:
         answer: The last answer that was not what was asked for; it was paid for.
         max_tokens: The bound of the next answer, when it is not the request's own.
         reasked: How often an answer was sent back.
+        form: The form that this row is asked in, when it is not the model's.
+        doubt: What a refusal said that may be one of the form.
     """
 
-    __slots__ = ("answer", "max_tokens", "reasked")
+    __slots__ = ("answer", "doubt", "form", "max_tokens", "reasked")
 
     def __init__(self) -> None:
         self.answer: Completion | None = None
+        self.form: Form | None = None
+        self.doubt: str | None = None
         self.max_tokens: int | None = None
         self.reasked = 0
 
@@ -213,30 +250,42 @@ class Terms:
         return talk
 
     def put_otherwise(
-        self, error: RequestError, request: Request, sent: Manner, forms: Forms
+        self, error: RequestError, request: Request, sent: Manner, forms: Forms, talk: Talk
     ) -> bool:
-        """Whether a refusal is about the manner of the request, and there is another one; notes it."""
+        """Whether a refusal may be about the manner of the request, and there is another one; notes it."""
         if not sent.renamed and _is_of_bound(error, request):
             forms.now = forms.now._replace(renamed=True)
-        elif self._streams and not sent.bare and _is_of_usage(error):
+        elif self._streams and not sent.bare and _is_of_usage(error, request):
             forms.now = forms.now._replace(bare=True)
-        elif self._form_refused(error, sent.form, proven=forms.proven):
-            forms.refused(sent.form)
+        elif self._expected is None or sent.form == "prompt" or error.status not in _OF_THE_FORM:
+            return False
+        elif _says(error, _ABOUT, request):
+            talk.form = forms.refused(sent.form, str(error))
+        elif error.outcome is not Outcome.BAD_REQUEST:
+            return False
+        elif _ORDER.index(sent.form) < _ORDER.index(forms.now.form):
+            talk.form = None  # Another row found that out while this one was on its way.
+        elif talk.form is not None or not forms.proven:
+            # Some servers say no more than "bad request": this row shows whether it is for the form.
+            talk.form = _NEXT[sent.form]
+            talk.doubt = talk.doubt or str(error)
         else:
             return False
         return True
 
-    def _form_refused(self, error: RequestError, form: Form, *, proven: bool) -> bool:
-        """Whether a refusal is about the form, and there is another one.
 
-        Before any was answered each plain refusal may be: some servers say no more than "bad request".
-        """
-        if self._expected is None or form == "prompt" or error.status not in (400, 404, 422, 501):
-            return False
-        if not proven and error.outcome is Outcome.BAD_REQUEST:
-            return True
-        words = f"{error} {error.error_type}".lower()
-        return any(word in words for word in _ABOUT)
+_OF_THE_FORM = (400, 404, 422, 501)
+_ORDER: tuple[Form, ...] = ("json_schema", "json_object", "prompt")
+
+
+def _says(error: RequestError, names: Iterable[str], request: Request) -> bool:
+    """Whether a refusal speaks of one of these by itself, and does not repeat it from the row's text."""
+    words = f"{error.error_type} {error}".lower()
+    return any(
+        at >= 0 and not echoed(words, at, at + len(name), request.body)
+        for name in names
+        for at in (words.find(name),)
+    )
 
 
 def _is_of_bound(error: RequestError, request: Request) -> bool:
@@ -247,8 +296,8 @@ def _is_of_bound(error: RequestError, request: Request) -> bool:
     if error.status not in (400, 422) or sum(b'"%b":' % n in request.body for n in _NAMES) != 1:
         return False
     words = f"{error} {error.error_type}".lower()
-    return any(name in words for name in BOUNDS) and _OF_NAME.search(words) is not None
+    return _says(error, BOUNDS, request) and _OF_NAME.search(words) is not None
 
 
-def _is_of_usage(error: RequestError) -> bool:
-    return error.status in (400, 422) and "stream_options" in str(error)
+def _is_of_usage(error: RequestError, request: Request) -> bool:
+    return error.status in (400, 422) and _says(error, ("stream_options",), request)

@@ -113,6 +113,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         shared: First and last of numbers that several processes took theirs from, so that some are
             no segment's; 0 for a last that is not known yet.
         seen: Numbers of the segments among these, when a run began or ended.
+        manners: How models take requests (`send.talk.Manner`), by "ADDRESS MODEL".
     """
 
     version: _Positive = 1
@@ -124,6 +125,9 @@ class Manifest(msgspec.Struct, kw_only=True):
     last: _Number = 0
     shared: list[tuple[_Number, _Number]] = msgspec.field(default_factory=list)
     seen: list[int] = msgspec.field(default_factory=list)
+    manners: dict[str, tuple[Literal["json_schema", "json_object", "prompt"], bool, bool]] = (
+        msgspec.field(default_factory=dict)
+    )
 
     def gone(self, numbers: Sequence[int]) -> list[int]:
         """Segments that there were and that are not among these; not those told of before."""
