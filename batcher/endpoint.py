@@ -29,17 +29,31 @@ class Endpoint:
         name: The address as a part of each request's identity; the simulated gateway has one name
             on whatever port it listens.
         key: The API key; None for a server that wants none. Kept out of `repr`.
+        headers: Name and value of those to send besides. Kept out of `repr`.
+        secrets: Those of their values that must be shown nowhere. Kept out of `repr`.
     """
 
     url: str
     name: str
     key: str | None = field(default=None, repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def endpoint_of(
-    base_url: str | None, key_env: str | None, environment: Mapping[str, str]
+    base_url: str | None,
+    key_env: str | None,
+    environment: Mapping[str, str],
+    *,
+    keyless: bool = False,
 ) -> Endpoint:
     """The address and key: as asked, else AiHubMix, else OPENAI_*.
+
+    Args:
+        base_url: As asked.
+        key_env: Name of the variable that holds the key, as asked.
+        environment: Where it stands.
+        keyless: Whether a header says who is asking, so that no key is needed.
 
     Raises:
         JobError: The address is not one, or the key that goes with it is not set.
@@ -67,6 +81,8 @@ def endpoint_of(
         raise JobError(
             f"--base-url {base}: the key would go there for everybody on the way to read; write https."
         )
+    if keyless and key_env is None and not (key_name and environment.get(key_name)):
+        return Endpoint(url, url)
     if key_name is None:
         if is_loopback(host):
             return Endpoint(url, url)

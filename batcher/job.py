@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -27,10 +27,13 @@ from batcher.words import (
     concurrency_of,
     delimiter_of,
     encoding_of,
+    headers_of,
+    is_credential,
     json_of,
     labels_of,
     limit_of,
     text_of,
+    variables_of,
 )
 
 __all__ = ["Job", "Limits", "LogLevel"]
@@ -120,6 +123,13 @@ class Job:
 
     api_key_env: Annotated[str | None, Parameter(group=_WHERE)] = None
     """Name of the environment variable that holds the key; a key itself is never a flag."""
+
+    headers: Annotated[
+        tuple[str, ...],
+        Parameter(name="--header", group=_WHERE, negative_iterable="", consume_multiple=False),
+    ] = ()
+    """NAME=VALUE, a header to send with each request, such as HTTP-Referer=https://example.com. A secret
+    is 'NAME=$VARIABLE', in single quotes: it is read from the environment and shown nowhere. Repeatable."""
 
     simulate: Annotated[bool, Parameter(group=_WHERE, negative="")] = False
     """Run against the embedded simulated gateway: no key, no network, models sim-small, sim-medium
@@ -266,7 +276,7 @@ class Job:
                 raise JobError(
                     f"batcher has no option {name!r}; there are {', '.join(sorted(known))}."
                 )
-        for name in ("inputs", "models", "retry", "params"):
+        for name in ("inputs", "models", "retry", "params", "headers"):
             value = asked.get(name)
             if isinstance(value, str):
                 asked[name] = (value,)
@@ -288,6 +298,8 @@ class Job:
             asked["params"] = tuple(
                 f"{name}={_as_json(name, value)}" for name, value in asked["params"].items()
             )
+        if isinstance(asked.get("headers"), Mapping):
+            asked["headers"] = tuple(f"{name}={value}" for name, value in asked["headers"].items())
         for name in ("output", "images", "schema", "prices"):
             if isinstance(asked.get(name), os.PathLike):
                 asked[name] = os.fspath(asked[name])
@@ -351,6 +363,7 @@ class Job:
         if not 1 <= self.samples <= 1000:
             raise JobError(f"--samples {self.samples}: it must be from 1 to 1000.")
         self._check_cluster()
+        headers_of(self.headers, None)
         if (self.encoding or self.delimiter) and self.inputs == ("-",):
             raise JobError(
                 "--encoding and --delimiter are for files; stdin (-) is JSONL in UTF-8."
@@ -551,20 +564,29 @@ class Job:
     @property
     def secrets(self) -> frozenset[str]:
         """Names of the environment variables whose values are never shown."""
-        return frozenset({self.api_key_env or ""})
+        return frozenset({self.api_key_env or "", *variables_of(self.headers)})
 
     def endpoint(self, environment: Mapping[str, str] | None = None) -> Endpoint:
-        """The address and key: as asked, else AiHubMix, else OPENAI_*.
+        """The address, key and headers: as asked, else AiHubMix, else OPENAI_*.
 
         Args:
             environment: Where the key stands; that of the process when None. A default of
                 `os.environ` would print the key wherever a signature is shown.
 
         Raises:
-            JobError: The address is not one, or the key that goes with it is not set.
+            JobError: The address is not one, the key that goes with it is not set, or a header
+                cannot be sent.
         """
         given = os.environ if environment is None else environment
-        return endpoint_of(self.base_url, self.api_key_env, given)
+        headers, secrets = headers_of(self.headers, given)
+        keyless = any(is_credential(name) for name, _value in headers)
+        endpoint = endpoint_of(self.base_url, self.api_key_env, given, keyless=keyless)
+        if endpoint.key and any(name.lower() == "authorization" for name, _value in headers):
+            raise JobError(
+                "--header Authorization: the key is sent in this header. Leave one of them out: the header, or "
+                "--api-key-env and the variable of this host's key."
+            )
+        return replace(endpoint, headers=headers, secrets=secrets)
 
 
 def _choices(kind: Any) -> str:

@@ -1,8 +1,10 @@
-"""What is meant by the words that follow some flags. Touches: files (`@FILE`)."""
+"""What is meant by the words that follow some flags. Touches: files (`@FILE`); the environment is given."""
 
 from __future__ import annotations
 
 import codecs
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,95 @@ __all__ = [
     "concurrency_of",
     "delimiter_of",
     "encoding_of",
+    "headers_of",
+    "is_credential",
     "json_of",
     "labels_of",
     "limit_of",
     "text_of",
+    "variables_of",
 ]
 
 _MOST_LEVELS = 100
 _TOO_DEEP = f"it is nested deeper than {_MOST_LEVELS} levels"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+_CREDENTIAL = re.compile(
+    r"authorization|cookie|key$|token|secret|passw|credential|signature", re.IGNORECASE
+)
+_CREDENTIAL_VALUE = re.compile(
+    r"(?:bearer|basic|token)\s|(?:sk|pk|rk|key|ghp|xox\w|AIza|eyJ)[-_\w]{12}", re.IGNORECASE
+)
+_OURS = frozenset(
+    {
+        "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
+        "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+"""Headers that say how a request is sent, which is ours to say."""
+
+
+def headers_of(
+    told: Sequence[str], environment: Mapping[str, str] | None
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """(name and value of each header, those of the values that are secret).
+
+    Args:
+        told: `NAME=VALUE`, or `NAME=$VARIABLE` for the value of an environment variable, which is a secret.
+        environment: Where these stand; None to look at the words alone.
+
+    Raises:
+        JobError: A header cannot be sent, or a secret is written out.
+
+    >>> headers_of(["X-Title=My run", "X-Auth=$TOKEN"], {"TOKEN": "abc"})
+    ((('X-Title', 'My run'), ('X-Auth', 'abc')), ('abc',))
+    """
+    found: dict[str, tuple[str, str]] = {}
+    secrets = []
+    for text in told:
+        name, equals, value = text.partition("=")
+        name, value = name.strip(), value.strip()
+        flag = f"--header {name}"
+        if not equals or not _TOKEN.fullmatch(name):
+            begins = shown[0] if (shown := _TOKEN.match(name)) else ""  # The rest may be a secret.
+            raise JobError(
+                f"--header {begins}…: write it as NAME=VALUE or NAME=$VARIABLE; a NAME has no spaces, and no colon."
+            )
+        if name.lower() in _OURS:
+            raise JobError(f"{flag}: batcher sets this header itself; leave it out.")
+        if name.lower() in found:
+            raise JobError(f"{flag}: it is set twice; give it once.")
+        if (variable := _VARIABLE.fullmatch(value)) is not None:
+            key = variable[1] or variable[2]
+            value = "" if environment is None else environment.get(key, "").strip()
+            if environment is not None and not value:
+                raise JobError(f"{flag}: the environment variable {key} is not set.")
+            secrets.append(value)
+        elif _VARIABLE.search(value):
+            raise JobError(f"{flag}: write $VARIABLE for the whole value, or no $ in it.")
+        elif is_credential(name) or _CREDENTIAL_VALUE.match(value):
+            raise JobError(
+                f"{flag}: this looks like a secret, and a secret is never written on a command line or in a file. "
+                f"Put it into an environment variable and write '{name}=$VARIABLE', in single quotes."
+            )
+        if not value.isascii() or not value.replace("\t", " ").isprintable():
+            raise JobError(
+                f"{flag}: its value holds characters other than printable ASCII; no header can carry them."
+            )
+        found[name.lower()] = (name, value)
+    return tuple(found.values()), tuple(secrets)
+
+
+def is_credential(name: str) -> bool:
+    """Whether a header of this name says who is asking."""
+    return _CREDENTIAL.search(name) is not None
+
+
+def variables_of(told: Sequence[str]) -> set[str]:
+    """Names of the environment variables that headers take their values from."""
+    values = (_VARIABLE.fullmatch(text.partition("=")[2].strip()) for text in told)
+    return {variable[1] or variable[2] for variable in values if variable is not None}
 
 
 def text_of(flag: str, text: str | None) -> str | None:

@@ -62,7 +62,7 @@ def test_every_option_is_in_the_table():
     """And the table has no option that is not there."""
     table = README.split("## Options of")[1].split("\n## ")[0]
     told = set(re.findall(r"`(--[a-z-]+)`", table))
-    names = {"models": "model", "params": "param"}
+    names = {"models": "model", "params": "param", "headers": "header"}
     there = {f"--{names.get(f.name, f.name).replace('_', '-')}" for f in fields(Job)} - {
         "--inputs"
     }

@@ -26,7 +26,7 @@ _PREFIX = "BATCHER_"
 # Commands that take some of the options, from the environment as well.
 _SHARED = {
     "convert": ("model", "prompt", "system", "param"),
-    "models": ("base_url", "api_key_env", "prices"),
+    "models": ("base_url", "api_key_env", "header", "prices"),
 }
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
@@ -194,7 +194,7 @@ def _of_file(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _ONCE = "what is paid for is forgotten once, and not by each start; give it on the command line."
-_ALSO = {"models": "model", "params": "param", "input": "inputs"}
+_ALSO = {"models": "model", "params": "param", "headers": "header", "input": "inputs"}
 
 
 def _of_environment(

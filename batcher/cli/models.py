@@ -24,6 +24,9 @@ def models(
     *,
     base_url: str | None = None,
     api_key_env: str | None = None,
+    header: Annotated[
+        tuple[str, ...], Parameter(negative_iterable="", consume_multiple=False)
+    ] = (),
     prices: str | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -33,11 +36,14 @@ def models(
         match: Only those with this text in their ID.
         base_url: Address of the gateway, as for run.
         api_key_env: Name of the environment variable that holds the key, as for run.
+        header: NAME=VALUE or 'NAME=$VARIABLE', as for run; repeatable.
         prices: File of prices, as for run.
         json: Print JSON, one object a model.
     """
     told = {} if prices is None else of_file(prices)
-    endpoint = Job(output="-", base_url=base_url, api_key_env=api_key_env).endpoint()
+    endpoint = Job(
+        output="-", base_url=base_url, api_key_env=api_key_env, headers=header
+    ).endpoint()
     names, known = asyncio.run(_asked(endpoint, told))
     if not names:
         those = "; these are those of --prices" if told else ""

@@ -1,6 +1,7 @@
 """What a gateway lists of its models' prices. Touches: the network, files (a copy for the next time).
 
-Only gateways that are known to tell prices are asked for them, and without the key.
+Only gateways that are known to tell prices are asked for them, and without the key or headers of the
+user: the list is public. The models that a key may use are asked for as a row is, with both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+from multidict import CIMultiDict
 
 from batcher.endpoint import Endpoint, is_loopback
 from batcher.errors import JobError
@@ -47,7 +49,7 @@ async def names(endpoint: Endpoint) -> list[str]:
     """
     url = f"{endpoint.url.removesuffix(_CHAT)}/models"
     try:
-        data = msgspec.json.decode(await _get(url, endpoint.key))
+        data = msgspec.json.decode(await _get(url, endpoint))
         return sorted({str(of["id"]) for of in data["data"]})
     except aiohttp.ClientResponseError as error:
         raise JobError(f"{url}: the gateway answers {error.status} {error.message}.") from None
@@ -86,15 +88,19 @@ async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None
     return data, today
 
 
-async def _get(url: str, key: str | None = None) -> bytes:
+async def _get(url: str, endpoint: Endpoint | None = None) -> bytes:
+    """What stands there; asked for by the user of an endpoint, who is not redirected to another host."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     async with aiohttp.ClientSession(
         timeout=timeout, trust_env=not is_loopback(urlsplit(url).hostname or "")
     ) as session:
-        headers = {"User-Agent": "batcher"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        async with session.get(url, headers=headers, allow_redirects=key is None) as reply:
+        headers = CIMultiDict({"User-Agent": "batcher"})
+        if endpoint is not None:
+            headers.update(endpoint.headers)
+            if endpoint.key:
+                headers["Authorization"] = f"Bearer {endpoint.key}"
+        known = endpoint is not None and (endpoint.key or endpoint.headers)
+        async with session.get(url, headers=headers, allow_redirects=not known) as reply:
             reply.raise_for_status()
             content = await reply.content.read(_MOST_BYTES)
             while more := await reply.content.read(_MOST_BYTES - len(content)):

@@ -87,10 +87,8 @@ class Client:
 
     def __init__(self, endpoint: Endpoint, *, direct: bool | None = None) -> None:
         self._url = URL(endpoint.url)
-        self._headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "batcher",
-        }
+        self._headers = CIMultiDict({"Content-Type": "application/json", "User-Agent": "batcher"})
+        self._headers.update(endpoint.headers)
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key}"
         # "none" or "dummy" is no secret, but a word that answers may have.
@@ -98,6 +96,9 @@ class Client:
         self._key_bytes = self._key.encode()
         self._by_chance = not _is_random(self._key)
         self._anyhow = _written(self._key)
+        kept = [secret for secret in endpoint.secrets if _is_secret(secret)]
+        self._secrets = [_written(secret) for secret in kept]
+        self._secrets_by_chance = not all(map(_is_random, kept))
         self._direct = not _behind_proxy(self._url) if direct is None else direct
         self._session: aiohttp.ClientSession | None = None
         self._idle: list[_Open] = []
@@ -333,7 +334,13 @@ class Client:
         text: str = clean(" ".join((str(error) or type(error).__name__).split()))
         if self._anyhow is not None:
             text = self._anyhow.sub(b"[key]", text.encode()).decode()
-        return text[:300]
+        return self._without_secrets(text.encode()).decode()[:300]
+
+    def _without_secrets(self, text: bytes) -> bytes:
+        """Without what secret headers hold, which some gateways repeat as they do the key."""
+        for secret in filter(None, self._secrets):
+            text = secret.sub(b"[secret]", text)
+        return text
 
     def _reply(
         self,
@@ -360,6 +367,15 @@ class Client:
             if key in head:
                 headers = CIMultiDict(
                     (name, value.replace(self._key, "[key]")) for name, value in headers.items()
+                )
+        if self._secrets:
+            is_answer = 200 <= status < 300 and (b'"choices"' in body or b'"error"' not in body)
+            if not (is_answer and self._secrets_by_chance):
+                body = self._without_secrets(body)
+            if self._without_secrets(head) != head:
+                headers = CIMultiDict(
+                    (name, self._without_secrets(value.encode()).decode())
+                    for name, value in headers.items()
                 )
         return Reply(status, headers, body, came)
 
