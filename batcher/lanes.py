@@ -366,4 +366,4 @@ def why_dead(lanes: Iterable[EngineLane]) -> str:
 
 def _words(result: Result) -> str:
     """What a refusal says, without the numbers and request IDs that differ each time."""
-    return re.sub(r"\S*\d\S*", "", result.error or "")
+    return re.sub(r"(?<!\S)[^\s\d]*+\d\S*+", "", result.error or "")

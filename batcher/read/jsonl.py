@@ -25,7 +25,7 @@ _decode: Any = msgspec.json.Decoder().decode
 _encode: Any = msgspec.json.Encoder(decimal_format="number").encode
 # Texts, to step over them, and what is no JSON but what Python's own json writes, or no number of 64 bits.
 _ODD = re.compile(
-    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?P<word>-?Infinity|NaN)\b|(?P<number>-?\d[\d.eE+-]*+)',
+    rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)|(?P<word>-?Infinity|NaN)\b|(?P<number>-?\d[\d.eE+-]*+)',
     re.DOTALL,
 )
 

@@ -179,7 +179,10 @@ def _reset(text: str | None, now: float) -> float | None:
         return span(text)
 
 
-_SPAN = re.compile(r"(\d+(?:\.\d+)?) ?(milliseconds?|seconds?|minutes?|hours?|days?|ms|h|m|s|d)")
+# A number is read once: tried again from each of its digits, 32,000 of them take a minute.
+_SPAN = re.compile(
+    r"(?<!\d)(\d++(?:\.\d++)?) ?(milliseconds?|seconds?|minutes?|hours?|days?|ms|h|m|s|d)"
+)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 

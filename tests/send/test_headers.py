@@ -1,8 +1,10 @@
 """Headers as providers send them."""
 
+import time
+
 import pytest
 
-from batcher.send.headers import limits
+from batcher.send.headers import limits, span
 
 NOW = 1_800_000_000.0
 OPENAI = {
@@ -145,3 +147,11 @@ def test_a_reset_is_read_in_whatever_form_it_comes(text, seconds):
     headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-reset-requests": text}
     (said,) = limits(headers, 1_800_000_000.0)
     assert said.reset == (None if seconds is None else pytest.approx(seconds, abs=1e-3))
+
+
+@pytest.mark.parametrize("unit", ["1", "1.", "1 ", "1s", "1.1", " "])
+def test_a_length_of_time_without_end_is_read_once(unit):
+    """Servers send what they like: 32,000 digits without a unit took 46 s."""
+    began = time.process_time()
+    span(unit * (64_000 // len(unit)))
+    assert time.process_time() - began < 2
