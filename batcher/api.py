@@ -28,7 +28,7 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     Args:
         rows: A path or several, an iterable of dicts, or a table that speaks the Arrow stream
             interface (pyarrow, pandas, polars, duckdb, datasets).
-        output: File to write, .jsonl or .parquet; "NAME/" is a folder of Parquet files.
+        output: File to write, .jsonl, .parquet or .csv; "NAME/" is a folder of Parquet files.
         **options: The fields of `Job`, such as `models=["m"]`, `rpm=500`, `params={…}`.
 
     Raises:

@@ -48,7 +48,7 @@ def export(
     """Writes the output from what the journal holds now; the old file stays until the new is whole.
 
     Args:
-        output: The file to write, .jsonl or .parquet; with another name a folder of parts.
+        output: The file to write, .jsonl, .csv or .parquet; with another name a folder of parts.
         folder: The run folder.
         inputs: The rows of the present epoch.
         manifest: What was asked.
@@ -96,6 +96,11 @@ def export(
                 except Renamed as names:
                     how["renamed"] = names.names
                     written = write_jsonl(output, inputs.dicts(), picks, **how)
+            elif output.suffix == ".csv":
+                from batcher.write.csv import write_csv
+
+                how["parsed"] = asked.parsed is not None
+                written = write_csv(output, inputs.dicts, picks, **how)
             else:
                 written = _parquet(output, inputs, picks, asked.parsed, say, **how)
     finally:

@@ -68,7 +68,7 @@ class Job:
     output: Annotated[
         str, Parameter(name=["--output", "-o"], group=_WHAT, allow_leading_hyphen=True)
     ]
-    """File to write, .jsonl or .parquet by suffix; NAME/ is a folder of Parquet files; "-" writes rows
+    """File to write, .jsonl, .parquet or .csv by suffix; NAME/ is a folder of Parquet files; "-" writes rows
     to stdout as they finish (such a run cannot be resumed); s3:// or gs:// is uploaded at the end
     from the folder one is in."""
 
@@ -390,7 +390,7 @@ class Job:
                         f"{flag} {text}: there is no -m {name}; the models are "
                         f"{', '.join(self.models)}."
                     )
-        if self.format == "openai" and self.output.endswith((".parquet", "/")):
+        if self.format == "openai" and self.output.endswith((".parquet", ".csv", "/")):
             raise JobError(
                 "--format openai: lines of a batch are JSONL; name an --output in .jsonl."
             )
@@ -407,16 +407,16 @@ class Job:
     def _check_output(self) -> None:
         told, suffix = f"--output {self.output!r}", Path(self.output).suffix
         if not self.output.endswith("/"):
-            if self.output != "-" and suffix not in (".jsonl", ".parquet"):
+            if self.output != "-" and suffix not in (".jsonl", ".parquet", ".csv"):
                 raise JobError(
-                    f"{told} has no suffix that tells the format; end it in .jsonl or .parquet, or in / "
+                    f"{told} has no suffix that tells the format; end it in .jsonl, .parquet or .csv, or in / "
                     "for a folder of Parquet files."
                 )
         elif is_object(self.output):
             raise JobError(
                 f"{told}: a folder cannot appear whole in object storage; name a file in .parquet."
             )
-        elif suffix in (".jsonl", ".parquet", ".run"):
+        elif suffix in (".jsonl", ".parquet", ".csv", ".run"):
             raise JobError(f"{told}: no folder of Parquet files ends in {suffix}; leave it out.")
 
     def _check_cluster(self) -> None:

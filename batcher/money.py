@@ -17,6 +17,7 @@ from batcher.endpoint import Endpoint
 from batcher.errors import JobError, OutputError, RunStopped
 from batcher.job import Job
 from batcher.prices import Price, Prices, no_price, of_catalogue, of_package
+from batcher.read import csv
 from batcher.read.inputs import Inputs
 from batcher.records import BOUNDS, Outcome, tier_of
 from batcher.report.progress import Snapshot
@@ -224,7 +225,11 @@ _ANSWERED = {str(outcome) for outcome in Outcome if outcome.answered}
 
 def _costs(output: Path) -> Iterator[Mapping[str, Any]]:
     """`model`, `status` and `cost_usd` of each row of an output."""
-    if output.suffix != ".jsonl":
+    if output.suffix == ".csv":
+        for record in csv.records(str(output)):
+            row = record.columns or {}
+            yield {**row, "cost_usd": float(str(row["cost_usd"])) if row["cost_usd"] else None}
+    elif output.suffix != ".jsonl":
         import pyarrow.parquet as pq
 
         for part in parts.files(output):

@@ -43,7 +43,7 @@ def convert(
 
     Args:
         inputs: Files of rows, as for run; or output and error files of a finished batch.
-        output: File to write: .jsonl, for rows also .parquet. An earlier file is not replaced.
+        output: File to write: .jsonl, for rows also .parquet or .csv. An earlier file is not replaced.
         model: Model ID, as for run; with several each line is named by its row and model.
         prompt: Template of the user message, as for run.
         system: Template of the system message, as for run.
@@ -59,8 +59,8 @@ def convert(
     from batcher.write.results import whole
 
     path = Path(output)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise JobError(f"{path}: its suffix tells no format; end it in .jsonl or .parquet.")
+    if path.suffix not in (".jsonl", ".parquet", ".csv"):
+        raise JobError(f"{path}: its suffix tells no format; end it in .jsonl, .parquet or .csv.")
     if path.exists():
         raise JobError(f"{path}: it is there already; name another --output, or remove it.")
     if not path.parent.is_dir():
@@ -76,10 +76,10 @@ def convert(
     first = next((row.columns for row in rows.rows() if row.columns is not None), {})
     if batch.is_answer(first):
         with whole(path, of_run=False) as file:
-            count = _write_rows(_answers(rows), file, parquet=path.suffix == ".parquet")
+            count = _write_rows(_answers(rows), file, path.suffix)
         print(f"{count:,} rows in {output}.", file=sys.stderr)
         return 0
-    if path.suffix == ".parquet":
+    if path.suffix != ".jsonl":
         raise JobError(f"{path}: a batch's input is JSONL; end it in .jsonl.")
     prompter = Prompter(*job.templates, job.body_params, own_model=not model)
     readable = (row for row in rows.rows(prompter.columns) if row.columns is not None)
@@ -111,11 +111,22 @@ def _answers(rows: Inputs) -> Iterator[dict[str, Any]]:
         yield batch.row_of(row.columns, row.position)
 
 
-def _write_rows(rows: Iterator[dict[str, Any]], file: IO[bytes], *, parquet: bool) -> int:
+def _write_rows(rows: Iterator[dict[str, Any]], file: IO[bytes], suffix: str) -> int:
     import msgspec
 
+    from batcher.write.columns import result_names
+
     count = 0
-    if not parquet:
+    if suffix == ".csv":
+        from batcher.write.csv import line_of
+
+        names = result_names(keep_raw=False, shown=("tool_calls", "logprobs"))
+        file.write(line_of(map(msgspec.json.encode, names)))
+        for row in rows:
+            file.write(line_of(msgspec.json.encode(row.get(name)) for name in names))
+            count += 1
+        return count
+    if suffix == ".jsonl":
         for row in rows:
             file.write(msgspec.json.encode(row) + b"\n")
             count += 1

@@ -24,7 +24,7 @@ def export(output: str, to: str | None = None, /) -> int:
 
     Args:
         output: Output of a run, finished or not.
-        to: File to write, .jsonl or .parquet; NAME/ is a folder of Parquet files. Default: the output
+        to: File to write, .jsonl, .parquet or .csv; NAME/ is a folder of Parquet files. Default: the output
             itself.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
@@ -38,10 +38,10 @@ def export(output: str, to: str | None = None, /) -> int:
         print(text, file=sys.stderr)
 
     path = Path(to or objects.here(output))
-    if path.suffix not in (".jsonl", ".parquet"):
+    if path.suffix not in (".jsonl", ".parquet", ".csv"):
         if not ((to or output).endswith("/") or path.is_dir()):
             raise JobError(
-                f"{path}: its suffix tells no format; end it in .jsonl or .parquet, or in / for a folder of "
+                f"{path}: its suffix tells no format; end it in .jsonl, .parquet or .csv, or in / for a folder of "
                 "Parquet files."
             )
         if told := parts.in_the_way(path):
@@ -124,6 +124,13 @@ def _rows(path: Path) -> int:
         try:
             return parquet.count(str(path))
         except (OSError, pa.ArrowException):
+            return 0
+    if path.suffix == ".csv":
+        from batcher.read import csv
+
+        try:
+            return sum(1 for _record in csv.records(str(path)))
+        except JobError:
             return 0
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

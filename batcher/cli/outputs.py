@@ -5,6 +5,7 @@ Touches: files (reads).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
@@ -58,7 +59,9 @@ def placed_rows(
         columns: Those that are needed; None for all.
         unwanted: By place, not zero where the row is not needed.
     """
-    for row in source(output).rows(columns, settled=unwanted):
+    found = source(output)
+    texts = found.files[0].kind == "csv"
+    for row in found.rows(columns, settled=unwanted):
         if row.columns is None or row.error is not None:
             raise JobError(f"{row.error}.")
         if "response" in row.columns and "status" not in row.columns:
@@ -67,7 +70,18 @@ def placed_rows(
             if batch.is_answer(row.columns):
                 yield row.position, batch.row_of(row.columns, row.position)
                 continue
-        yield row.position, typed(row.columns, row.where)
+        columns_of = _of_texts(row.columns) if texts else row.columns
+        yield row.position, typed(columns_of, row.where)
+
+
+def _of_texts(columns: dict[str, Any]) -> dict[str, Any]:
+    """A row of CSV: what is empty among the results is null, and what a schema checked is JSON."""
+    found = {name: None if of == "" and name in COLUMNS else of for name, of in columns.items()}
+    parsed = found.get("parsed")
+    if isinstance(parsed, str) and parsed[:1] in "{[":
+        with contextlib.suppress(msgspec.DecodeError):  # A label may begin so as well.
+            found["parsed"] = msgspec.json.decode(parsed)
+    return found
 
 
 def typed(columns: dict[str, Any], where: str) -> dict[str, Any]:

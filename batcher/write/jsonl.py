@@ -14,7 +14,7 @@ from batcher.write.batch import batch_line
 from batcher.write.columns import COLUMNS, OPTIONAL, renames
 from batcher.write.results import Confirm, Picks, Written, whole
 
-__all__ = ["Renamed", "json_row", "name_of", "write_jsonl"]
+__all__ = ["Renamed", "is_text", "json_row", "name_of", "output_row", "write_jsonl"]
 
 _EPOCH = datetime(1970, 1, 1)
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
@@ -79,7 +79,7 @@ def write_jsonl(
                     written.rows += 1
                     written.statuses[status] += 1
                     continue
-                text, status = _json_row(
+                text, status = output_row(
                     rows[place],
                     line,
                     positions[place],
@@ -109,6 +109,11 @@ def name_of(columns: Mapping[str, Any], position: int) -> str:
     """The row's own name, else its position."""
     name = _plain(columns.get("custom_id"))
     return str(position if name is None else name)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a column's value is a text, given as it is or as JSON."""
+    return isinstance(_plain(value), str)
 
 
 def _plain(value: Any) -> Any:
@@ -146,10 +151,10 @@ def json_row(
         keep_raw: Whether it has its `response`.
         parsed: Whether it has `parsed`.
     """
-    return _json_row(columns, line, position, sample, keep_raw=keep_raw, parsed=parsed)[0]
+    return output_row(columns, line, position, sample, keep_raw=keep_raw, parsed=parsed)[0]
 
 
-def _json_row(
+def output_row(
     columns: Mapping[str, Any],
     line: bytes,
     position: int,
@@ -160,6 +165,18 @@ def _json_row(
     renamed: Mapping[str, str] | None = None,
     copied: bool = False,
 ) -> tuple[bytes, str]:
+    """(`json_row`, the result's status).
+
+    Args:
+        columns: The row's own.
+        line: The result as in the journal.
+        position: Of the row now.
+        sample: Likewise.
+        keep_raw: Whether it has its `response`.
+        parsed: Whether it has `parsed`.
+        renamed: Other names for columns that have the name of a result; None to find them.
+        copied: Whether it has `copied`.
+    """
     row = _decode(line)
     name = columns.get("custom_id")
     row.row, row.sample, row.custom_id = position, sample, name_of(columns, position)
@@ -177,7 +194,7 @@ def _json_row(
             setattr(row, native, msgspec.Raw(text.encode()))
     if not COLUMNS.keys().isdisjoint(columns):
         new = _renames(columns) if renamed is None else renamed
-        text_id = isinstance(_plain(name), str)
+        text_id = is_text(name)
         columns = {
             new.get(name, name): value
             for name, value in columns.items()
@@ -197,5 +214,5 @@ def _second(of: int) -> str:
 
 def _renames(columns: Mapping[str, Any]) -> dict[str, str]:
     """Other names for a row's columns; a `custom_id` that is a text is not repeated."""
-    text_id = isinstance(_plain(columns.get("custom_id")), str)
+    text_id = is_text(columns.get("custom_id"))
     return renames(of for of in columns if of != "custom_id" or not text_id)
