@@ -139,10 +139,11 @@ def records(path: str, encoding: str = "", delimiter: str = ",") -> Iterator[Rec
             else:
                 doubt = False
                 columns = dict(zip(names, values, strict=True))
-            for name, value in columns.items():
-                if isinstance(value, str) and not value.isascii() and _broken(value):
-                    error = error or f"not {encoding or 'UTF-8'} in {name!r}"
-                    columns[name] = None
+            if not "".join(values).isascii():
+                for name, value in columns.items():
+                    if value is not None and _broken(str(value)):
+                        error = error or f"not {encoding or 'UTF-8'} in {name!r}"
+                        columns[name] = None
             yield Record(line, columns, error, note)
 
 

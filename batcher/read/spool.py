@@ -19,10 +19,12 @@ import msgspec
 
 from batcher.errors import JobError
 from batcher.read.files import InputFile, Pin, digest
+from batcher.read.text import BOM
 
 __all__ = ["rows", "stdin", "sweep"]
 
 _LOOK_SECONDS = 0.2
+_LOOK_BYTES = 4096
 _TABLE_ROWS = 1000
 _COPY = re.compile(r"(stdin|rows)(-[0-9a-f]{16}\.(jsonl|parquet)|\.copying)")
 
@@ -62,7 +64,27 @@ def stdin(folder: Path, go_on: Callable[[], None] = lambda: None) -> InputFile:
                     return
                 file.write(block)
 
-    return _copied(folder, "stdin", "jsonl", write)
+    copy = _copied(folder, "stdin", "jsonl", write)
+    with open(copy.path, "rb") as file:
+        head = file.read(_LOOK_BYTES)
+    if why := _no_jsonl(head):
+        raise JobError(f"stdin: {why}.")
+    return copy
+
+
+def _no_jsonl(head: bytes) -> str:
+    """What stdin begins with instead of JSONL, and what to do; "" when it may be JSONL."""
+    if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+        return "it is compressed; unpack it before the pipe (zcat, zstdcat), or name the file"
+    if b"\0" in head:
+        return "it is no UTF-8 text; write it to a file and name that, with its --encoding"
+    lines = [line.strip() for line in head.removeprefix(BOM).splitlines()]
+    if any(line.startswith(b"{") for line in lines) or not any(lines):
+        return ""
+    if lines[0].startswith(b"["):
+        return "it is a JSON array, and - is JSONL; pipe it through jq -c '.[]'"
+    first = lines[0][:40].decode("utf-8", "replace")
+    return f"- is JSONL, and this begins with {first!r}; write CSV to a file such as rows.csv and name that"
 
 
 def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> InputFile:

@@ -4,6 +4,7 @@ import gzip
 import os
 import subprocess
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from batcher.errors import JobError
 from batcher.read import jsonl, parquet
-from batcher.read.files import expand, grown
+from batcher.read.files import InputFile, Pin, expand, grown
 from batcher.read.inputs import Inputs
 
 WHOLE = [
@@ -298,6 +299,20 @@ def test_rows_are_known_again_by_their_bytes(tmp_path, monkeypatch, change, foun
     pins = [file.pin for file in hashed("a.jsonl")]
     subprocess.run(["sh", "-c", change], check=True)
     assert grown(pins, expand(["a.jsonl"])) is found
+
+
+def test_another_encoding_or_delimiter_makes_other_rows(tmp_path, monkeypatch):
+    """The same bytes, and an answer to each row under its old place."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_bytes("a;b\né;2,5\n".encode("cp1252"))
+    pins = [file.pin for file in hashed("a.csv")]
+    assert grown(pins, expand(["a.csv"])) is False
+    assert grown(pins, expand(["a.csv"], encoding="iso8859-1")) is None
+    assert grown(pins, expand(["a.csv"], delimiter=",")) is None
+    kept = msgspec.convert(msgspec.to_builtins(pins), list[Pin])
+    (row,) = Inputs([InputFile.of_pin(pin, tmp_path) for pin in kept]).rows()
+    assert row.columns == {"a": "é", "b": "2,5"}
+    assert grown(kept, expand(["a.csv"])) is False
 
 
 def test_files_behind_the_old_ones_are_rows_added(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Rows that exist only once, kept so that a run can be resumed."""
 
+import gzip
 import os
 import stat
 from pathlib import Path
@@ -101,6 +102,30 @@ def test_standard_input_is_kept_byte_by_byte(tmp_path, monkeypatch):
         file = spool.stdin(tmp_path)
     assert Path(file.path).read_bytes() == content
     assert [row.where for row in Inputs([file]).rows()] == ["stdin:1", "stdin:3", "stdin:4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"id,text\n1,a\n", "write CSV to a file"),
+        (b'[{"prompt": "a"}]', "jq -c"),
+        (gzip.compress(b'{"prompt": "a"}'), "zcat"),
+        ('{"prompt": "a"}'.encode("utf-16"), "no UTF-8"),
+        (b"", ""),
+        (b'\n{"prompt": "a"}\n', ""),
+        (b'oops\n{"prompt": "a"}\n', ""),
+    ],
+)
+def test_what_is_no_jsonl_on_stdin_says_how_it_is_read(tmp_path, monkeypatch, content, why):
+    """Else each row is unreadable, which tells nobody what to do."""
+    (tmp_path / "piped").write_bytes(content)
+    with open(tmp_path / "piped") as piped:
+        monkeypatch.setattr("sys.stdin", piped)
+        if not why:
+            spool.stdin(tmp_path)
+            return
+        with pytest.raises(JobError, match=why):
+            spool.stdin(tmp_path)
 
 
 @pytest.mark.parametrize("stdin", [None, SimpleNamespace(isatty=lambda: True)])
