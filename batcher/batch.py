@@ -114,6 +114,7 @@ def take(
     inputs: Inputs,
     folder: Path,
     models: Sequence[str],
+    run: str,
     *,
     keep_raw: bool,
 ) -> tuple[int, int]:
@@ -121,6 +122,7 @@ def take(
 
     What failed in it is left to be sent. A row that was ever answered here keeps that: what it asked
     when the batch was made is not known. Nor is the cost: providers take another price for batches.
+    Each line names the `run`.
 
     Returns:
         How many were taken, and how many of them name another model than was asked for.
@@ -152,7 +154,7 @@ def take(
                 others += not (found.response_model or model).startswith(model)
                 taken += 1
                 if journal is None:
-                    journal = Journal(folder)
+                    journal = Journal(folder, run=run)
                 request = plan.request(prompt, model)
                 result = result_of(request, terms.judged(found))
                 # By nobody's attempt here: it counts for no budget of this output.

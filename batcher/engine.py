@@ -105,7 +105,6 @@ class Engine:
         self._emit = emit
         self._twins = twins
         self._prices = prices or Prices()
-        self._resend = job.resendable
         self._client = Client(endpoint)
         self._key_gate = KeyGate(job.total)
         self._gate_of = gate_of or (lambda model: Gate(job.limits(model), self._key_gate))
@@ -314,7 +313,8 @@ class Engine:
             return None
         at = self._plan.stopped.pop((request.row, request.model, request.sample), None)
         found = None if at is None else self._journal.at(*at)
-        return None if found is None else self._terms.talk_of(found, request)
+        same = found is not None and found.key == request.key
+        return self._terms.talk_of(found, request) if found is not None and same else None
 
     async def _again(self, lane: EngineLane, prompt: Prompt, failed: Again) -> None:
         try:
@@ -545,11 +545,6 @@ class Engine:
         if self._job.route != "each":  # The first model of each sample; the others come later.
             first = {slot % plan.samples: slot for slot in reversed(slots)}
             slots = tuple(sorted(first.values()))
-        for kept in todo.kept:
-            if self._fed_by(feed, kept.model):
-                self._journal.put(kept)
-                if kept.status not in self._resend:
-                    self._summary.add_earlier(kept.model, kept.status)
         if prompt.error is not None:
             for slot in slots:
                 model = plan.slots[slot]

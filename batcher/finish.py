@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from batcher.errors import Damaged
 from batcher.read.inputs import Inputs
 from batcher.write import results
 from batcher.write.manifest import Manifest
-from batcher.write.segment import loaded
+from batcher.write.segment import placed
 from batcher.write.winners import Winners, places_of
 
 __all__ = ["Finished", "export"]
@@ -39,6 +39,7 @@ def export(
     folder: Path,
     inputs: Inputs,
     manifest: Manifest,
+    runs: Collection[str],
     say: Callable[[str], None],
     go_on: Callable[[], None] = lambda: None,
     *,
@@ -52,6 +53,7 @@ def export(
         folder: The run folder.
         inputs: The rows of the present epoch.
         manifest: What was asked.
+        runs: IDs of the runs that asked for these rows.
         say: Told what a person should know, in sentences.
         go_on: Called now and then; what it raises ends the writing, and the old file stays.
         locked: Whether the caller holds the run folder; beside a running process nothing else in
@@ -62,18 +64,24 @@ def export(
     Raises:
         Damaged: Answers that there were are gone, and the output would lack them. Not raised when
             the caller holds no lock, so cannot send them again, and there is no output to spoil.
+            Or the input was touched while it was read.
         OutputError: The output cannot be written.
     """
     asked = manifest.asked
     models = len(asked.models or ("",))
     rows = manifest.epochs[-1].rows or 0
     winners = Winners(models, folder, rows, samples=asked.samples)
-    for segment in loaded(folder, manifest.trusted_from, keep=locked):
+    lost: dict[int, int] = {}
+    for segment in placed(folder, runs, keep=locked):
         go_on()
+        if segment.lost:
+            lost[segment.number] = segment.lost
         winners.add(segment.entries, places_of(segment.models, asked.models))
     spoils = locked or output.exists()
 
     def whole(written: results.Written) -> None:
+        if (name := inputs.touched()) is not None:
+            raise Damaged(f"{name} was touched while the output was written")
         if picks.lost and spoils:
             names = ", ".join(f"journal-{number:06}.jsonl" for number in sorted(picks.damaged))
             what = "one answer" if picks.lost == 1 else f"{picks.lost:,} answers"
@@ -84,6 +92,8 @@ def export(
         confirm(written)
 
     picks = results.Picks(folder, winners, asked.route, models, asked.samples, go_on)
+    picks.damaged.update(lost)
+    picks.lost = sum(lost.values())
     how: dict[str, Any] = {"keep_raw": asked.keep_raw, "confirm": whole}
     try:
         with picks:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from batcher.read.files import InputFile, Pin
+from batcher.read.inputs import Inputs
 from batcher.records import Result
 from batcher.write import index
 from batcher.write.manifest import Manifest
-from batcher.write.segment import loaded, segments
+from batcher.write.moved import Moved
+from batcher.write.segment import placed, segments
 
 __all__ = ["results_of"]
 
@@ -30,39 +33,46 @@ def results_of(folder: Path, name: str) -> Iterator[Result]:
         name: Position in decimal, or `custom_id`.
     """
     rows = {int(name)} if name.isascii() and name.isdecimal() else set()
-    wanted = b'"custom_id":' + msgspec.json.encode(name)
-    placed = _placed_from(folder)
-    for number, path in segments(folder):
-        if number < placed:
-            continue
-        with path.open("rb") as file:
-            for line in file:
-                if wanted in line and index.checked(text := line.rstrip(b"\n")):
-                    named = _named(text)
-                    if named.custom_id == name:
-                        rows.add(named.row)
-    told: set[tuple[int, int]] = set()  # What was kept stands in each later epoch again.
-    for segment in loaded(folder, placed):
+    manifest = Manifest.load(folder)
+    runs = _runs(manifest)
+    rows.update(_named(folder, runs, name))
+    moved = Moved.load(folder, runs).parts
+    if manifest is not None and moved:  # Lines of those that moved carry old names.
+        rows.update(_named_now(folder, manifest, name))
+    told: set[tuple[int, int]] = (
+        set()
+    )  # An answer of other settings may have moved to its own row.
+    for segment in placed(folder, runs):
         entries = segment.entries
         for entry in entries[np.isin(entries["row"], list(rows))]:
             at = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
-            if at[:2] in told:
-                continue
-            told.add(at[:2])
-            yield from (
-                _of_row(result, int(entry["row"]), int(entry["sample"]), name)
-                for result in _at(folder, *at)
-            )
+            if at[:2] not in told:
+                told.add(at[:2])
+                for result in _at(folder, *at):
+                    if bytes.fromhex(result.key)[:8] == entry["key_high"].tobytes():
+                        yield _of_row(result, int(entry["row"]), int(entry["sample"]), name)
 
 
-class _Named(msgspec.Struct):
-    """The names of a line, also of one that refers to an answer elsewhere."""
+def _named(folder: Path, runs: set[str], name: str) -> Iterator[int]:
+    """Rows of this name, by the lines of runs that asked for the present rows."""
+    wanted = b'"custom_id":' + msgspec.json.encode(name)
+    for _number, path in segments(folder):
+        with path.open("rb") as file:
+            for line in file:
+                if wanted in line and index.checked(text := line.rstrip(b"\n")):
+                    found = _decode(text)
+                    if found.custom_id == name and index.run_of(text) in runs:
+                        yield found.row
 
-    row: int
-    custom_id: str
 
-
-_named = msgspec.json.Decoder(_Named).decode
+def _named_now(folder: Path, manifest: Manifest, name: str) -> Iterator[int]:
+    """Rows of this name, by the input, where it is still that of the last run."""
+    pins = msgspec.convert(manifest.epochs[-1].inputs, list[Pin])
+    inputs = Inputs([InputFile.of_pin(pin, folder) for pin in pins])
+    if inputs.changed() is None:
+        for row in inputs.rows(frozenset({"custom_id"})):
+            if row.columns is not None and str(row.columns.get("custom_id")) == name:
+                yield row.position
 
 
 def _of_row(result: Result, row: int, sample: int, name: str) -> Result:
@@ -72,14 +82,11 @@ def _of_row(result: Result, row: int, sample: int, name: str) -> Result:
     return msgspec.structs.replace(result, row=row, sample=sample, custom_id=custom_id)
 
 
-def _placed_from(folder: Path) -> int:
-    """Number of the first segment whose positions are those of the present input."""
-    manifest = Manifest.load(folder)
-    first = 1
-    for before, after in pairwise(manifest.epochs if manifest else ()):
-        if before.inputs != after.inputs:
-            first = after.first_segment
-    return first
+def _runs(manifest: Manifest | None) -> set[str]:
+    """IDs of the runs that asked for the present rows, whatever their settings were."""
+    epochs = manifest.epochs if manifest else []
+    same = takewhile(lambda epoch: epoch.inputs == epochs[-1].inputs, reversed(epochs))
+    return {run for epoch in same for run in (*epoch.runs, *epoch.open)}
 
 
 def _at(folder: Path, segment: int, offset: int, length: int) -> Iterator[Result]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -32,8 +33,8 @@ from batcher.job import Job
 from batcher.output import check_output, sweep
 from batcher.plan.forecast import Forecast, counted
 from batcher.plan.requests import Plan, settings_of
-from batcher.plan.resume import resume
-from batcher.plan.survey import survey
+from batcher.plan.resume import Resumed, resume
+from batcher.plan.survey import pictures_of, survey
 from batcher.plan.twins import Twins
 from batcher.prices import Bill, Price, Prices, of_file
 from batcher.read import marks, spool
@@ -60,6 +61,7 @@ __all__ = ["Report", "Runner"]
 _BEAT_SECONDS, _LOOK_SECONDS, _MUCH_MORE = 5.0, 0.02, 1.1
 _GUARD_SECONDS = 0.2
 _HEALINGS = 2
+_DRAWN = "drawn"
 _LOOK_ROWS = 100
 # Of the columns that no prompt uses: a quarter of a second of reading before a run. `check` reads all.
 _LOOK_BYTES = 256 << 20
@@ -225,10 +227,11 @@ class Runner:
         job = self._job
         endpoint = job.endpoint() if not job.simulate else Endpoint("", "simulated:")
         inputs = await self._inputs(folder)
+        taken = ""
         if job.from_batch and not job.dry_run:
-            await asyncio.to_thread(self._take_batch, folder, inputs, endpoint)
-        (plan, manifest), self._prices = await asyncio.gather(
-            asyncio.to_thread(self._prepare, folder, inputs, endpoint, say=self._say),
+            taken = await asyncio.to_thread(self._take_batch, folder, inputs, endpoint)
+        (plan, found), self._prices = await asyncio.gather(
+            asyncio.to_thread(self._prepare, folder, inputs, endpoint, self._say, taken),
             self._known(endpoint),
         )
         if job.dry_run:
@@ -249,7 +252,7 @@ class Runner:
                     endpoint = await stack.enter_async_context(simulated_gateway())
                     self._prices = await self._known(endpoint)
                 report = await self._answered(
-                    folder, inputs, plan, manifest, endpoint, replaces=replaced
+                    folder, inputs, plan, found, endpoint, replaces=replaced
                 )
             ended = "interrupted" if report.exit_status == 130 else "done"
         except RunStopped:
@@ -277,7 +280,7 @@ class Runner:
         folder: Path,
         inputs: Inputs,
         plan: Plan,
-        manifest: Manifest,
+        found: Resumed,
         endpoint: Endpoint,
         *,
         replaces: bool,
@@ -285,35 +288,46 @@ class Runner:
         """Sends what is to send and writes the output; again for what is found to be damaged then."""
         healings = 0
         while True:
+            manifest, last = found.manifest, found.manifest.last
             if self._cluster is not None:
-                manifest.shared.append((manifest.last + 1, 0))
+                manifest.shared.append((last + 1, 0))
             manifest.save(folder)
+            if found.moved is not None:
+                found.moved.save(folder)
             marks.save(folder, inputs.pins, inputs.marks)
             if not replaces:
                 spool.sweep(folder, inputs.pins)
             manners = _manners_at(endpoint, manifest)
             try:
-                await self._send(folder, endpoint, plan, inputs, manners)
+                await self._send(folder, endpoint, plan, inputs, manners, found.run)
             finally:
                 if manners != _manners_at(endpoint, manifest):
                     manifest.manners |= {f"{endpoint.name} {of}": m for of, m in manners.items()}
                     with contextlib.suppress(OSError):  # The next run finds out again.
                         manifest.save(folder)
             manifest.saw([number for number, _path in segments(folder)])
+            touched = await asyncio.to_thread(self._touched, inputs, manifest)
+            if touched is None:
+                wrote = manifest.last > last or found.moved is not None
+                manifest.end(found.run, wrote=wrote)
             manifest.save(folder)
             if replaces and not self._interrupted and not _any_answer(self.summary):
                 raise JobError(f"Not one row was answered{_first_words(self.summary)}.")
             try:
-                return await self._finish(folder, inputs, manifest)
+                return await self._finish(folder, inputs, manifest, touched)
             except Damaged as error:
                 healings += 1
                 if healings > _HEALINGS:
                     raise Damaged(f"{error}, again; see to the disk.") from None
-                self._say(f"{error}; what is lost is sent again.")
+                self._say(
+                    f"{error}; answers are matched to rows again, and what is lost is sent again."
+                )
                 self._keep_output(folder)
                 self._job = replace(self._job, overwrite=False)
-                plan, manifest = await asyncio.to_thread(
-                    self._prepare, folder, inputs, endpoint, say=lambda _text: None
+                if await asyncio.to_thread(inputs.touched) is not None:
+                    inputs = await self._inputs(folder)
+                plan, found = await asyncio.to_thread(
+                    self._prepare, folder, inputs, endpoint, lambda _text: None
                 )
 
     # Before
@@ -341,24 +355,28 @@ class Runner:
         return Inputs(files, job.limit, job.drawn, images=images)
 
     def _prepare(
-        self, folder: Path, inputs: Inputs, endpoint: Endpoint, *, say: Callable[[str], None]
-    ) -> tuple[Plan, Manifest]:
+        self,
+        folder: Path,
+        inputs: Inputs,
+        endpoint: Endpoint,
+        say: Callable[[str], None],
+        taken: str = "",
+    ) -> tuple[Plan, Resumed]:
         """What is still to send, and what is to be kept in `run.json`; reads, and writes nothing."""
         job, settings = self._job, settings_of(self._job, endpoint.name)
-        found = resume(job, settings, folder, inputs, say, self._go_on)
+        if not job.dry_run:
+            inputs.marks = marks.load(folder, inputs.pins)
+        found = resume(job, settings, folder, inputs, say, self._go_on, taken)
         batched = self._writes_batch(inputs)
         self.batch = batched
         found.manifest.asked = msgspec.structs.replace(found.manifest.asked, batch=batched)
         epoch = found.manifest.epochs[-1]
-        plan = Plan(
-            job, settings, inputs, found.winners, found.earlier, epoch.accepts, found.stopped
-        )
+        plan = Plan(job, settings, inputs, found.winners, stopped=found.stopped)
         if found.damaged and not job.dry_run:
             self._keep_output(folder)
         self._surveyed = epoch.rows
         if epoch.rows is not None and inputs.whole and not job.dry_run:
-            inputs.marks = marks.load(folder, inputs.pins)
-            return plan, found.manifest
+            return plan, found
         found_in = survey(inputs, plan, self._go_on)
         for note in found_in.notes:
             say(note)
@@ -369,13 +387,26 @@ class Runner:
             say(sentence)
         if found_in.pictures and (epoch.pictures is None or epoch.pictures.rows < found_in.rows):
             # Of rows drawn by chance it is not told which: their answers are found by key next time.
-            told = found_in.pictures if inputs.drawn is None else "drawn"
+            told = found_in.pictures if inputs.drawn is None else _DRAWN
             epoch.pictures = Pictures(found_in.rows, told)
         if inputs.whole and not job.dry_run:
             epoch.rows = self._surveyed
             pins = [file.with_digest(self._go_on).pin for file in inputs.files]
             epoch.inputs = msgspec.to_builtins(pins)
-        return plan, found.manifest
+            inputs.files = [replace(f, pin=p) for f, p in zip(inputs.files, pins, strict=True)]
+        if (name := inputs.touched()) is not None:
+            raise JobError(f"{name} was written while it was read; run the same command again.")
+        return plan, found
+
+    def _touched(self, inputs: Inputs, manifest: Manifest) -> str | None:
+        """What of the input, or of the pictures that it names, was written or touched since the run began."""
+        if (name := inputs.touched()) is not None:
+            return name
+        known = manifest.epochs[-1].pictures
+        if known is None or known.digest == _DRAWN:
+            return None
+        same = pictures_of(inputs, known.rows, lambda: None) == known.digest
+        return None if same else "A picture"
 
     def _writes_batch(self, inputs: Inputs) -> bool:
         """Whether the output holds lines of a batch: as asked, else as the first rows of the input do."""
@@ -386,17 +417,19 @@ class Runner:
         known = [columns for columns in rows if columns is not None]
         return bool(known) and all(map(batches.is_request, known))
 
-    def _take_batch(self, folder: Path, inputs: Inputs, endpoint: Endpoint) -> None:
-        job = self._job
+    def _take_batch(self, folder: Path, inputs: Inputs, endpoint: Endpoint) -> str:
+        """ID that the answers of a finished batch are written under; "" when there are none to take."""
+        job, run = self._job, secrets.token_hex(6)
         plan = Plan(job, settings_of(job, endpoint.name), inputs)
         paths = job.from_batch
         taken, others = batches.take(
-            paths, plan, inputs, folder, job.models, keep_raw=job.keep_raw
+            paths, plan, inputs, folder, job.models, run, keep_raw=job.keep_raw
         )
         if taken:
             answers = "1 answer is" if taken == 1 else f"{taken:,} answers are"
             told = f", {others:,} of which name another model" if others else ""
             self._say(f"{answers} taken from {', '.join(paths)}{told}.")
+        return run if taken else ""
 
     def _keep_output(self, folder: Path) -> None:
         """Keeps the output as it is, when it may be the only place of answers the journal lost."""
@@ -488,10 +521,11 @@ class Runner:
         plan: Plan,
         inputs: Inputs,
         manners: dict[str, Manner],
+        run: str,
     ) -> None:
         if self._interrupted:
             return
-        journal = Journal(folder, alarm=self._stop_sending)
+        journal = Journal(folder, self._stop_sending, run=run)
         cut_off, self._cut_off = self._cut_off, 0
         account = await money.opened(self._job, self._prices, folder, cut_off)
         budget = None if account is None else account.budget
@@ -527,6 +561,7 @@ class Runner:
                 self._prices,
                 twins,
                 account,
+                run,
             )
         self._engine = working
         self._state = "running"
@@ -554,7 +589,7 @@ class Runner:
             # Rows that are written as they finish cannot be written later.
             now = self._job.output == "-" or not (working.stopped or self._interrupted)
             if now and twins is not None and twins.waiting:
-                journal = Journal(folder, alarm=self._stop_sending)
+                journal = Journal(folder, self._stop_sending, run=run)
                 try:
                     await engine.copy(inputs, journal)
                 finally:
@@ -654,7 +689,9 @@ class Runner:
 
     # After
 
-    async def _finish(self, folder: Path, inputs: Inputs, manifest: Manifest) -> Report:
+    async def _finish(
+        self, folder: Path, inputs: Inputs, manifest: Manifest, touched: str | None
+    ) -> Report:
         job = self._job
         if self._interrupted:
             self.summary.finish("interrupted")
@@ -666,16 +703,18 @@ class Runner:
             self.summary.finish("done")
             all_ok = self._engine is None or self._engine.all_ok
             return Report(self.summary, 0 if all_ok else 3, "-", "")
-        if (name := inputs.changed()) is not None:
+        if (name := inputs.rewritten()) is not None:
             raise OutputError(
                 f"{name} changed while the run was going on, so its rows and the answers cannot be "
                 f"put together; all answers are in {folder}. Run the same command again."
             )
+        if touched is not None:
+            raise Damaged(f"{touched} was touched while the run was going on")
         from batcher.finish import export  # Brings pyarrow, which would hold up the start.
 
         output = self._output
         written = await asyncio.to_thread(
-            partial(export, output, folder, inputs, manifest, locked=True),
+            partial(export, output, folder, inputs, manifest, manifest.runs, locked=True),
             say=self._say,
             go_on=self._go_on_writing,
         )

@@ -11,7 +11,7 @@ from batcher.plan.requests import Plan, settings_of
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt
-from batcher.write.index import ENTRY, OUTCOMES, Segment, entry_bytes
+from batcher.write.index import ENTRY, OUTCOMES, entry_bytes
 from batcher.write.winners import Winners
 from tests.support.program import write_jsonl
 
@@ -113,12 +113,13 @@ def test_an_earlier_answer_is_given_once_and_to_its_own_row_first(tmp_path):
     plan = a_plan(tmp_path, [{"prompt": "x"}])
     key = request(plan, 0, "x").key
     ok = NUMBER[Outcome.OK]
-    earlier = Earlier([Segment(1, ["a"], entries((5, key, ok, 0), (9, key, ok, 0)))])
-    assert earlier.take(request(plan, 9, "x")).at[1] == 100
-    assert earlier.take(request(plan, 2, "x")).at[1] == 0
-    assert earlier.take(request(plan, 2, "x")).at[1] == 0  # Asking again gives the same.
+    earlier = Earlier([entries((5, key, ok, 0), (9, key, ok, 0))])
+    assert earlier.take(request(plan, 9, "x"))
+    assert earlier.take(request(plan, 2, "x"))
+    assert earlier.take(request(plan, 2, "x"))  # Asking again gives the same.
     assert earlier.take(request(plan, 3, "x")) is None
     assert earlier.take(request(plan, 3, "y")) is None
+    assert earlier.taken()[["row", "offset"]].tolist() == [(2, 0), (9, 100)]
 
 
 def test_of_a_row_that_was_sent_again_the_best_answer_is_found(tmp_path):
@@ -127,10 +128,11 @@ def test_of_a_row_that_was_sent_again_the_best_answer_is_found(tmp_path):
     key, cut, ok = request(plan, 0, "x").key, NUMBER[Outcome.TRUNCATED], NUMBER[Outcome.OK]
     for of, at in [((cut, ok), 100), ((ok, cut), 0), ((cut, cut), 100)]:
         lines = entries(*((5, key, outcome, 0) for outcome in of))
-        assert Earlier([Segment(1, ["a"], lines)]).take(request(plan, 5, "x")).at[1] == at
-        moved = Earlier([Segment(1, ["a"], lines)])
-        assert moved.take(request(plan, 2, "x")).at[1] == at
-        assert moved.take(request(plan, 3, "x")) is None
+        for row in (5, 2):
+            earlier = Earlier([lines])
+            assert earlier.take(request(plan, row, "x"))
+            assert earlier.take(request(plan, 3, "x")) is None
+            assert earlier.taken()["offset"].tolist() == [at]
 
 
 @given(st.data())
@@ -141,10 +143,15 @@ def test_each_answer_to_equal_rows_is_given_to_one_row(tmp_path_factory, data):
     given_, asked = data.draw(st.sets(kinds)), data.draw(st.lists(kinds, max_size=30))
     ok, order = NUMBER[Outcome.OK], data.draw(st.permutations(sorted(given_)))
     lines = entries(*((row, request(plan, row, text).key, ok, 0) for row, text in order))
-    earlier, taken = Earlier([Segment(1, ["a"], lines)]), {}
+    earlier, taken, known = Earlier([lines]), {}, set()
     for row, text in asked:
         found = earlier.take(request(plan, row, text))
-        at = None if found is None else order[found.at[1] // 100]
+        now = {(int(of["row"]), int(of["offset"]) // 100) for of in earlier.taken()}
+        mine = [n for of, n in now - known if of == row] or [
+            n for of, n in now if of == row and order[n][1] == text
+        ]
+        known |= now
+        at = None if found is None else order[mine[0]]
         if taken.get((row, text)) is not None:
             assert at == taken[row, text] or at == (row, text)
         elif at is not None:
@@ -161,10 +168,7 @@ def test_a_failure_is_no_answer_to_give_away(tmp_path):
     plan = a_plan(tmp_path, [{"prompt": "x"}])
     key = request(plan, 0, "x").key
     failed = NUMBER[Outcome.TIMEOUT]
-    assert (
-        Earlier([Segment(1, ["a"], entries((0, key, failed, 0)))]).take(request(plan, 0, "x"))
-        is None
-    )
+    assert Earlier([entries((0, key, failed, 0))]).take(request(plan, 0, "x")) is None
 
 
 lines = st.lists(
@@ -187,5 +191,5 @@ def test_ok_beats_an_answer_beats_a_failure_and_else_the_later_wins(lines, size)
     for start in range(0, len(lines), size):
         winners.add(packed[start : start + size], np.array([0, 1]))
     for (row, model), (offset, outcome) in best.items():
-        assert winners.at([row], model) == [(1, offset, 50)]
+        assert winners.at([row], model) == [(1, offset, 50, b"0" * 16)]
         assert winners.outcomes(model)[row] == outcome + 1

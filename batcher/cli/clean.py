@@ -59,7 +59,7 @@ def _left_out(folder: Path, manifest: Manifest) -> int:
     import numpy as np
 
     from batcher.cli.folder import inputs_of
-    from batcher.write.segment import loaded
+    from batcher.write.segment import placed
     from batcher.write.winners import ANSWERED, places_of
 
     asked, left = manifest.asked, 0
@@ -72,7 +72,7 @@ def _left_out(folder: Path, manifest: Manifest) -> int:
                 "the output lacks; remove the folder yourself."
             )
         asked_for = np.frombuffer(inputs.left_out(), np.uint8) == 0
-    for segment in loaded(folder, manifest.trusted_from):
+    for segment in placed(folder, manifest.runs or {""}):
         entries = segment.entries[ANSWERED[segment.entries["outcome"]]]
         out = places_of(segment.models, asked.models)[entries["model"]] < 0
         out |= entries["sample"] >= asked.samples

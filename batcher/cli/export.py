@@ -30,7 +30,7 @@ def export(output: str, to: str | None = None, /) -> int:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
     from batcher import finish
-    from batcher.cli.folder import found, inputs_of
+    from batcher.cli.folder import found, present
     from batcher.write import parts
     from batcher.write.results import Written
 
@@ -52,12 +52,7 @@ def export(output: str, to: str | None = None, /) -> int:
     if not path.parent.is_dir():
         raise JobError(f"{path}: there is no folder {path.parent}; make it first.")
     folder, manifest = found(output)
-    inputs = inputs_of(folder, manifest)
-    if (name := inputs.changed()) is not None:
-        raise JobError(
-            f"{name} is gone or changed since the run, so its rows and the answers cannot be put "
-            "together; run the job again, which finds the answers that still fit."
-        )
+    inputs, runs = present(folder, manifest)
     if parts.files(path):
         _check_ours(path, Path(objects.here(output)), [file.path for file in inputs.files])
     before = sum(map(_rows, parts.files(path)))
@@ -70,7 +65,9 @@ def export(output: str, to: str | None = None, /) -> int:
             )
 
     try:
-        written = finish.export(path, folder, inputs, manifest, say, locked=False, confirm=enough)
+        written = finish.export(
+            path, folder, inputs, manifest, runs, say, locked=False, confirm=enough
+        )
     except Damaged as error:
         raise Damaged(
             f"{error}; {path} is left as it is. Run the job again, which sends those rows again, or "

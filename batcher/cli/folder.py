@@ -20,7 +20,7 @@ from batcher.write.manifest import Manifest
 if TYPE_CHECKING:
     from batcher.read.inputs import Inputs
 
-__all__ = ["found", "inputs_of"]
+__all__ = ["found", "inputs_of", "present"]
 
 
 def found(output: str) -> tuple[Path, Manifest]:
@@ -42,6 +42,11 @@ def found(output: str) -> tuple[Path, Manifest]:
         manifest = Manifest.load(folder)
     if manifest is None:
         raise JobError(f"{output}: there is no run of it ({folder}); name the --output of a run.")
+    if manifest.edited or not manifest.epochs:
+        raise JobError(
+            f"{folder / 'run.json'} is not as it was written; run the job again, which finds the answers "
+            "by what was sent."
+        )
     return folder, manifest
 
 
@@ -53,3 +58,25 @@ def inputs_of(folder: Path, manifest: Manifest) -> Inputs:
     pins = msgspec.convert(manifest.epochs[-1].inputs, list[Pin])
     files = [InputFile.of_pin(pin, folder) for pin in pins]
     return Inputs(files, manifest.asked.limit, manifest.asked.drawn)
+
+
+def present(folder: Path, manifest: Manifest) -> tuple[Inputs, list[str]]:
+    """The rows of the last run, and the IDs of the runs of which it is known that they read these rows.
+
+    Raises:
+        JobError: The files hold other rows now, or there is no such run.
+    """
+    inputs, epoch = inputs_of(folder, manifest), manifest.epochs[-1]
+    runs = epoch.runs if inputs.touched() is not None else [*epoch.runs, *epoch.open]
+    again = "run the job again, which finds the answers that still fit."
+    if (name := inputs.changed()) is not None:
+        raise JobError(
+            f"{name} is gone or changed since the run, so its rows and the answers cannot be put "
+            f"together; {again}"
+        )
+    if not runs:
+        raise JobError(
+            f"{folder / 'run.json'} does not tell which answers are of these rows (an earlier version wrote it, or "
+            f"the input was touched during the run); {again}"
+        )
+    return inputs, runs

@@ -24,7 +24,7 @@ def status(output: str, /) -> int:
     from batcher.write import index
     from batcher.write import status as heartbeat
     from batcher.write.lock import holder as at_work
-    from batcher.write.segment import loaded
+    from batcher.write.segment import placed
     from batcher.write.winners import Winners, places_of
 
     folder, manifest = found(output)
@@ -44,7 +44,7 @@ def status(output: str, /) -> int:
             asked = np.frombuffer(inputs.left_out(), np.uint8) == 0
             rows = int(asked.sum())
     winners = Winners(len(models or ("",)), folder, rows or 0, samples=samples, places=False)
-    for segment in loaded(folder, manifest.trusted_from):
+    for segment in placed(folder, manifest.runs or {""}):
         winners.add(index.last_words(segment.entries), places_of(segment.models, models))
     rows = None if rows is None else rows * samples
     route = manifest.asked.route

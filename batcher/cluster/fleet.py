@@ -99,6 +99,7 @@ class Fleet:
         prices: What is known of them.
         twins: As for an engine.
         account: What may be spent; None for no bound.
+        run: ID that each line of the journal names.
 
     Attributes:
         stopped: Why the run ends early, once it does.
@@ -119,13 +120,14 @@ class Fleet:
         prices: Prices,
         twins: Twins | None,
         account: Account | None,
+        run: str,
     ) -> None:
         self._cluster, self._job, self._plan, self._account = cluster, job, plan, account
         self._folder, self._summary, self._emit = folder, summary, emit
         self._prices, self._twins = prices, twins
         in_dollars = None if account is None else account.budget.in_dollars
         self._errand = Errand(
-            job, settings, endpoint, str(folder.resolve()), cluster.token, in_dollars
+            job, settings, endpoint, str(folder.resolve()), run, cluster.token, in_dollars
         )
         each = rows // (_EACH * max(1, cluster.workers))
         self._most = -(-rows // job.shards) if job.shards else min(max(each, _LEAST_ROWS), _SHARD_ROWS)  # fmt: skip
@@ -203,7 +205,7 @@ class Fleet:
     # Shards
 
     def _shards(self) -> Iterator[Shard]:
-        """What is to be sent, in parts; also what only takes an earlier answer to a new place."""
+        """What is to be sent, in parts."""
         last = max((number for number, _path in segments(self._folder)), default=0)
         first = (last // BLOCK + 1) * BLOCK + 1
         todos: list[Todo] = []
@@ -213,7 +215,7 @@ class Fleet:
                 if self._twins is not None:
                     self._twins.look(todo.prompt)
                     todo = todo._replace(slots=self._twins.among(todo))
-                if not (todo.slots or todo.kept):
+                if not todo.slots:
                     continue
                 todos.append(todo)
                 size += len(todo.prompt.fields)
@@ -236,9 +238,6 @@ class Fleet:
     def _begin(self, shard: Shard) -> None:
         for todo in shard.todos:
             self._at_work[todo.prompt.row] = None if self._emit is None else todo.prompt
-            for kept in todo.kept:
-                if kept.status not in self._job.resendable:
-                    self._summary.add_earlier(kept.model, kept.status)
 
     async def _run(self, shard: Shard, room: asyncio.Semaphore) -> None:
         try:

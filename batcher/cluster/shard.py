@@ -27,7 +27,7 @@ from batcher.plan.requests import Part, Settings, Stopped, Todo
 from batcher.prices import Price, Prices
 from batcher.records import Outcome, Result
 from batcher.report.summary import Summary
-from batcher.write.index import checked
+from batcher.write.index import checked, run_of
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.segment import segments
 
@@ -46,12 +46,13 @@ _decode = msgspec.json.Decoder(Result).decode
 
 @dataclass(frozen=True)
 class Errand:
-    """What is the same for all shards of a run; `in_dollars` as of `Link`."""
+    """What is the same for all shards of a run; `in_dollars` as of `Link`, `run` as each line names it."""
 
     job: Job
     settings: Settings
     endpoint: Endpoint
     folder: str
+    run: str
     token: str
     in_dollars: bool | None
 
@@ -121,7 +122,7 @@ async def work(
                 "folder that all machines share, under one name."
             ),
         )
-    before = [_slim(result) for result in _of_earlier_attempts(folder, shard.first)]
+    before = [_slim(result) for result in _of_earlier_attempts(folder, shard.first, errand.run)]
     todos = _left(job, shard.todos, before)
     ended: list[Result] = []
 
@@ -133,7 +134,7 @@ async def work(
         loop.call_soon_threadsafe(engine.stop)
 
     try:
-        journal = Journal(folder, alarm, shard.first)
+        journal = Journal(folder, alarm, shard.first, errand.run)
     except BatcherError as error:
         return Done(before, error)
     loop = asyncio.get_running_loop()
@@ -216,16 +217,15 @@ async def _fence(link: Link, folder: Path, token: str, engine: Engine) -> None:
             engine.stop()
 
 
-def _of_earlier_attempts(folder: Path, first: int) -> list[Result]:
+def _of_earlier_attempts(folder: Path, first: int, run: str) -> list[Result]:
     found = []
     for number, path in segments(folder):
         if first <= number < first + BLOCK:
             with path.open("rb") as lines:
                 for line in lines:
                     text = line.rstrip(b"\n")
-                    if checked(text) and b'"at":[' not in text[-200:]:
-                        with contextlib.suppress(msgspec.ValidationError):  # A line that refers.
-                            found.append(_decode(text))
+                    if checked(text) and run_of(text) == run:
+                        found.append(_decode(text))
     return [result for result in found if not result.stopped]
 
 
@@ -253,7 +253,7 @@ def _left(job: Job, todos: Sequence[Todo], ended: Sequence[Result]) -> list[Todo
             if status is None and slot % job.samples not in whole
         )
         if slots:
-            left.append(todo._replace(slots=slots, kept=()))
+            left.append(todo._replace(slots=slots))
     return left
 
 

@@ -1,60 +1,70 @@
-"""Answers of earlier input or settings, found by the bytes that were sent. Touches: nothing."""
+"""Answers whose place is not known, found by the bytes that were sent. Touches: nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from batcher.records import Outcome, Request
-from batcher.write.index import ENTRY, OUTCOMES, Segment, last_words, where
-from batcher.write.segment import Kept
+from batcher.write.index import ENTRY, OUTCOMES, last_words, where
 from batcher.write.winners import ANSWERED
 
 __all__ = ["Earlier"]
 
 _OK = OUTCOMES.index(Outcome.OK)
 _SAMPLE_BITS = 16
+_OFFSET_BITS = 40
+_COLUMNS = {"high": "<u8", "low": "<u8", "place": "<i8", "where": "<i8", "outcome": "u1"}
 
 
 class Earlier:
-    """Answers of earlier epochs, found by key; each is given away once.
+    """Answers that are found by key; each is given away once. 42 bytes each, some 80 while it is made.
 
     Args:
-        segments: Those of the earlier epochs, in order.
-        since: Those of the present one; what they refer to is given away already.
+        parts: Entries of the journal, in order.
     """
 
-    def __init__(self, segments: Sequence[Segment], since: Sequence[Segment] = ()) -> None:
-        words = [last_words(s.entries) for s in segments]
-        parts = [entries[ANSWERED[entries["outcome"]]] for entries in words]
-        entries: Any = np.concatenate(parts) if parts else np.empty(0, ENTRY)
-        # One answer may have been referred to by several epochs; the last place counts.
-        _, last = np.unique(where(entries)[::-1], return_index=True)
-        entries = entries[len(entries) - 1 - last[::-1]]
-        high, low, place = entries["key_high"], entries["key_low"], _place_of(entries)
-        order = np.lexsort((entries["outcome"] != _OK, place, low, high))
+    def __init__(self, parts: Iterable[Any]) -> None:
+        held: dict[str, list[Any]] = {name: [np.empty(0, of)] for name, of in _COLUMNS.items()}
+        for entries in map(last_words, parts):
+            answers = entries[ANSWERED[entries["outcome"]]]
+            for name, column in (
+                ("high", answers["key_high"]),
+                ("low", answers["key_low"]),
+                ("place", answers["row"] << _SAMPLE_BITS | answers["sample"]),
+                ("where", where(answers)),
+                ("outcome", answers["outcome"]),
+            ):
+                held[name].append(np.ascontiguousarray(column))
+        of = {name: np.concatenate(held.pop(name)) for name in _COLUMNS}
         # Of the answers that one row had, one after the other, the best; else the latest.
+        order = np.lexsort(
+            (-of["where"], of["outcome"] != _OK, of["place"], of["low"], of["high"])
+        )
+        for name, column in of.items():
+            of[name] = column[order]
         new = np.ones(len(order), np.bool_)
-        new[1:] = np.any([np.diff(of[order]) != 0 for of in (high, low, place)], axis=0)
-        entries = entries[order[new]]
-        for segment in since:
-            entries = entries[~np.isin(where(entries), where(segment.entries))]
-        self._entries = entries
-        self._highs, self._lows = entries["key_high"].copy(), entries["key_low"].copy()
-        self._places = _place_of(entries)
-        self._takers = np.full(len(entries), -1, np.int64)
+        same = np.ones(max(0, len(order) - 1), np.bool_)
+        for name in ("high", "low", "place"):
+            same &= of[name][1:] == of[name][:-1]
+        new[1:] = ~same
+        if not new.all():
+            of = {name: column[new] for name, column in of.items()}
+        self._of = of
+        self._highs, self._lows, self._places = of["high"], of["low"], of["place"]
+        self._takers = np.full(len(self._highs), -1, np.int64)
         self._free: dict[int, int] = {}
         self._again: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._highs)
 
-    def take(self, request: Request) -> Kept | None:
-        """A reference to an answer to these bytes, the row's own one first.
+    def take(self, request: Request) -> Outcome | None:
+        """How an answer to these bytes ended, which is the request's from now on; None without one.
 
-        The same row asking again gets the same answer again.
+        The row's own one goes first. The same row asking again gets the same answer again.
         """
         if not len(self._highs):
             return None
@@ -64,23 +74,22 @@ class Earlier:
         if begin == end or (best := self._best(begin, end, place)) < 0:
             return None
         self._takers[best] = place
-        entry = self._entries[best]
-        return Kept(
-            row=request.row,
-            model=request.model,
-            sample=request.sample,
-            key=request.key,
-            status=OUTCOMES[int(entry["outcome"])],
-            custom_id=request.custom_id,
-            at=(int(entry["segment"]), int(entry["offset"]), int(entry["length"])),
-            extras=int(entry["extras"]),
-        )
+        return OUTCOMES[int(self._of["outcome"][best])]
+
+    def taken(self) -> Any:
+        """What was taken, as entries at the rows and samples that took it: with their segment and offset alone."""
+        at = np.flatnonzero(self._takers >= 0)
+        places, lines = self._takers[at], self._of["where"][at]
+        found = np.zeros(len(at), ENTRY)
+        found["row"], found["sample"] = places >> _SAMPLE_BITS, places & (1 << _SAMPLE_BITS) - 1
+        found["segment"], found["offset"] = lines >> _OFFSET_BITS, lines & (1 << _OFFSET_BITS) - 1
+        return found
 
     def _best(self, begin: int, end: int, place: int) -> int:
         """Among equal requests: the place's own, the one it took before, one that is free; or -1."""
-        own = begin
-        if end - begin > 1:
-            own += int(self._places[begin:end].searchsorted(place))
+        if end - begin == 1:  # Most often.
+            return begin if self._takers[begin] in (-1, place) else -1
+        own = begin + int(self._places[begin:end].searchsorted(place))
         if own < end and self._places[own] == place and self._takers[own] in (-1, place):
             return own
         if (before := self._again.get((begin, place))) is not None:
@@ -102,8 +111,3 @@ def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
         return (begin, end) if numbers[begin] == number else (begin, begin)
     of = numbers[begin:end]
     return begin + int(of.searchsorted(number)), begin + int(of.searchsorted(number, "right"))
-
-
-def _place_of(entries: Any) -> Any:
-    """Row and sample as one number."""
-    return (entries["row"] << _SAMPLE_BITS) | entries["sample"]

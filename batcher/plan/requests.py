@@ -1,8 +1,8 @@
 """Which requests are still to send: row × model, minus what is answered. Touches: files (reads).
 
 A request is known by the bytes it sends: its key is a 128-bit hash of the address and the exact
-body. While input and settings are those of the runs before, its position says the same for a byte
-a row; when they are not, keys are compared, and an answer follows its row to a new position.
+body. Where it is known that a run asked for the present rows, its position says the same for a byte
+a row; where it is not, keys are compared, and an answer follows its row to a new position.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from batcher.read.prompts import Prompter
 from batcher.records import Outcome, Prompt, Request, Row
 from batcher.send.answers import Expected
 from batcher.write.index import OUTCOMES
-from batcher.write.segment import Kept
 from batcher.write.winners import Winners
 
 __all__ = [
@@ -84,13 +83,11 @@ class Todo(NamedTuple):
     """One row's prompt and the slots it is still to be sent to.
 
     Attributes:
-        kept: Answers that were there before.
-        stale: How many of them are answers to the bytes that other settings sent.
+        stale: How many answers were found to the bytes that other settings sent.
     """
 
     prompt: Prompt
     slots: tuple[int, ...]
-    kept: tuple[Kept, ...] = ()
     stale: int = 0
 
 
@@ -211,7 +208,7 @@ class Plan(Requests):
         settings: As `settings_of` gives them.
         inputs: The rows.
         winners: What is answered at which position, by slot; None for nothing.
-        earlier: Answers of earlier input or settings, found by key; None for none.
+        earlier: Answers to be found by key while the batches are read; None for none.
         accepts: Other settings, answers to whose requests are as good.
         stopped: Where answers stand that are still to be sent back, by row, model and sample.
 
@@ -257,6 +254,10 @@ class Plan(Requests):
             for state, n in enumerate(counts.tolist())
             if n and self._ends[state]
         }
+
+    def all_settled(self, rows: int) -> bool:
+        """Whether nothing of the first rows is still to be sent."""
+        return len(self._settled) >= rows and self._settled.find(b"\0", 0, rows) < 0
 
     def pending(self, row: int) -> tuple[int, ...]:
         """Slots to which the row at this position is still to be sent."""
@@ -313,7 +314,7 @@ class Plan(Requests):
         prompt = self.prompt(row)
         if self._earlier is None:
             return Todo(prompt, slots)
-        left, kept, stale = [], [], 0
+        left, stale = [], 0
         ended: set[int] = set()  # Samples that need no other model.
         for slot in slots:
             found = None
@@ -322,27 +323,22 @@ class Plan(Requests):
                 found = self._earlier.take(self.request(asked, self._model(prompt, slot)))
             if found is None and (found := self._accepted(row, slot)) is not None:
                 stale += 1
-            if found is not None:
-                kept.append(found)
-                if (self._route == "split" and found.status not in self._resend) or (
-                    self._route == "fallback" and found.status is Outcome.OK
-                ):
-                    ended.add(slot % self.samples)
-            if found is None or found.status in self._resend:
+            if found is None or found in self._resend:
                 left.append(slot)
+            elif self._route == "split" or (self._route == "fallback" and found is Outcome.OK):
+                ended.add(slot % self.samples)
         left = [slot for slot in left if slot % self.samples not in ended]
-        return Todo(prompt, tuple(left), tuple(kept), stale)
+        return Todo(prompt, tuple(left), stale)
 
-    def _accepted(self, row: Row, slot: int) -> Kept | None:
+    def _accepted(self, row: Row, slot: int) -> Outcome | None:
         """An answer to what other settings made of this row."""
         for shape in self._others:
             prompt = shape.prompter.prompt(row)
             if prompt.error is None:
                 asked = self.sampled(prompt, slot)
-                found = self._earlier and self._earlier.take(
-                    shape.request(asked, self._model(prompt, slot))
-                )
-                if found:
+                request = shape.request(asked, self._model(prompt, slot))
+                found = None if self._earlier is None else self._earlier.take(request)
+                if found is not None:
                     return found
         return None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from batcher.job import Job
 from batcher.plan.earlier import Earlier
 from batcher.plan.requests import Plan, Settings
 from batcher.plan.survey import pictures_of
-from batcher.read.files import Pin, grown
+from batcher.read.files import Pin, grown, same_files
 from batcher.read.inputs import Inputs
 from batcher.write import index
 from batcher.write.manifest import Asked, Epoch, Manifest, now
-from batcher.write.segment import Loader, segments
+from batcher.write.moved import Moved
+from batcher.write.segment import present, segments, written_by
 from batcher.write.winners import ANSWERED, Winners, places_of
 
 __all__ = ["Resumed", "SettingsChanged", "resume"]
@@ -36,8 +37,9 @@ class Resumed:
 
     Attributes:
         manifest: With the present epoch at its end; not saved yet.
-        winners: What holds by position.
-        earlier: What may be found by key; None when there is nothing.
+        winners: What is answered, by position.
+        run: ID of the run that begins.
+        moved: Which answers belong to other rows than before; None when that is kept already.
         damaged: Whether answers that there were are gone from the journal.
         stopped: Where the last answer stands (segment, offset, length) that was to be sent back when
             a run was stopped, by row, model and sample.
@@ -45,7 +47,8 @@ class Resumed:
 
     manifest: Manifest
     winners: Winners
-    earlier: Earlier | None
+    run: str
+    moved: Moved | None
     damaged: bool
     stopped: dict[tuple[int, str, int], tuple[int, int, int]]
 
@@ -57,8 +60,9 @@ def resume(
     inputs: Inputs,
     say: Callable[[str], None],
     go_on: Callable[[], None],
+    taken: str = "",
 ) -> Resumed:
-    """What is answered already: by position within the epoch, by key across epochs.
+    """What is answered already: by position what runs of the epoch wrote, all else by key.
 
     Args:
         job: What is asked now.
@@ -67,6 +71,7 @@ def resume(
         inputs: What is to be read now.
         say: Told what a person should know, in sentences.
         go_on: Called now and then; what it raises ends the work.
+        taken: ID that the answers of a batch were just written under, for the rows of these inputs.
 
     Raises:
         SettingsChanged: Paid answers match no longer, and `job.changed` does not say what to do.
@@ -78,14 +83,21 @@ def resume(
         manifest.uploaded = job.output
     files = [] if job.overwrite else segments(folder)
     read = _Reader(files, go_on, keep=not job.dry_run)
+    before = Moved() if job.overwrite else Moved.load(folder)
+    if manifest.edited:
+        say(
+            f"{folder / 'run.json'} is not as it was written. Answers are found by what was sent, and "
+            "changed settings are not noticed."
+        )
     last = manifest.epochs[-1] if manifest.epochs else None
     pins = inputs.pins
     old = [] if last is None else msgspec.convert(last.inputs, list[Pin])
     grew = None if last is None else grown(old, inputs.files, go_on)
     if grew is not None:  # What is the same need not be hashed again.
-        for n, (before, pin) in enumerate(zip(old, pins, strict=False)):
-            if pin.size == before.size:
-                pins[n] = msgspec.structs.replace(pin, digest=before.digest)
+        for n, (was, pin) in enumerate(zip(old, pins, strict=False)):
+            if pin.size == was.size:
+                pins[n] = msgspec.structs.replace(pin, digest=was.digest)
+    inputs.files = [replace(file, pin=pin) for file, pin in zip(inputs.files, pins, strict=True)]
     if grew is not None and last is not None and _other_pictures(last, inputs, go_on):
         grew = None
     same = last is not None and last.settings == settings
@@ -95,6 +107,15 @@ def resume(
     spare = manifest.asked.samples > job.samples
     if last is not None and same and grew is not None and not spare:
         epoch = last
+        # Of a run that was killed it is known what it read only where no file was touched since.
+        if same_files(old, pins):
+            epoch.runs += epoch.open
+        elif epoch.open:
+            say(
+                "The input was touched since a run that did not end; answers are found by what was sent."
+            )
+            manifest.strange += epoch.open
+        epoch.open = []
         epoch.inputs = msgspec.to_builtins(pins)
         if grew:
             epoch.rows = None
@@ -102,37 +123,45 @@ def resume(
         epoch = Epoch(
             inputs=msgspec.to_builtins(pins),
             settings=dict(settings),
-            first_segment=max(read.numbers, default=0) + 1,
             started=now(),
             accepts=last.accepts if last is not None and same else [],
             gives_up=last.gives_up if last is not None and same else [],
             gave_up=last.gave_up if last is not None and same else None,
         )
         manifest.epochs.append(epoch)
+    if taken:
+        epoch.open.append(taken)
     if last is not None and (found := _at_stake(job, last, same=same)):
-        plan = Plan(job, settings, inputs, None, Earlier(list(read.all())), found)
         kept = False
-        if lost := _stale(plan, go_on):
+        every = Earlier(segment.entries for segment in read.all())
+        if lost := _stale(Plan(job, settings, inputs, None, every, found), go_on):
             since = "an earlier run" if same else "the last run"
             kept = _decided(job, _changes(found[0], settings), since, lost, say)
         if kept:
             epoch.accepts = found  # Found by key, so that an exact answer goes before a kept one.
+        del every
         told_of = job.limit if job.sample is None else 0
         epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, told_of)
     models = len(job.models or ("",))
     winners = Winners(models, folder, epoch.rows or 0, samples=job.samples, places=False)
-    first = manifest.trusted_from
+    runs = manifest.runs
+    moved = before if before.run in runs else Moved()
     gone: dict[str, list[Any]] = {
         model: [] for model in manifest.asked.models if model not in job.models
     }
     stopped: dict[tuple[int, str, int], tuple[int, int, int]] = {}
+    strange: set[str] = set()
+    unplaced = 0
     for segment in read.all():  # One at a time: there may be gigabytes of them.
-        if segment.number >= first:
-            for entry in index.stopped(segment.entries):
-                model = segment.models[int(entry["model"])]
-                of = int(entry["row"]), model, int(entry["sample"])
-                stopped[of] = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
-            winners.add(index.last_words(segment.entries), places_of(segment.models, job.models))
+        for entry in index.stopped(segment.entries[written_by(segment, runs)]):
+            model = segment.models[int(entry["model"])]
+            of = int(entry["row"]), model, int(entry["sample"])
+            stopped[of] = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
+        known = index.last_words(present(segment, runs, moved))
+        winners.add(known, places_of(segment.models, job.models))
+        left = segment.entries["outcome"][_unplaced(segment, runs, moved)]
+        unplaced += int(np.count_nonzero(ANSWERED[left]))
+        strange.update(segment.runs)
         for place, model in enumerate(segment.models):
             if model in gone:
                 of = segment.entries[segment.entries["model"] == place]
@@ -151,11 +180,46 @@ def resume(
         keep_raw=job.keep_raw,
         parsed={"type": "string"} if job.labels is not None else job.expected[0],
     )
-    earlier = None
-    if any(number < first for number in read.numbers):
-        earlier = Earlier(list(read.all(end=first)), list(read.all(first)))
-    earlier = earlier if earlier is None or len(earlier) else None
-    return Resumed(manifest, winners, earlier, damaged, stopped)
+    strange -= {
+        "",
+        *manifest.strange,
+        *(run for of in manifest.epochs for run in (*of.runs, *of.open)),
+    }
+    if strange and not manifest.edited:
+        say(
+            "The journal holds answers of runs that run.json does not know (is it an older copy?); they are "
+            "found by what was sent."
+        )
+    manifest.strange += sorted(strange)
+    run = manifest.begin()
+    healed = None
+    plan = Plan(job, settings, inputs, winners)
+    if unplaced and not (inputs.whole and epoch.rows and plan.all_settled(epoch.rows)):
+        earlier = Earlier(_at_last_places(segment, runs, moved, before) for segment in read.all())
+        for _batch in Plan(job, settings, inputs, winners, earlier, epoch.accepts).batches():
+            go_on()
+        if len(found := earlier.taken()):
+            del earlier
+            healed = moved.more(run, read.all(), found)
+            for segment in read.all():
+                there = healed.of(segment)[1]
+                winners.add(there, places_of(segment.models, job.models))
+    return Resumed(manifest, winners, run, healed, damaged, stopped)
+
+
+def _unplaced(segment: index.Segment, runs: Collection[str], moved: Moved) -> Any:
+    """Which entries are of no present row, as far as it is known."""
+    return ~(moved.of(segment)[0] | written_by(segment, runs))
+
+
+def _at_last_places(
+    segment: index.Segment, runs: Collection[str], moved: Moved, before: Moved
+) -> Any:
+    """These entries at the rows that they were of last: equal rows keep an answer each."""
+    last, there = before.of(segment)
+    entries = segment.entries.copy()
+    entries[last] = there
+    return entries[_unplaced(segment, runs, moved)]
 
 
 class _Reader:
@@ -171,19 +235,22 @@ class _Reader:
         self, files: list[tuple[int, Path]], go_on: Callable[[], None], *, keep: bool
     ) -> None:
         self._go_on = go_on
-        # Damage is told with the reading that leaves a sidecar.
-        self.all = Loader(files, keep=keep, heard=self._hear).all
+        self._files, self._keep = files, keep
         self.numbers = [number for number, _path in files]
         self._heard: set[int] = set()
         self.bad = 0
         self.cut: list[str] = []
 
-    def _hear(self, path: Path, segment: index.Segment) -> None:
-        self._go_on()
-        if segment.number not in self._heard:
-            self._heard.add(segment.number)
-            self.bad += segment.bad
-            self.cut += [path.name] if segment.cut else []
+    def all(self) -> Iterator[index.Segment]:
+        """The segments in order, one at a time."""
+        for number, path in self._files:
+            segment = index.load(path, number, keep=self._keep)
+            self._go_on()
+            if number not in self._heard:  # Damage is told with the reading that leaves a sidecar.
+                self._heard.add(number)
+                self.bad += segment.bad
+                self.cut += [path.name] if segment.cut else []
+            yield segment
 
 
 def _other_pictures(last: Epoch, inputs: Inputs, go_on: Callable[[], None]) -> bool:

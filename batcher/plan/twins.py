@@ -24,6 +24,7 @@ from batcher.plan.requests import Plan, Todo
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt, Request, Result
 from batcher.write import index
+from batcher.write.moved import Moved
 from batcher.write.segment import loaded, segments
 
 __all__ = ["Twins"]
@@ -139,7 +140,9 @@ class Twins:
     def _answered(self) -> Any:
         """Marks of what earlier runs ended, sorted."""
         before = (
-            index.last_words(s.entries) for s in loaded(self._folder) if s.number <= self._before
+            index.last_words(entries)
+            for number, entries in _all_entries(self._folder)
+            if number <= self._before
         )
         found = [_marks_of(entries[self._ends[entries["outcome"]]]) for entries in before]
         return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
@@ -180,7 +183,7 @@ class _Answers:
     def __init__(self, folder: Path, marks: Any) -> None:
         self._folder = folder
         self._files: dict[int, int] = {}
-        every = (index.last_words(segment.entries) for segment in loaded(folder))
+        every = (index.last_words(entries) for _number, entries in _all_entries(folder))
         found = [entries[np.isin(_marks_of(entries), marks)] for entries in every]
         entries = np.concatenate([np.empty(0, index.ENTRY), *found])
         names = _names(entries)
@@ -209,7 +212,15 @@ class _Answers:
             path = self._folder / f"journal-{number:06}.jsonl"
             file = self._files[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         line = os.pread(file, int(entry["length"]), int(entry["offset"]))
-        return _decode(line) if index.checked(line) else None
+        result = _decode(line) if index.checked(line) else None
+        return result if result is not None and result.key == request.key else None
+
+
+def _all_entries(folder: Path) -> Iterator[tuple[int, Any]]:
+    """Each segment's number and entries; those that moved to another sample of a request count there too."""
+    moved = Moved.load(folder)
+    for segment in loaded(folder):
+        yield segment.number, np.concatenate([segment.entries, moved.of(segment)[1]])
 
 
 def _copied(found: Result, request: Request) -> Result:

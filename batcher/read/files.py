@@ -18,7 +18,7 @@ from batcher.read import formats
 from batcher.read.formats import Format
 from batcher.read.text import is_packed
 
-__all__ = ["InputFile", "Pin", "digest", "expand", "grown", "is_of", "notes_of"]
+__all__ = ["InputFile", "Pin", "digest", "expand", "grown", "is_of", "notes_of", "same_files"]
 
 _BLOCK = 4 << 20
 
@@ -29,8 +29,9 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         path: Absolute, or an address; of a copy in the run folder its name there.
         size: Bytes.
-        mtime_ns: Time of the last change of the content; 0 for a copy, where it says nothing.
-        ctime_ns: Time of the last change of anything, which no program can set back; 0 likewise.
+        mtime_ns: Time of the last change of the content.
+        ctime_ns: Time of the last change of anything, which no program can set back; 0 in object storage.
+        inode: Number of the file, another one where another file took its place; 0 likewise.
         digest: Hash of the content; "" when it was not worth reading all of it.
         format: How its bytes are read, where its name does not tell all of that; else the same bytes could be
             other rows at the next start.
@@ -40,6 +41,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     mtime_ns: int = 0
     ctime_ns: int = 0
+    inode: int = 0
     digest: str = ""
     format: Format | None = None
 
@@ -95,25 +97,44 @@ class InputFile:
         found = digest(self.path, self.pin.size, go_on)
         return replace(self, pin=msgspec.structs.replace(self.pin, digest=found))
 
-    def changed(self) -> bool:
-        """Whether it is gone or was written since it was pinned.
+    def now(self) -> Pin | None:
+        """What it is known by now, with the old hash; None when it is gone.
 
         Raises:
             RunStopped: Object storage does not tell.
         """
-        if objects.is_object(self.path):
-            try:
-                return objects.stat(self.path) != (self.pin.size, self.pin.mtime_ns)
-            except OSError as error:
+        try:
+            found = _pin(self.path)
+        except OSError as error:
+            if objects.is_object(self.path):
                 raise RunStopped(
                     f"{self.name}: it cannot be read any further: {objects.why(error)}."
                 ) from None
+            return None
+        known = self.pin
+        return msgspec.structs.replace(
+            found, path=known.path, digest=known.digest, format=known.format
+        )
+
+    def touched(self) -> bool:
+        """Whether it is another file than was pinned, or was written, moved or touched since."""
+        return self.now() != self.pin
+
+    def rewritten(self) -> bool:
+        """Whether its size or the time of its content is another one now, or it is gone."""
+        now = self.now()
+        return now is None or (now.size, now.mtime_ns) != (self.pin.size, self.pin.mtime_ns)
+
+    def again(self) -> Self | None:
+        """The file pinned anew; None when it is not known to hold what it held when it was pinned."""
+        now = self.now()
+        if now is None or now == self.pin:
+            return None if now is None else self
         try:
-            stat = os.stat(self.path)
+            found = digest(self.path, now.size) if now.size == self.pin.size else ""
         except OSError:
-            return True
-        mtime = self.pin.mtime_ns and stat.st_mtime_ns
-        return (stat.st_size, mtime) != (self.pin.size, self.pin.mtime_ns)
+            return None
+        return replace(self, pin=now) if found and found == self.pin.digest else None
 
 
 def expand(
@@ -257,6 +278,7 @@ def _pin(path: str) -> Pin:
         size=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
         ctime_ns=stat.st_ctime_ns,
+        inode=stat.st_ino,
     )
 
 
@@ -276,6 +298,15 @@ def digest(path: str, size: int, go_on: Callable[[], None] = lambda: None) -> st
     return sum_.hexdigest()[:32] if left == 0 else ""
 
 
+def same_files(old: Sequence[Pin], new: Sequence[Pin]) -> bool:
+    """Whether all files are the very same ones, which nobody has touched in between."""
+    return [_without_digest(pin) for pin in old] == [_without_digest(pin) for pin in new]
+
+
+def _without_digest(pin: Pin) -> Pin:
+    return msgspec.structs.replace(pin, digest="")
+
+
 def grown(
     old: Sequence[Pin], new: Sequence[InputFile], go_on: Callable[[], None] = lambda: None
 ) -> bool | None:
@@ -290,7 +321,7 @@ def grown(
         after, last = file.pin, number == len(old) - 1
         if before.format != after.format:
             return None  # The same bytes, but other rows.
-        if msgspec.structs.replace(before, digest="") == msgspec.structs.replace(after, digest=""):
+        if _without_digest(before) == _without_digest(after):
             if before.digest == after.digest or not after.digest:
                 continue
             return None

@@ -234,9 +234,25 @@ class Inputs:
         """Number of rows in all files, whatever the limit; nothing is decoded."""
         return sum(READERS[file.kind].count(file) for file in self.files)
 
+    def touched(self) -> str | None:
+        """Name of a file that is not the one that was pinned, or was written or touched since, if any."""
+        return next((file.name for file in self.files if file.touched()), None)
+
+    def rewritten(self) -> str | None:
+        """Name of a file that has another size or time now, or is gone; of a copy that is not the same one."""
+        return next(
+            (of.name for of in self.files if (of.touched() if of.pin.copied else of.rewritten())),
+            None,
+        )
+
     def changed(self) -> str | None:
-        """Name of a file that is not the one that was pinned any more, if there is one."""
-        return next((file.name for file in self.files if file.changed()), None)
+        """Name of a file that is not known to hold what it held when it was pinned; pins the others anew."""
+        for number, file in enumerate(self.files):
+            again = file.again()
+            if again is None:
+                return file.name
+            self.files[number] = again
+        return None
 
 
 def _either(some: bytes, others: bytes) -> bytes:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from batcher.read.files import Pin
+from batcher.read.files import Pin, same_files
 
 __all__ = ["load", "save"]
 
 _NAME = "lines.idx"
-_MAGIC = b"batcher-lines-1\n"
+_MAGIC = b"batcher-lines-2\n"
 
 
 class _Kept(msgspec.Struct):
@@ -52,7 +52,7 @@ def load(folder: Path, pins: Sequence[Pin]) -> dict[str, array[int]]:
     found = {}
     try:
         kept = msgspec.msgpack.decode(body, type=_Kept)
-        if kept.pins != list(pins):
+        if not same_files(kept.pins, pins):
             return {}
         for path, packed in kept.marks.items():
             found[path] = array("q")

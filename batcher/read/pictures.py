@@ -62,7 +62,7 @@ def excess(messages: Sequence[Mapping[str, Any]]) -> int:
 
 
 class Digest:
-    """What the pictures of some rows are known by, without reading them: name, size, time.
+    """What the pictures of some rows are known by, without reading them: name, size, times, inode.
 
     Of those in object storage only the name: to ask for each would take as long as to read it.
     """
@@ -84,7 +84,7 @@ class Digest:
             self._any = True
             try:
                 of = os.stat(_located(name, row.folder))
-                facts = f"{of.st_size} {of.st_mtime_ns}"
+                facts = f"{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns} {of.st_ino}"
             except (OSError, ValueError):  # A NoPicture is one.
                 facts = ""
             told = f"{row.position} {name}\0{facts}\0"

@@ -166,9 +166,14 @@ def _copied(folder: Path, name: str, kind: str, write: Any) -> InputFile:
     size = temporary.stat().st_size
     content = digest(str(temporary), size)
     path = folder / f"{name}-{content[:16]}.{kind}"
-    os.replace(temporary, path)
-    pin = Pin(path=path.name, size=size, digest=content)
-    return InputFile(str(path), name, kind, pin)
+    if path.exists() and digest(str(path), size) == content and path.stat().st_size == size:
+        temporary.unlink()  # The file that earlier runs read is known to be the same.
+    else:
+        os.replace(temporary, path)
+    pinned = InputFile(str(path), name, kind, Pin(path=path.name, size=size, digest=content)).now()
+    if pinned is None:
+        raise JobError(f"{path}: it was removed.")
+    return InputFile(str(path), name, kind, pinned)
 
 
 def _private(path: str, flags: int) -> int:

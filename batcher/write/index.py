@@ -1,8 +1,9 @@
 """What stands where in the journal, without reading it again. Touches: files.
 
 A segment that will never grow again gets a sidecar of 48 bytes a line, so that a start or a finish
-reads 48 MB for a million rows instead of gigabytes. A sidecar that is missing, torn, or not of its
-segment is made again by reading the segment; the segment alone is the truth.
+reads 48 MB for a million rows instead of gigabytes. A sidecar names the size, times and inode of its
+segment. One that is missing, torn, or of a segment that was written, copied or restored since is made
+again by reading the segment; the segment alone is the truth.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ __all__ = [
     "checked",
     "entry_bytes",
     "extras_of",
+    "identity",
     "last_words",
     "line_of",
     "load",
+    "run_of",
     "save",
     "stopped",
     "where",
@@ -55,19 +58,26 @@ ENTRY = np.dtype(
         ("sample", "<u2"),
         ("outcome", "u1"),
         ("extras", "u1"),
-        ("spare", "V2"),
+        ("run", "<u2"),
     ]
 )
-_pack = struct.Struct("<qq16sIIHHBB2x").pack
+_pack = struct.Struct("<qq16sIIHHBBH").pack
 Entries = npt.NDArray[np.void]
-_MAGIC = b"batcher-index-1\n"
+_MAGIC = b"batcher-index-2\n"
 _MOST_ROWS = 1 << 36
 _CHECK = b',"z":"'
 _TAIL = len(_CHECK) + 8 + 2
+_RUN = b',"run":"'
+_RUN_DIGITS = 12
+_MOST_NAMES = 1 << 16  # Models and runs in one segment.
 
 
 class _Head(msgspec.Struct):
-    """The fields of a line that the index holds; `at` refers to an answer in another segment."""
+    """The fields of a line that the index holds.
+
+    Earlier versions wrote lines that only refer to an answer in another one (`at`). Nothing needs
+    them: the answer is found by its key.
+    """
 
     row: int
     model: str
@@ -81,23 +91,26 @@ class _Head(msgspec.Struct):
     ttft_ms: int | None = None
     copied: bool = False
     stopped: bool = False
-    extras: int = 0
 
 
 class Segment(msgspec.Struct):
-    """One segment's entries, and the models they number.
+    """One segment's entries, and the models and runs they number.
 
     Attributes:
+        runs: IDs of the runs that wrote the lines; "" of lines that name none.
         bad: Lines that are torn or not ours; they are left as they stand. Counted when the segment
             is read, so that they are told of once.
         cut: Whether the segment is shorter than it was when its sidecar was made.
+        lost: How many lines it had then and has not any more.
     """
 
     number: int
     models: list[str]
+    runs: list[str]
     entries: Any
     bad: int = 0
     cut: bool = False
+    lost: int = 0
 
 
 def where(entries: Any) -> Any:
@@ -117,14 +130,26 @@ def stopped(entries: Entries) -> Entries:
     return found
 
 
-def line_of(encoded: bytes) -> bytes:
-    r"""A journal line: the JSON object with its CRC-32 as last field, and a newline.
+def line_of(encoded: bytes, run: str = "") -> bytes:
+    r"""A journal line: the JSON object with the ID of its run and a CRC-32 as last fields, and a newline.
 
-    >>> line_of(b'{"row":1}')
-    b'{"row":1,"z":"28e4e2a4"}\n'
+    >>> line_of(b'{"row":1}', "0123456789ab")
+    b'{"row":1,"run":"0123456789ab","z":"9e7db128"}\n'
     """
-    body = encoded[:-1]
+    body = b'%b,"run":"%b"' % (encoded[:-1], run.encode()) if run else encoded[:-1]
     return b'%b,"z":"%08x"}\n' % (body, zlib.crc32(body))
+
+
+def run_of(line: bytes) -> str:
+    """ID of the run that wrote a line, without its newline; "" when it names none.
+
+    >>> run_of(line_of(b'{"row":1}', "0123456789ab")[:-1])
+    '0123456789ab'
+    """
+    end = len(line) - _TAIL - 1
+    begin = end - _RUN_DIGITS
+    named = line[begin - len(_RUN) : begin] == _RUN and line[end : end + 1] == b'"'
+    return line[begin:end].decode("ascii", "replace") if named and begin > 0 else ""
 
 
 def checked(line: bytes) -> bool:
@@ -148,19 +173,34 @@ def entry_bytes(
     sample: int,
     outcome: Outcome,
     extras: int,
+    run: int = 0,
 ) -> bytes:
     """One entry, packed as `ENTRY` says."""
-    return _pack(
-        row, offset, bytes.fromhex(key), length, segment, model, sample, NUMBER[outcome], extras
-    )
+    raw = bytes.fromhex(key)
+    return _pack(row, offset, raw, length, segment, model, sample, NUMBER[outcome], extras, run)
 
 
-def save(path: Path, segment: Segment, size: int) -> None:
-    """Writes the sidecar of a segment of `size` bytes; a crash in between leaves none or a bad one."""
-    head = msgspec.json.encode({"size": size, "models": segment.models}) + b"\n"
-    body = head + segment.entries.tobytes()
+def save(journal: Path, segment: Segment, known: Sequence[int] | None = None) -> None:
+    """Writes the sidecar of a segment; a crash in between leaves none or a bad one.
+
+    Args:
+        journal: The segment.
+        segment: Its entries.
+        known: What `identity` gave before the segment was read; None when it was just written.
+    """
+    of = identity(os.stat(journal)) if known is None else known
+    head = {"of": of, "models": segment.models, "runs": segment.runs}
+    body = msgspec.json.encode(head) + b"\n" + segment.entries.tobytes()
     content = _MAGIC + b"%08x\n" % zlib.crc32(body) + body
-    folder.replace(path.parent, path.name, content, sync=False)
+    folder.replace(journal.parent, journal.with_suffix(".idx").name, content, sync=False)
+
+
+def identity(stat: os.stat_result) -> list[int]:
+    """Size, times and inode of a file: whoever writes, copies or restores it changes one of them.
+
+    No program can set the second time (ctime) back.
+    """
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def load(journal: Path, number: int, *, keep: bool = True) -> Segment:
@@ -173,31 +213,32 @@ def load(journal: Path, number: int, *, keep: bool = True) -> Segment:
             to the segment.
     """
     path = journal.with_suffix(".idx")
-    size = journal.stat().st_size
+    known = identity(journal.stat())
     try:
         content = path.read_bytes()
     except OSError:
         content = b""
-    cut = False
+    cut, promised = False, 0
     start = len(_MAGIC) + 9
     if content.startswith(_MAGIC) and content[len(_MAGIC) : start] == b"%08x\n" % zlib.crc32(
         memoryview(content)[start:]
     ):
         end = content.index(b"\n", start)
         head = msgspec.json.decode(content[start:end])
-        if head["size"] == size:
-            entries = np.frombuffer(content, ENTRY, offset=end + 1)
-            return Segment(number, head["models"], entries)
-        cut = head["size"] > size
+        entries = np.frombuffer(content, ENTRY, offset=end + 1)
+        # A sidecar that was renamed with its segment numbers another one.
+        if head["of"] == known and (not len(entries) or entries["segment"][0] == number):
+            return Segment(number, head["models"], head["runs"], entries)
+        cut, promised = head["of"][0] > known[0], len(entries)
     segment = _scan(journal, number)
-    segment.cut = cut
+    segment.cut, segment.lost = cut, max(0, promised - len(segment.entries))
     if not keep:
         return segment
     try:
         # A killed process may have left lines in memory only: a sidecar must not outlive them.
         with journal.open("rb") as file:
             os.fdatasync(file.fileno())
-        save(path, segment, size)
+        save(journal, segment, known)
     except OSError:
         path.unlink(missing_ok=True)  # No room for a sidecar is no reason to refuse the journal.
     return segment
@@ -205,27 +246,29 @@ def load(journal: Path, number: int, *, keep: bool = True) -> Segment:
 
 def _scan(journal: Path, number: int) -> Segment:
     models: dict[str, int] = {}
+    runs: dict[str, int] = {}
     packed = bytearray()
     bad = 0
     for offset, line in _lines(journal):
         head = _head(line)
-        if head is None:
+        model = 0 if head is None else models.setdefault(head.model, len(models))
+        run = 0 if head is None else runs.setdefault(run_of(line), len(runs))
+        if head is None or max(model, run) >= _MOST_NAMES:
             bad += 1
-            continue
-        model = models.setdefault(head.model, len(models))
-        where = head.at or (number, offset, len(line))
-        packed += entry_bytes(
-            head.row,
-            where[1],
-            head.key,
-            where[2],
-            where[0],
-            model,
-            head.sample,
-            head.status,
-            head.extras,
-        )
-    return Segment(number, list(models), np.frombuffer(bytes(packed), ENTRY), bad)
+        elif head.at is None:
+            packed += entry_bytes(
+                head.row,
+                offset,
+                head.key,
+                len(line),
+                number,
+                model,
+                head.sample,
+                head.status,
+                extras_of(head),
+                run,
+            )
+    return Segment(number, list(models), list(runs), np.frombuffer(bytes(packed), ENTRY), bad)
 
 
 def _lines(journal: Path) -> Iterator[tuple[int, bytes]]:
@@ -248,21 +291,8 @@ def _head(line: bytes) -> _Head | None:
         ok = len(head.key) == 32 and len(bytes.fromhex(head.key)) == 16
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
         return None
-    segment, offset, length = head.at or (0, 0, 0)
-    for value, most in (
-        (head.row, _MOST_ROWS),
-        (head.sample, 1 << 16),
-        (head.extras, 1 << 8),
-        (segment, 1 << 32),
-        (offset, 1 << 40),
-        (length, 1 << 32),
-    ):
-        ok = ok and 0 <= value < most
-    if not ok:
-        return None
-    # A reference carries the extras of what it refers to; a line of its own shows them.
-    head.extras |= extras_of(head)
-    return head
+    ok = ok and 0 <= head.row < _MOST_ROWS and 0 <= head.sample < 1 << 16
+    return head if ok else None
 
 
 def extras_of(line: _Head | Result) -> int:

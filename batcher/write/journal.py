@@ -6,6 +6,7 @@ Beside `labels.parquet` stands `labels.parquet.run/`:
     run.json              what was asked, the input pinned, one epoch for each change; never a key
     journal-000001.jsonl  segments, only ever appended to by the process that made them
     journal-000001.idx    their sidecars (`write.index`)
+    journal-moved.idx     which answers belong to another row than they were asked for (`write.moved`)
     reserve               64 MB kept free while a run goes on, for what is in flight when the disk is full
     earlier/              journal and run.json from before an --overwrite that goes on (`write.aside`)
     status.json           how the run stands, for whoever watches (`write.status`)
@@ -35,7 +36,7 @@ from batcher.records import Result
 from batcher.write import folder as folders
 from batcher.write.index import checked
 from batcher.write.lock import FULL
-from batcher.write.segment import Kept, OpenSegment, segments
+from batcher.write.segment import OpenSegment, segments
 
 __all__ = ["Journal", "sweep_reserves"]
 
@@ -59,6 +60,7 @@ class Journal:
         folder: The run folder, locked by the caller.
         alarm: Called once, from another thread, when the disk fails: stop sending.
         first: Number of its first segment, if that is free; by default the next after all there are.
+        run: ID that each line names, so that none is taken for one of another run.
 
     Attributes:
         trouble: How the disk failed first, if it did.
@@ -70,11 +72,15 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, alarm: Callable[[], None] = lambda: None, first: int | None = None
+        self,
+        folder: Path,
+        alarm: Callable[[], None] = lambda: None,
+        first: int | None = None,
+        run: str = "",
     ) -> None:
-        self._folder = folder
+        self._folder, self._run_id = folder, run
         self._alarm = alarm
-        self._queue: deque[Result | Kept] = deque()
+        self._queue: deque[Result] = deque()
         self._bytes_put = self._bytes_taken = 0  # Each counted by one thread only.
         self._wake = threading.Event()
         self._closing = False
@@ -110,7 +116,7 @@ class Journal:
         self._writer.start()
 
     def _next(self) -> OpenSegment:
-        made = OpenSegment(self._folder, self._number + 1)
+        made = OpenSegment(self._folder, self._number + 1, self._run_id)
         self._number = made.number
         return made
 
@@ -125,7 +131,7 @@ class Journal:
         waiting = self._bytes_put - self._bytes_taken
         return len(self._queue) >= _MAX_ROWS or waiting >= _MAX_BYTES
 
-    def put(self, result: Result | Kept) -> None:
+    def put(self, result: Result) -> None:
         """Takes a result; it is in the file a moment later, and on the disk 200 ms after that."""
         self._queue.append(result)
         self._bytes_put += _size(result)
@@ -204,7 +210,7 @@ class Journal:
                 self._wake.wait()
                 time.sleep(_GATHER_SECONDS)
 
-    def _append(self, taken: list[Result | Kept]) -> None:
+    def _append(self, taken: list[Result]) -> None:
         with self._state:
             idle = not self._segment.unsynced
             self._segment.append(taken, self._make_room)
@@ -254,7 +260,7 @@ class Journal:
         with self._state:
             self._state.wait_for(lambda: not self._syncing)
             synced = self._failed is None and error.errno in FULL  # What was written is sound.
-            left: list[Result | Kept] = []
+            left: list[Result] = []
             for old in filter(None, dict.fromkeys((self._full, self._segment))):
                 if synced:
                     with contextlib.suppress(OSError):
@@ -365,7 +371,5 @@ def _reserve(name: str, handle: int) -> None:
             file.writelines(bytes(1 << 20) for _ in range(_RESERVE_BYTES >> 20))
 
 
-def _size(result: Result | Kept) -> int:
-    if isinstance(result, Kept):
-        return 200
+def _size(result: Result) -> int:
     return 400 + len(result.content or "") + len(result.response or "")

@@ -1,13 +1,18 @@
 """`run.json`: what was asked of an output, run after run. Touches: files. Never holds a key.
 
-An *epoch* is a stretch of runs with the same input and the same settings. Within one, a request is
-known by its position; across epochs, by the hash of its bytes.
+An *epoch* is a stretch of runs with the same input and the same settings. Each run has an ID by chance, which
+each line that it writes names. The result of a row is believed by the row's position only where the line names a
+run of the present epoch, and only while it is known that the input did not change while that run read it. All other
+lines (of other epochs, of another folder, of a later state than this file is of) count by their keys alone.
 """
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +24,8 @@ from batcher.write import folder as folders
 __all__ = ["Asked", "Epoch", "Manifest", "Pictures", "now"]
 
 
+_VERSION = 2
+_SEALED = re.compile(rb'(.*),\n "check": "([0-9a-f]{16})"\n}\n?', re.DOTALL)
 _NAME = "run.json"
 _Rows = Annotated[int, msgspec.Meta(ge=0, lt=1 << 36)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -34,6 +41,7 @@ class _PinShape(msgspec.Struct):
     size: _Seed
     mtime_ns: int = 0
     ctime_ns: int = 0
+    inode: int = 0
     digest: str = ""
 
 
@@ -83,7 +91,8 @@ class Epoch(msgspec.Struct, kw_only=True):
     Attributes:
         inputs: The pins of the input files (`read.files.Pin`).
         settings: All that shapes a request besides its row and model.
-        first_segment: Number of the first journal segment that belongs to it.
+        runs: IDs of its runs that ended while the input was still as it was when they began.
+        open: IDs of its runs of which that is not known: one at work, one that was killed.
         rows: How many rows the input holds; None until it was counted.
         accepts: Earlier settings, answers to whose requests are as good (`--changed keep`).
         gives_up: Earlier settings whose answers are given up (`--changed resend`).
@@ -94,8 +103,9 @@ class Epoch(msgspec.Struct, kw_only=True):
 
     inputs: list[dict[str, Any]]
     settings: dict[str, Any]
-    first_segment: _Number
     started: str
+    runs: list[str] = msgspec.field(default_factory=list)
+    open: list[str] = msgspec.field(default_factory=list)
     rows: _Rows | None = None
     accepts: list[dict[str, Any]] = msgspec.field(default_factory=list)
     gives_up: list[dict[str, Any]] = msgspec.field(default_factory=list)
@@ -114,9 +124,11 @@ class Manifest(msgspec.Struct, kw_only=True):
             no segment's; 0 for a last that is not known yet.
         seen: Numbers of the segments among these, when a run began or ended.
         manners: How models take requests (`send.talk.Manner`), by "ADDRESS MODEL".
+        strange: IDs of runs that wrote lines, that no epoch names, and that a person was told of.
+        edited: Whether the file is not as it was written; nothing in it is believed then.
     """
 
-    version: _Positive = 1
+    version: _Positive = _VERSION
     output: _Name
     uploaded: str = ""
     asked: Asked = Asked()
@@ -128,6 +140,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     manners: dict[str, tuple[Literal["json_schema", "json_object", "prompt"], bool, bool]] = (
         msgspec.field(default_factory=dict)
     )
+    strange: list[str] = msgspec.field(default_factory=list)
+    edited: bool = False
 
     def gone(self, numbers: Sequence[int]) -> list[int]:
         """Segments that there were and that are not among these; not those told of before."""
@@ -149,10 +163,28 @@ class Manifest(msgspec.Struct, kw_only=True):
             if any(first <= number <= last for first, last in self.shared)
         ]
 
+    def begin(self) -> str:
+        """ID of a new run of the present epoch."""
+        run = secrets.token_hex(6)
+        self.epochs[-1].open.append(run)
+        return run
+
+    def end(self, run: str, *, wrote: bool) -> None:
+        """The run ended, and the input is as it was when it began.
+
+        Args:
+            run: As `begin` gave it.
+            wrote: Whether anything names it.
+        """
+        epoch = self.epochs[-1]
+        # Else the list would grow with each start.
+        epoch.runs += [other for other in epoch.open if wrote or other != run]
+        epoch.open = []
+
     @property
-    def trusted_from(self) -> int:
-        """Number of the first segment whose answers hold by position."""
-        return self.epochs[-1].first_segment if self.epochs else 1
+    def runs(self) -> set[str]:
+        """IDs of all runs of the present epoch."""
+        return {run for epoch in self.epochs[-1:] for run in (*epoch.runs, *epoch.open)}
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:
@@ -168,6 +200,7 @@ class Manifest(msgspec.Struct, kw_only=True):
             return None
         except OSError as error:
             raise JobError(f"{path}: it cannot be read: {error.strerror}.") from None
+        sealed = _SEALED.fullmatch(content)
         try:
             manifest = msgspec.json.decode(content, type=cls)
             manifest.check()
@@ -176,8 +209,12 @@ class Manifest(msgspec.Struct, kw_only=True):
                 f"{path}: it is damaged ({error}); restore it, or remove it: answers are then "
                 "found by what was sent, and the settings that they were given under are not compared."
             ) from None
-        if manifest.version > 1:
+        if manifest.version > _VERSION:
             raise JobError(f"{path}: a newer batcher wrote it; use that one, or another --output.")
+        # The first version had no seal.
+        if manifest.version > 1 if sealed is None else _seal(sealed[1]) != sealed[2]:
+            return cls(output=manifest.output, edited=True)
+        manifest.version = _VERSION
         return manifest
 
     def check(self) -> None:
@@ -193,8 +230,15 @@ class Manifest(msgspec.Struct, kw_only=True):
 
     def save(self, folder: Path) -> None:
         """Replaces `run.json` whole, synced."""
-        content = msgspec.json.format(msgspec.json.encode(self), indent=1)
+        self.edited = False
+        body = msgspec.json.format(msgspec.json.encode(self), indent=1).removesuffix(b"\n}")
+        content = b'%b,\n "check": "%b"\n}' % (body, _seal(body))
         folders.replace(folder, _NAME, content, sync=True)
+
+
+def _seal(body: bytes) -> bytes:
+    """What shows that not a byte was changed, or the file cut."""
+    return blake2b(body, digest_size=8).hexdigest().encode()
 
 
 def now() -> str:

@@ -16,7 +16,7 @@ from typing import IO, Self
 from batcher.errors import OutputError
 from batcher.write import index, parts
 from batcher.write.segment import sync_folder
-from batcher.write.winners import Winners
+from batcher.write.winners import Place, Winners
 
 __all__ = ["Confirm", "Picks", "Written", "synced", "whole", "whole_folder"]
 
@@ -39,6 +39,7 @@ class Written:
 
 
 Confirm = Callable[[Written], None]
+_KEY = b'"key":"'
 
 
 class Picks:
@@ -105,7 +106,7 @@ class Picks:
                 for slot in self._slots:
                     yield place, slot % samples, self._line(*spans[slot][place])
 
-    def _best(self, row: int, slots: range, spans: Sequence[tuple[int, int, int]]) -> bytes | None:
+    def _best(self, row: int, slots: range, spans: Sequence[Place]) -> bytes | None:
         found: bytes | None = None
         rank = -1
         for slot, span in zip(slots, spans, strict=True):
@@ -122,15 +123,23 @@ class Picks:
                     found, rank = line, better
         return found
 
-    def _line(self, segment: int, offset: int, length: int) -> bytes | None:
+    def _line(self, segment: int, offset: int, length: int, key: bytes) -> bytes | None:
+        """The line at a place, if it is still the answer to the request with this key."""
         if not length:
             return None
         file = self._files.get(segment)
         if file is None:
             path = self._folder / f"journal-{segment:06}.jsonl"
-            file = self._files[segment] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                file = self._files[segment] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self.damaged.add(segment)
+                self.lost += 1
+                return None
         line = os.pread(file, length, offset)
-        if index.checked(line):
+        # Quotes inside of a text are escaped, so what is found first is the field.
+        begin = line.find(_KEY) + len(_KEY)
+        if line[begin : begin + len(key)] == key and index.checked(line):
             return line
         self.damaged.add(segment)
         self.lost += 1

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,14 @@ import numpy as np
 from batcher.records import Outcome, Result, clean
 from batcher.write import folder as folders
 from batcher.write import index
+from batcher.write.moved import Moved
 
-__all__ = ["Kept", "Loader", "OpenSegment", "loaded", "segments", "sync_folder"]
+__all__ = ["OpenSegment", "loaded", "placed", "present", "segments", "sync_folder", "written_by"]
 
 _NAME = re.compile(r"journal-(\d{6,})\.jsonl")
 _encode = msgspec.json.Encoder().encode
 _MOST_MODELS = 50_000  # Of 65,536, as what is written at once may bring some thousands more.
 _COST = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd", "attempts")
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """A line that refers to the line which holds the answer.
-
-    Attributes:
-        at: (segment, offset, length) of that line.
-        extras: What that line has besides (`index.ENTRY`).
-    """
-
-    row: int
-    model: str
-    sample: int
-    key: str
-    status: Outcome
-    custom_id: str
-    at: tuple[int, int, int]
-    extras: int
 
 
 def segments(folder: Path) -> list[tuple[int, Path]]:
@@ -57,56 +40,40 @@ def segments(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
-class Loader:
-    """Loads segments, as often as asked, without entries that refer to a line which is not there.
+def loaded(folder: Path, *, keep: bool = False) -> Iterator[index.Segment]:
+    """All segments in order, one at a time: there may be gigabytes of them."""
+    for number, path in segments(folder):
+        yield index.load(path, number, keep=keep)
 
-    Such a line was damaged, or went with its segment; what refers to it is no answer any more.
+
+def placed(folder: Path, runs: Collection[str], *, keep: bool = False) -> Iterator[index.Segment]:
+    """Likewise, with the entries alone of which it is known that they are of the present rows.
 
     Args:
-        files: As `segments` gives them.
+        folder: The run folder.
+        runs: IDs of the runs that asked for the present rows.
         keep: As in `index.load`.
-        heard: Told each segment with its path when it was read.
     """
-
-    def __init__(
-        self,
-        files: Sequence[tuple[int, Path]],
-        *,
-        keep: bool,
-        heard: Callable[[Path, index.Segment], None] = lambda _path, _segment: None,
-    ) -> None:
-        self._files = files
-        self._keep = keep
-        self._heard = heard
-        self._lines: Any = None  # Where all lines stand, once something refers to one.
-
-    def all(self, first: int = 0, end: int = 1 << 32) -> Iterator[index.Segment]:
-        """The segments of which `first <= number < end`, one at a time."""
-        for segment in self._read(first, end):
-            entries = segment.entries
-            if (referring := entries["segment"] != segment.number).any():
-                if self._lines is None:
-                    own = (s.entries[s.entries["segment"] == s.number] for s in self._read())
-                    self._lines = np.concatenate([index.where(entries) for entries in own])
-                sound = ~referring | np.isin(index.where(entries), self._lines)
-                segment.entries = entries[sound]
-            yield segment
-
-    def _read(self, first: int = 0, end: int = 1 << 32) -> Iterator[index.Segment]:
-        for number, path in self._files:
-            if first <= number < end:
-                segment = index.load(path, number, keep=self._keep)
-                self._heard(path, segment)
-                yield segment
+    moved = Moved.load(folder, runs)
+    for segment in loaded(folder, keep=keep):
+        segment.entries = present(segment, runs, moved)
+        yield segment
 
 
-def loaded(folder: Path, first: int = 1, *, keep: bool = False) -> Iterator[index.Segment]:
-    """What stands in the segments from number `first` on; see `Loader`."""
-    return Loader(segments(folder), keep=keep).all(first)
+def present(segment: index.Segment, runs: Collection[str], moved: Moved) -> Any:
+    """Entries of the present rows: those that moved to one, those of lines that one of the runs wrote."""
+    ours, there = written_by(segment, runs), moved.of(segment)[1]
+    own = segment.entries if ours.all() else segment.entries[ours]
+    return np.concatenate([there, own]) if len(there) else own
+
+
+def written_by(segment: index.Segment, runs: Collection[str]) -> Any:
+    """By entry, whether one of these runs wrote the line."""
+    return np.array([run in runs for run in segment.runs], np.bool_)[segment.entries["run"]]
 
 
 class OpenSegment:
-    """A new segment. One thread appends; another syncs and seals.
+    """A new segment, of one run. One thread appends; another syncs and seals.
 
     Attributes:
         number: The first free one from that which was asked for.
@@ -117,18 +84,19 @@ class OpenSegment:
         put_back: Where its lines are, when its file was removed.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, run: str = "") -> None:
         self._path, self.number, self._file = _next(folder, number)
+        self._run = run
         self._named = False  # Whether its name would outlive a power cut.
         self.size = 0
-        self.unsynced: list[Result | Kept] = []
+        self.unsynced: list[Result] = []
         self.written = 0
         self.refused: list[Exception] = []
         self.put_back: Path | None = None
         self._models: dict[str, int] = {}
         self._entries = bytearray()
 
-    def append(self, items: Sequence[Result | Kept], make_room: Callable[[OSError], bool]) -> None:
+    def append(self, items: Sequence[Result], make_room: Callable[[OSError], bool]) -> None:
         """Writes the items at once; `make_room` says whether a failed write is worth another.
 
         An item that cannot be written is written as a failure of its own row, with the reason.
@@ -148,7 +116,7 @@ class OpenSegment:
         """Whether it holds nearly as many models as its index can number: the next begins."""
         return len(self._models) >= _MOST_MODELS
 
-    def _line_or_failure(self, item: Result | Kept) -> bytes:
+    def _line_or_failure(self, item: Result) -> bytes:
         try:
             return self._line(item)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is about this item alone)
@@ -159,17 +127,20 @@ class OpenSegment:
             self.refused.append(error)
             return b""
 
-    def _line(self, item: Result | Kept) -> bytes:
+    def _line(self, item: Result) -> bytes:
         """The line that comes next in the file, with its entry noted."""
-        line = index.line_of(_encoded(item))
-        if isinstance(item, Result):
-            segment, at, length = self.number, self.size, len(line) - 1
-            extras = index.extras_of(item)
-        else:
-            (segment, at, length), extras = item.at, item.extras
+        line = index.line_of(_encoded(item), self._run)
         slot = self._models.get(item.model, len(self._models))
         self._entries += index.entry_bytes(
-            item.row, at, item.key, length, segment, slot, item.sample, item.status, extras
+            item.row,
+            self.size,
+            item.key,
+            len(line) - 1,
+            self.number,
+            slot,
+            item.sample,
+            item.status,
+            index.extras_of(item),
         )
         # Nothing is noted of an item that fails before here.
         self._models[item.model] = slot
@@ -189,14 +160,16 @@ class OpenSegment:
 
     def seal(self) -> None:
         """Ends a segment that is synced: it is never appended to again, and gets its index."""
+        known = index.identity(os.fstat(self._file))
         self.close()
         if not self.size:
             self._unlink(self._path.name)
             return
         entries = np.frombuffer(bytes(self._entries), index.ENTRY)
-        made = index.Segment(self.number, list(self._models), entries)
+        made = index.Segment(self.number, list(self._models), [self._run], entries)
         try:
-            index.save(self._path.with_suffix(".idx"), made, self.size)
+            if known[0] == self.size:  # Else somebody wrote to it, and only a reading tells what.
+                index.save(self._path, made, known)
         except (OSError, ValueError):  # It is made again when needed.
             self._unlink(self._path.with_suffix(".idx").name)
 
@@ -221,20 +194,19 @@ class OpenSegment:
         return self._file >= 0 and not os.fstat(self._file).st_nlink
 
 
-def _encoded(item: Result | Kept) -> bytes:
+def _encoded(item: Result) -> bytes:
     try:
         return _encode(item)
     except UnicodeEncodeError:
         return _encode(clean(msgspec.to_builtins(item)))
 
 
-def _failure(item: Result | Kept, error: Exception) -> Result:
+def _failure(item: Result, error: Exception) -> Result:
     """What stands in the journal for an item that cannot stand there; what it cost is kept."""
     said = f"the answer cannot be kept in the journal ({type(error).__name__}: {str(error)[:200]})"
     of: dict[str, Any] = {"row": item.row, "model": item.model, "sample": item.sample}
     of |= {"key": item.key, "custom_id": item.custom_id}
-    if isinstance(item, Result):
-        of |= {name: getattr(item, name) for name in _COST}
+    of |= {name: getattr(item, name) for name in _COST}
     return Result(**of, status=Outcome.BAD_RESPONSE, error=clean(said))
 
 

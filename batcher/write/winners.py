@@ -1,13 +1,14 @@
 """Which journal line holds the result of each row and slot. Touches: files (a temporary one).
 
 Ok beats everything, an answer beats a failure, else the latest wins, whatever the order of the
-segments. 17 bytes a row and slot, moved to a file in the run folder when that is much.
+segments. 25 bytes a row and slot, moved to a file in the run folder when that is much.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from binascii import hexlify
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import numpy.typing as npt
 from batcher.records import Outcome
 from batcher.write.index import OUTCOMES
 
-__all__ = ["ANSWERED", "Winners", "places_of"]
+__all__ = ["ANSWERED", "Place", "Winners", "places_of"]
 
+Place = tuple[int, int, int, bytes]
+"""Segment, offset and length of a line, and the first half of its key in hex."""
 _IN_MEMORY = 64 << 20
 _RANK = np.array(
     [2 if outcome is Outcome.OK else 1 if outcome.answered else 0 for outcome in OUTCOMES], np.int8
@@ -28,7 +31,13 @@ ANSWERED = _RANK > 0
 """By an outcome's number, whether a model answered."""
 _HELD = np.concatenate(([-1], _RANK)).astype(np.int8)
 """Rank by state: nothing, then the outcomes."""
-_FIELDS = (("segment", "<u4"), ("offset", "<i8"), ("length", "<u4"), ("state", "u1"))
+_FIELDS = (
+    ("segment", "<u4"),
+    ("offset", "<i8"),
+    ("length", "<u4"),
+    ("key_high", "<u8"),
+    ("state", "u1"),
+)
 
 
 def places_of(models: list[str], asked: tuple[str, ...]) -> npt.NDArray[np.int32]:
@@ -111,14 +120,18 @@ class Winners:
         states: npt.NDArray[np.uint8] = self._arrays["state"][slot, : self._rows]
         return states
 
-    def at(self, rows: Sequence[int], slot: int) -> list[tuple[int, int, int]]:
-        """(segment, offset, length) of the line of each row; length 0 for none."""
+    def at(self, rows: Sequence[int], slot: int) -> list[Place]:
+        """Where the line of each row stands; length 0 for none."""
         asked = np.asarray(rows, np.int64)
         known = asked < self._rows
         found = np.zeros((3, len(asked)), np.int64)
         for of, name in zip(found, ("segment", "offset", "length"), strict=True):
             of[known] = self._arrays[name][slot, asked[known]]
-        return [(segment, offset, length) for segment, offset, length in found.T.tolist()]
+        keys = np.zeros(len(asked), "<u8")
+        keys[known] = self._arrays["key_high"][slot, asked[known]]
+        begun = hexlify(keys.tobytes())
+        digits = [begun[at : at + 16] for at in range(0, len(begun), 16)]
+        return list(zip(*found.tolist(), digits, strict=True))
 
     def _grow(self, rows: int) -> None:
         if rows <= self._rows:

@@ -255,7 +255,7 @@ def test_the_writer_never_dies_unseen(tmp_path, monkeypatch):
     """A thread that ended would let the run pay for hours of answers that go nowhere."""
     stopped = threading.Event()
     log = Journal(tmp_path, stopped.set)
-    monkeypatch.setattr(index, "line_of", lambda _: 1 / 0)
+    monkeypatch.setattr(index, "line_of", lambda *_: 1 / 0)
     log.put(result(0))
     assert stopped.wait(10)
     log.put(result(1))

@@ -1,0 +1,123 @@
+"""Which answers belong to another row than the one they were asked for. Touches: files.
+
+When rows were inserted, edited or sorted, or when it is not known whether the input is still the one that
+answers were asked for, each answer is found by the key of its request. What was found is kept in one file:
+for each line of a segment how far its row and its sample moved, compressed. Rows that moved together take
+nothing (25 KB for a million of them), sorted ones three bytes each.
+
+The file is only believed where it names a run that `run.json` knows, and for segments that hold the very same
+lines. Without it the answers are found by their keys again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from batcher.write import folder as folders
+from batcher.write.index import Segment
+
+__all__ = ["NAME", "Moved"]
+
+NAME = "journal-moved.idx"
+_MAGIC = b"batcher-moved-1\n"
+_SHIFT = np.dtype([("row", "<i8"), ("sample", "<i4"), ("taken", "u1")])
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """Of one segment: what its entries were known by, and a shift for each of them."""
+
+    digest: bytes
+    shifts: bytes
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """Where answers moved to.
+
+    Attributes:
+        run: ID of the run that found them by their keys.
+        parts: By number of a segment.
+    """
+
+    run: str = ""
+    parts: Mapping[int, _Part] = {}
+
+    @classmethod
+    def load(cls, folder: Path, runs: Collection[str] | None = None) -> Moved:
+        """What is kept in a run folder, if one of these runs found it; nothing where it is damaged."""
+        try:
+            content = folders.read(folder, NAME)
+        except OSError:
+            return cls()
+        head, body = content[: len(_MAGIC) + 8], content[len(_MAGIC) + 8 :]
+        if head != _MAGIC + b"%08x" % zlib.crc32(body):
+            return cls()
+        found = msgspec.msgpack.decode(body, type=cls)
+        return found if runs is None or found.run in runs else cls()
+
+    def save(self, folder: Path) -> None:
+        """Takes the place of what is kept there; where that fails, it is found again next time."""
+        body = msgspec.msgpack.encode(self)
+        with contextlib.suppress(OSError):
+            folders.replace(folder, NAME, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
+
+    def of(self, segment: Segment) -> tuple[Any, Any]:
+        """(which entries of a whole segment moved, these entries at their new places)."""
+        entries = segment.entries
+        part = self.parts.get(segment.number)
+        if part is None or part.digest != _digest(segment):
+            return np.zeros(len(entries), np.bool_), entries[:0]
+        shifts = np.empty(len(entries), _SHIFT)
+        packed = zlib.decompress(part.shifts)
+        for name in _SHIFT.names or ():
+            kind = _SHIFT[name]
+            shifts[name] = np.frombuffer(packed, kind, len(entries))
+            packed = packed[kind.itemsize * len(entries) :]
+        taken = shifts["taken"] != 0
+        there = entries[taken]
+        there["row"] += shifts["row"][taken]
+        there["sample"] += shifts["sample"][taken].astype(np.uint16)
+        return taken, there
+
+    def more(self, run: str, segments: Iterable[Segment], found: Any) -> Moved:
+        """With what was found besides.
+
+        Args:
+            run: ID of the run that found it.
+            segments: All segments, whole.
+            found: Entries at their new places, which say where their lines stand.
+        """
+        parts: dict[int, _Part] = {}
+        for segment in segments:
+            entries = segment.entries
+            taken, there = self.of(segment)
+            more = found[found["segment"] == segment.number]
+            at = np.concatenate(
+                [np.flatnonzero(taken), entries["offset"].searchsorted(more["offset"])]
+            )
+            there = np.concatenate([there, more])
+            if not len(at):
+                continue
+            shifts = np.zeros(len(entries), _SHIFT)
+            shifts["row"][at] = there["row"] - entries["row"][at]
+            shifts["sample"][at] = there["sample"].astype(np.int32) - entries["sample"][at]
+            shifts["taken"][at] = 1
+            packed = b"".join(shifts[name].tobytes() for name in _SHIFT.names or ())
+            parts[segment.number] = _Part(_digest(segment), zlib.compress(packed, 1))
+        return Moved(run, parts)
+
+
+def _digest(segment: Segment) -> bytes:
+    """What the lines of a segment are known by: their places, keys and all else that its index says."""
+    found = blake2b(
+        msgspec.msgpack.encode((segment.number, segment.models, segment.runs)), digest_size=16
+    )
+    found.update(segment.entries.tobytes())
+    return found.digest()
