@@ -37,6 +37,8 @@ _WAYS = (
 )
 _ANY = "|".join(f"({begin})|({end})" for begin, end in _WAYS)
 _MARK = re.compile(rf"(?=[<\[◁]|here)(?:{_ANY})", re.IGNORECASE)
+_ENDS = [re.compile(end, re.IGNORECASE) for _begin, end in _WAYS]
+_MOST_CHARS = 1 << 20  # Of a text that may be nothing but reasoning.
 _LONGEST = 150  # Characters of such a tag.
 # What models put around the answer behind their reasoning; and harmony's last token.
 _AROUND = (
@@ -79,6 +81,8 @@ def is_reasoning(text: str) -> bool:
     """
     text = text.strip()
     # Most texts are told by their first and last character.
+    if len(text) > _MOST_CHARS:
+        return False
     if text[:1] in _FIRST and _MARK.match(text):
         return not _behind(text)
     return (
@@ -96,14 +100,16 @@ def _behind(text: str) -> str:
     outside: list[str] = []
     mentioned: set[int] = set()
     is_json: bool | None = None
-    for mark in _MARK.finditer(text):
+    at = 0
+    while (mark := (_ENDS[inside - 1] if inside else _MARK).search(text, at)) is not None:
+        at = mark.end()
+        if inside:
+            outside.append(text[after:begun])
+            inside, after = 0, at
+            continue
         number = mark.lastindex or 0
         way, ends = (number + 1) // 2, number % 2 == 0
-        if inside:
-            if ends and way == inside:
-                outside.append(text[after:begun])
-                inside, after = 0, mark.end()
-        elif not ends:
+        if not ends:
             if _begins(text, after, mark.start()):
                 inside, begun = way, mark.start()
             else:
