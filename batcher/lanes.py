@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from batcher.errors import SUSPENDED
-from batcher.prices import Bill, Price
+from batcher.prices import Bill, Price, is_free
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Door
@@ -224,7 +224,9 @@ class EngineLane:
         self.gate = gate
         self.queue = queue
         self.room = room
-        self.way = Lane(gate, Estimate(), patience, {}, Forms(before), Bill(price))
+        self.way = Lane(
+            gate, Estimate(), patience, {}, Forms(before), Bill(price, free=is_free(model))
+        )
         self.workers = 0
         self.awake = False
         self.alive = self.proven = False

@@ -32,6 +32,7 @@ __all__ = [
     "Price",
     "Prices",
     "cost_of",
+    "is_free",
     "no_price",
     "of_catalogue",
     "of_file",
@@ -146,11 +147,17 @@ def cost_of(usage: Usage, price: Price, body: bytes = b"") -> Decimal | None:
     return (dollars + (prompt - cached - written) * price.input) / _MILLION
 
 
+def is_free(model: str) -> bool:
+    """Whether a model's name says that it is free, as OpenRouter and AiHubMix name them."""
+    return model.endswith((":free", "-free"))
+
+
 class Bill:
     """What the answers of one model cost: by the gateway's own word where it gives it, else by a price.
 
     Args:
         price: Of its tokens; None when it is not known.
+        free: Whether it is free by its name, where no price is known.
 
     Attributes:
         told: Dollars that the gateway said answers cost.
@@ -160,8 +167,9 @@ class Bill:
             missing, as a name in `--prices`.
     """
 
-    def __init__(self, price: Price | None) -> None:
+    def __init__(self, price: Price | None, *, free: bool = False) -> None:
         self.price = price
+        self._free = free if price is None else not (price.input or price.output)
         self.told: Decimal | None = None
         self.priced: Decimal | None = None if price is None else Decimal(0)
         self.unpriced: dict[str, int] = {}
@@ -172,6 +180,9 @@ class Bill:
         if price is not None and usage.service_tier is not None:
             price = price.at(usage.service_tier)
         by_price = None if price is None else cost_of(usage, price, body)
+        if usage.cost_usd == 0 and not self._free and usage.completion_tokens != 0:
+            # What a gateway cannot price, or bills elsewhere, it often gives as 0.
+            usage = msgspec.structs.replace(usage, cost_usd=None)
         if usage.cost_usd is None:
             if by_price is None:
                 self._note_missing(usage, price)

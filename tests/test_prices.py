@@ -1,6 +1,7 @@
 """What requests cost: from which price, to the last digit, and nothing where it is not known."""
 
 import json
+from collections import Counter
 from decimal import Decimal
 
 import genai_prices
@@ -121,8 +122,8 @@ def test_only_gateways_that_tell_prices_are_asked_for_them(url, where):
         # Gemini: not even named.
         ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 115}, "0.0000645"),
         # More cached tokens than the prompt has stand beside it.
-        ({"prompt_tokens": 1000, "completion_tokens": 0, "prompt_cache_hit_tokens": 4000},
-         "0.00045"),
+        ({"prompt_tokens": 1000, "completion_tokens": 1, "prompt_cache_hit_tokens": 4000},
+         "0.0004506"),
         ({"prompt_tokens": 1000}, None),
         ({}, None),
         (None, None),
@@ -566,3 +567,54 @@ def test_a_gateway_that_lists_no_models_leaves_those_of_the_file(tmp_path):
     assert ended.returncode == 0
     assert ended.stdout.decode().split()[-7:] == ["m", "—", "—", "1.5", "—", "—", "2"]
     assert b"the gateway lists no models; these are those of --prices" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("price", "free", "cost", "completion", "expected"),
+    [
+        (Price(Decimal(2), Decimal(8)), False, 0.0, 100, 0.0028),
+        (Price(Decimal(2), Decimal(8)), True, 0.0, 100, 0.0028),
+        (Price(Decimal(0), Decimal(0)), False, 0.0, 100, 0.0),
+        (None, False, 0.0, 100, None),
+        (None, True, 0.0, 100, 0.0),
+        (Price(Decimal(2), Decimal(8)), False, 0.0, None, None),
+        (Price(Decimal(2), Decimal(8)), False, 0.0, 0, 0.0),
+        (Price(Decimal(2), Decimal(8)), False, 0.5, 100, 0.5),
+    ],
+)  # fmt: skip
+def test_a_cost_of_nothing_is_believed_of_what_is_free(price, free, cost, completion, expected):
+    """Proxies say 0 of what they cannot price, and of what is billed to a key of one's own."""
+    bill = Bill(price, free=free)
+    assert bill.of(Usage(1000, completion, None, cost_usd=cost)).cost_usd == expected
+
+
+def test_a_budget_stops_where_the_gateway_says_that_all_is_free(tmp_path):
+    """By the price, and where no tokens are told either by what was set aside."""
+    (tmp_path / "p.toml").write_text("[m]\ninput = 1.0\noutput = 1.0\n")
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"{n}"} for n in range(60)])
+    for number, used in enumerate(
+        (
+            {
+                "prompt_tokens": 5,
+                "completion_tokens": 100,
+                "total_tokens": 105,
+                "cost": 0,
+                "is_byok": True,
+            },
+            {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cost": 0},
+        )
+    ):
+        count = Counter()
+
+        async def answer(_request, used=used, count=count):
+            count["all"] += 1
+            choice = {"message": {"content": "yes"}, "finish_reason": "stop"}
+            return web.json_response({"choices": [choice], "usage": used})
+
+        with echo.running(answer) as up:
+            ended = program.batcher(
+                "run", "in.jsonl", "-o", f"o{number}.jsonl", "-m", "m", "--param", "max_tokens=100", "--prices", "p.toml",
+                "--max-cost", "0.002", cwd=tmp_path, url=up.url,
+            )  # fmt: skip
+        assert ended.returncode == 4, ended.stderr.decode()
+        assert 5 <= count["all"] <= 20

@@ -91,6 +91,10 @@ class _Counts(msgspec.Struct, gc=False):
     prompt_cache_hit_tokens: _Tokens | None = None
     cost_in_usd_ticks: _Tokens | None = None  # xAI
     cost: Any = None
+    is_byok: Any = (
+        None  # OpenRouter: with a key of one's own `cost` leaves out what the provider takes,
+    )
+    cost_details: Any = None  # which stands here.
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Answered | None = None
     cached_tokens: _Tokens | None = None  # Moonshot
@@ -244,7 +248,11 @@ def _completion(
         refusal=refusal,
         tool_calls=_encode(tool_calls).decode() if tool_calls else None,
         logprobs=_encode(choice.logprobs).decode() if choice.logprobs else None,
-        usage=_usage(answer.usage, answer.service_tier or headers.get(_SERVED)),
+        usage=_usage(
+            answer.usage,
+            answer.service_tier or headers.get(_SERVED),
+            wrote=seen or refusal is not None,
+        ),
         response_model=answer.model,
         request_id=request_id or headers.get("cf-ray") or answer.id,
         # What came in the place of a text (a picture, a sound, thoughts) was paid for.
@@ -311,7 +319,8 @@ def _counts(usage: Any) -> _Counts | None:
     """The usage in whatever a server sent; what is no number counts as not there."""
     counts: _Counts | None = _numbers(usage, _Counts)
     if counts is not None:
-        counts.cost = usage.get("cost")
+        for name in ("cost", "is_byok", "cost_details"):
+            setattr(counts, name, usage.get(name))
         counts.service_tier = _text(usage.get("service_tier"))
     return counts
 
@@ -329,8 +338,14 @@ def _numbers(of: Any, kind: type[msgspec.Struct]) -> Any:
     )
 
 
-def _usage(counts: _Counts | None, tier: str | None = None) -> Usage:
-    """What was used; `tier` is the service tier that the answer names."""
+def _usage(counts: _Counts | None, tier: str | None = None, *, wrote: bool | None = None) -> Usage:
+    """What was used; a 0 that cannot be one is not told.
+
+    Args:
+        counts: As sent.
+        tier: The service tier that the answer names.
+        wrote: Whether anything stands in the answer; None for an error, which may be for nothing.
+    """
     if counts is None:
         return Usage(service_tier=tier_of(tier))
     prompt, completion = counts.prompt_tokens, counts.completion_tokens
@@ -357,17 +372,27 @@ def _usage(counts: _Counts | None, tier: str | None = None) -> Usage:
             prompt += reads + writes
         elif written:
             written = min(written, prompt - reads)  # What was read is not billed as written.
+    if wrote is not None and not prompt:
+        prompt = None
     answered = counts.completion_tokens_details
     reasoning = None if answered is None else answered.reasoning_tokens
     # xAI and Gemini leave thinking out of completion_tokens but not out of the total.
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
+    if wrote is not None:
+        completion = (completion or None) if wrote else completion
+        least = (prompt or 0) + (completion or 0)
+        if not total or (None in (prompt, completion) and total <= least):
+            total = None
     cost = counts.cost
     if cost is None and counts.cost_in_usd_ticks is not None:
         cost = counts.cost_in_usd_ticks / 10_000_000_000
     if cost is not None:
-        number = isinstance(cost, int | float) and not isinstance(cost, bool)
-        cost = cost if number and 0 <= cost < _NO_PRICE else None
+        cost = _dollars(cost)
+    if counts.is_byok is True:
+        details = counts.cost_details if isinstance(counts.cost_details, dict) else {}
+        theirs = _dollars(details.get("upstream_inference_cost"))
+        cost = (cost or 0) + theirs if theirs else None
     if (tier := tier or counts.service_tier) is not None:
         tier = None if tier == "default" else tier_of(tier)
     return Usage(prompt, completion, total, cached, reasoning, cost, written, hour, tier)
@@ -405,6 +430,11 @@ def _count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value < _MOST_TOKENS else None
+
+
+def _dollars(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and 0 <= value < _NO_PRICE else None
 
 
 def _text(value: Any) -> str | None:

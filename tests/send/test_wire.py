@@ -713,3 +713,60 @@ def test_the_service_tier_is_that_which_served_the_request(body, headers, tier):
     for keep_raw in (False, True):
         sent = json.dumps({**OK, "usage": USED, **body}).encode()
         assert wire.read(200, headers, sent, keep_raw=keep_raw).usage.service_tier == tier
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (None, None, None)),
+        ({"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10}, (10, None, None)),
+        ({"prompt_tokens": 0, "completion_tokens": 5, "total_tokens": 5}, (None, 5, None)),
+        ({"prompt_tokens": 0, "completion_tokens": 5, "total_tokens": 15}, (None, 5, 15)),
+        ({"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 30}, (10, 20, 30)),
+        ({"prompt_tokens": -1, "completion_tokens": "5", "total_tokens": 1e300}, (None, None, None)),
+        ({"prompt_tokens": 0, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, (9, 5, None)),
+    ],
+)  # fmt: skip
+def test_a_zero_that_cannot_be_one_is_not_told(usage, expected):
+    """A prompt was read and an answer written: a budget would never stop."""
+    used = wire.read(200, {}, json.dumps({**OK, "usage": usage}).encode(), keep_raw=False).usage
+    assert (used.prompt_tokens, used.completion_tokens, used.total_tokens) == expected
+    assert (
+        used
+        == wire.read(200, {}, json.dumps({**OK, "usage": usage}).encode(), keep_raw=True).usage
+    )
+
+
+def test_an_empty_answer_may_have_no_tokens_and_an_error_none_at_all():
+    """OpenRouter does not bill an answer without a word in it."""
+    empty = {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}],
+             "usage": {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10, "cost": 0}}  # fmt: skip
+    used = wire.read(200, {}, json.dumps(empty).encode(), keep_raw=False).usage
+    assert (used.prompt_tokens, used.completion_tokens, used.total_tokens, used.cost_usd) == (
+        10,
+        0,
+        10,
+        0,
+    )
+    nothing = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    assert refusal(400, {**said("no"), "usage": nothing}).usage.prompt_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "cost"),
+    [
+        ({"cost": 0, "is_byok": True}, None),
+        ({"cost": 0.0001, "is_byok": True}, None),
+        ({"cost": 0.0001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.002}}, 0.0021),
+        ({"is_byok": True, "cost_details": {"upstream_inference_cost": 0.002}}, 0.002),
+        ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0}}, None),
+        ({"cost": 0.003, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.002}}, 0.003),
+        ({"cost": -1}, None), ({"cost": "0.1"}, None), ({"cost": 1e9}, None), ({"cost": True}, None),
+    ],
+)  # fmt: skip
+def test_with_a_key_of_ones_own_the_providers_part_counts(told, cost):
+    """What the gateway takes is not all of it."""
+    used = wire.read(
+        200, {}, json.dumps({**OK, "usage": {**USED, **told}}).encode(), keep_raw=False
+    ).usage
+    assert used.cost_usd == (None if cost is None else pytest.approx(cost))
