@@ -9,15 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # Not in typeshed.
+
+from yarl import URL
 
 from batcher.errors import JobError
 
-__all__ = ["AIHUBMIX", "Endpoint", "endpoint_of", "is_loopback"]
+__all__ = ["AIHUBMIX", "Endpoint", "Proxy", "endpoint_of", "is_loopback", "proxy_of"]
 
 AIHUBMIX = "https://aihubmix.com/v1"
 OPENAI = "https://api.openai.com/v1"
 AIHUBMIX_KEY, OPENAI_KEY = "AIHUBMIX_API_KEY", "OPENAI_API_KEY"
+_CHAT = "/chat/completions"
+_MOST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Endpoint:
         key: The API key; None for a server that wants none. Kept out of `repr`.
         headers: Name and value of those to send besides. Kept out of `repr`.
         secrets: Those of their values that must be shown nowhere. Kept out of `repr`.
+        unsent: Names of the variables that hold a key which does not go there.
     """
 
     url: str
@@ -38,6 +44,26 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    unsent: tuple[str, ...] = ()
+
+    @property
+    def with_version(self) -> str | None:
+        """The base address with `/v1` behind it; None where it names a version."""
+        base = self.url.removesuffix(_CHAT)
+        return None if re.search(r"/v\d", urlsplit(base).path) else f"{base}/v1"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that requests go through.
+
+    Attributes:
+        url: Its address, without a password.
+        login: User and password; None without. Kept out of `repr`.
+    """
+
+    url: str
+    login: tuple[str, str] | None = field(default=None, repr=False)
 
 
 def endpoint_of(
@@ -59,33 +85,33 @@ def endpoint_of(
         JobError: The address is not one, or the key that goes with it is not set.
     """
     base = (base_url or _default_base(key_env, environment)).strip()
-    try:
-        parts = urlsplit(base)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        parts, host = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not host:
+    origin = "--base-url" if base_url else "OPENAI_BASE_URL"
+    parts = _address(base)
+    host = None if parts is None else parts.hostname
+    if parts is None or parts.scheme not in ("http", "https") or not host:
         raise JobError(
-            f"--base-url {_without_secrets(base)!r} is not an address; "
+            f"{origin} {_without_secrets(base)!a} is not an address; "
             "write it in full, such as https://aihubmix.com/v1."
         )
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise JobError(
-            "--base-url must carry no user, password, query or fragment; the key comes from the "
+            f"{origin} must carry no user, password, query or fragment; the key comes from the "
             "environment (--api-key-env)."
         )
     url = base.rstrip("/")
-    url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
+    url = url if url.endswith(_CHAT) else f"{url}{_CHAT}"
+    proxy_of(url, environment)  # One that cannot be used is refused before anything is sent.
     key_name = key_env or _key_name(base, host, environment)
     if parts.scheme == "http" and _key_name(base, host, {}) is not None:
         raise JobError(
             f"--base-url {base}: the key would go there for everybody on the way to read; write https."
         )
+    unsent = tuple(name for name in (OPENAI_KEY, AIHUBMIX_KEY) if environment.get(name))
     if keyless and key_env is None and not (key_name and environment.get(key_name)):
-        return Endpoint(url, url)
+        return Endpoint(url, url, unsent=unsent)
     if key_name is None:
         if is_loopback(host):
-            return Endpoint(url, url)
+            return Endpoint(url, url, unsent=unsent)
         raise JobError(
             f"No API key for {host}: name the environment variable that holds it with "
             f"--api-key-env ({AIHUBMIX_KEY} goes only to AiHubMix, {OPENAI_KEY} only to "
@@ -111,11 +137,11 @@ def is_loopback(host: str) -> bool:
 
 def _default_base(key_name: str | None, environment: Mapping[str, str]) -> str:
     """Where requests go when no address is given: AiHubMix unless all that is set is OpenAI's."""
-    openai = key_name == OPENAI_KEY or (
+    openai = key_name == OPENAI_KEY or bool(
         AIHUBMIX_KEY not in environment
-        and ("OPENAI_BASE_URL" in environment or (OPENAI_KEY in environment and not key_name))
+        and (environment.get("OPENAI_BASE_URL") or (OPENAI_KEY in environment and not key_name))
     )
-    return environment.get("OPENAI_BASE_URL", OPENAI) if openai else AIHUBMIX
+    return environment.get("OPENAI_BASE_URL") or OPENAI if openai else AIHUBMIX
 
 
 def _key_name(base: str, host: str, environment: Mapping[str, str]) -> str | None:
@@ -124,11 +150,71 @@ def _key_name(base: str, host: str, environment: Mapping[str, str]) -> str | Non
         return AIHUBMIX_KEY
     if host == "api.openai.com":
         return OPENAI_KEY
-    theirs = environment.get("OPENAI_BASE_URL")
-    if theirs and urlsplit(theirs).hostname == host and OPENAI_KEY in environment:
+    theirs = _address(environment.get("OPENAI_BASE_URL", "").strip())
+    if theirs is not None and theirs.hostname == host and OPENAI_KEY in environment:
         return OPENAI_KEY
     return None
 
 
-def _without_secrets(url: str) -> str:
-    return url.rpartition("@")[2] if "@" in url else url
+def _address(text: str) -> SplitResult | None:
+    """The parts of an address that a connection can be made to; None for any other text."""
+    if re.search(r"[\x00-\x20\x7f-\xa0\\\ufffd]", text):  # urlsplit drops some of these.
+        return None
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        asked = URL(text).raw_host or ""
+        asked.encode("idna")  # As the lookup of the name does.
+    except ValueError:  # Which UnicodeError is, too.
+        return None
+    whole = bool(host and asked) and not parts.netloc.endswith(":") and "%" not in host
+    return parts if whole and (port is None or 0 < port <= _MOST_PORT) else None
+
+
+def _without_secrets(text: str) -> str:
+    """An address for a message, without what may be a password or a key in it."""
+    text = re.split(r"[?#]", text.rpartition("@")[2])[0]
+    return re.sub(r"(?<=[^/:]):(?!\d{1,5}(?:/|$))[^/]*", ":…", text)[:200]
+
+
+def proxy_of(url: str, environment: Mapping[str, str]) -> Proxy | None:
+    """The proxy that the environment names for requests to an address; None for none.
+
+    `HTTPS_PROXY` or `HTTP_PROXY`, by the scheme of the address, else `ALL_PROXY`; in lower case they go
+    first, and an empty one names none. `NO_PROXY` names hosts that are reached without.
+
+    Raises:
+        JobError: It cannot be used. Its address is not in the text, as it may hold a password.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    names = [f"{scheme}_proxy" for scheme in (parts.scheme, "all")]
+    name = next((n for of in names for n in (of, of.upper()) if n in environment), None)
+    value = "" if name is None else environment[name].strip()
+    exempt = environment.get("no_proxy", environment.get("NO_PROXY", ""))
+    asked = host if ":" in host else parts.netloc  # With its port, which NO_PROXY may name.
+    if not value or is_loopback(host) or proxy_bypass_environment(asked, {"no": exempt}):
+        return None
+    scheme, apart, rest = value.rpartition("://")
+    scheme = scheme.lower() if apart else "http"
+    if scheme.startswith("socks"):
+        raise JobError(
+            f"{name} names a SOCKS proxy, and batcher can only use HTTP proxies. Set {name} to one, or "
+            f"NO_PROXY={host} to go without."
+        )
+    login = None
+    told = _address(f"{scheme}://{rest}") if scheme in ("http", "https") else None
+    if told is not None and "@" in told.netloc:
+        login = unquote(told.username or ""), unquote(told.password or "")
+    if (
+        told is None
+        or told.path not in ("", "/")
+        or told.query
+        or told.fragment
+        or ":" in (login or ("",))[0]
+    ):
+        raise JobError(
+            f"{name} is not the address of a proxy. Write it as http://HOST:PORT or "
+            "http://USER:PASSWORD@HOST:PORT, with %40 for @, %3A for :, %2F for / in user and password."
+        )
+    return Proxy(f"{scheme}://{told.netloc.rpartition('@')[2]}", login)

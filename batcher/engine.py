@@ -105,7 +105,7 @@ class Engine:
         self._emit = emit
         self._twins = twins
         self._prices = prices or Prices()
-        self._client = Client(endpoint)
+        self._client = Client(endpoint, clear=self._journal_room)
         self._key_gate = KeyGate(job.total)
         self._gate_of = gate_of or (lambda model: Gate(job.limits(model), self._key_gate))
         self._lanes: dict[str, EngineLane] = {}

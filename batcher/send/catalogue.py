@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
-from batcher.endpoint import Endpoint, is_loopback
+from batcher.endpoint import Endpoint, proxy_of
 from batcher.errors import JobError
 
 __all__ = ["address", "fetch", "names"]
@@ -91,16 +91,24 @@ async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None
 async def _get(url: str, endpoint: Endpoint | None = None) -> bytes:
     """What stands there; asked for by the user of an endpoint, who is not redirected to another host."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
-    async with aiohttp.ClientSession(
-        timeout=timeout, trust_env=not is_loopback(urlsplit(url).hostname or "")
-    ) as session:
+    proxy = proxy_of(url, os.environ)
+    login = (
+        None if proxy is None or proxy.login is None else aiohttp.BasicAuth(*proxy.login, "utf-8")
+    )
+    async with aiohttp.ClientSession(timeout=timeout) as session:
         headers = CIMultiDict({"User-Agent": "batcher"})
         if endpoint is not None:
             headers.update(endpoint.headers)
             if endpoint.key:
                 headers["Authorization"] = f"Bearer {endpoint.key}"
         known = endpoint is not None and (endpoint.key or endpoint.headers)
-        async with session.get(url, headers=headers, allow_redirects=not known) as reply:
+        async with session.get(
+            url,
+            headers=headers,
+            allow_redirects=not known,
+            proxy=None if proxy is None else proxy.url,
+            proxy_auth=login,
+        ) as reply:
             reply.raise_for_status()
             content = await reply.content.read(_MOST_BYTES)
             while more := await reply.content.read(_MOST_BYTES - len(content)):

@@ -1,9 +1,11 @@
 """One HTTP exchange, and nothing about chat. Touches: the network.
 
-aiohttp makes the connections (names, TLS, which of them are still good) and reads the answers; the
-request itself is one write of bytes that are the same each time but for the body. Its client session
-takes twice as long for each request, and looks up the environment's proxies in a thread each time; it
-is used where there is a proxy. `tests/send/test_client.py` holds both to the same behaviour.
+aiohttp makes the connections (names, TLS, proxies) and reads the answers; the request itself is one
+write of bytes that are the same each time but for the body: half of what aiohttp's client session takes.
+
+HTTP/1.1 does not say which request a response belongs to. A server that sends one too many would have
+it taken for the answer to the next request on that connection, so a connection rests a moment before it
+is used again, and after the first byte that a host sends unasked no connection to it is used twice.
 
 aiohttp's exceptions end here: what goes wrong below HTTP comes out as `NoAnswer`.
 """
@@ -12,16 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import resource
+import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import chain
 from types import TracebackType
 from typing import Self
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
@@ -31,12 +35,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
-from batcher.endpoint import Endpoint, is_loopback
+from batcher.endpoint import Endpoint, proxy_of
 from batcher.errors import BadResponse, NoAnswer
 from batcher.records import Outcome, clean
 from batcher.send.stream import is_done, is_finished
 
-__all__ = ["Client", "Reply", "open_files"]
+__all__ = ["NO_ROOM", "Client", "Reply", "open_files"]
+
+NO_ROOM = "the answer does not fit into the memory of this machine"
 
 _CONNECT_SECONDS = 30.0
 _KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
@@ -44,6 +50,8 @@ _KEEP_SECONDS = 15.0  # As aiohttp does: servers close what is idle for longer.
 _LOST_FEW, _LOST_PART, _LOST_SECONDS, _MADE_ENOUGH = 3, 0.05, 0.5, 1000
 _MOST_BYTES = 64 << 20
 _MOST_HEADER_BYTES = 64 << 10
+# Beyond the first bytes, what answers may hold in memory together before they are in the journal.
+_SMALL_BYTES, _ALL_BYTES = 1 << 20, 128 << 20
 _TOO_LONG = f"the answer is longer than {_MOST_BYTES:,} bytes"
 _WARM_AT_ONCE = 100
 _END_SECONDS = 0.2  # For the end of a stream after its last event; else the connection is closed.
@@ -52,6 +60,15 @@ _TIMES, _TAIL = 256, 128
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
 _ESCAPED = r"\\{1,8}"  # Without a bound, a long run of them would be read again from each of them.
+# How long a connection rests before it is used again: with other requests in flight, and with none, when
+# the next one has to wait for it. So many rest at most; beyond that the one that rested longest is used.
+_REST_SECONDS, _LONE_REST_SECONDS, _MOST_RESTING = 0.02, 0.005, 64
+_WATCHED_FIRST = 100  # Of so many connections it is seen whether answers come unasked.
+_MOST_INTERIM = 1000  # 1xx responses to one request; some servers send one every second.
+_LATE_SECONDS, _GRACE_SECONDS = 1.0, 5.0
+# An answer that names itself: a second one with the same bytes is a copy.
+_NAMED = re.compile(rb'"id"\s*:\s*"[^"]{16}')
+_NAMED_WITHIN = 2048
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _CONNECTING = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
 
@@ -65,12 +82,14 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         body: Decompressed.
         came: When it came: (bytes of the body by then, seconds since it was asked), the first few
             hundred times; only of a stream.
+        done: To be called when the body is no longer used, which makes room for other large answers.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     came: Sequence[tuple[int, float]] = ()
+    done: Callable[[], None] = lambda: None
 
     def seconds_to(self, place: int) -> float | None:
         """After how many seconds the body was there up to a place; None when it is not known."""
@@ -82,10 +101,20 @@ class Client:
 
     Args:
         endpoint: Address and key.
-        direct: Whether requests go past aiohttp's session; by default they do without a proxy.
+        clear: Awaited before a large answer is received: returns when there is room for its result.
+
+    Attributes:
+        reached: Whether anything there ever answered in HTTP.
+        unreached_since: When the first request began that did not reach it (monotonic clock); None
+            without one.
+
+    Raises:
+        JobError: The environment names a proxy that cannot be used.
     """
 
-    def __init__(self, endpoint: Endpoint, *, direct: bool | None = None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, clear: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._url = URL(endpoint.url)
         self._headers = CIMultiDict({"Content-Type": "application/json", "User-Agent": "batcher"})
         self._headers.update(endpoint.headers)
@@ -99,30 +128,43 @@ class Client:
         kept = [secret for secret in endpoint.secrets if _is_secret(secret)]
         self._secrets = [_written(secret) for secret in kept]
         self._secrets_by_chance = not all(map(_is_random, kept))
-        self._direct = not _behind_proxy(self._url) if direct is None else direct
-        self._session: aiohttp.ClientSession | None = None
-        self._idle: list[_Open] = []
+        self._anchor = max(re.findall(rb"[A-Za-z0-9]+", self._key_bytes), key=len, default=b"")
+        self._proxy = proxy_of(endpoint.url, os.environ)
+        self._memory = _Memory(_ALL_BYTES, clear)
+        self._connector: aiohttp.TCPConnector | None = None
+        # Those that rest, the longest first, and those that did, the last one last.
+        self._resting: deque[_Open] = deque()
+        self._rested: list[_Open] = []
+        self._in_flight = 0
         # How often one was used again, how often that failed, and how many were made since.
         self._reused = self._lost = self._made = 0
-        self._keeps = True
+        self._keeps, self._sends_unasked = True, False
+        self.reached = False
+        self.unreached_since: float | None = None
 
     async def __aenter__(self) -> Self:
         open_files()
         self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
-        self._session = aiohttp.ClientSession(
-            connector=self._connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
-            trust_env=not is_loopback(self._url.host or ""),
-            max_line_size=_MOST_HEADER_BYTES,
-            max_field_size=_MOST_HEADER_BYTES,
-        )
         # What a connection is asked for with, and what each request begins with.
-        self._request = aiohttp.ClientRequest("POST", self._url, headers=self._headers)
-        lines = [f"POST {self._url.raw_path_qs} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in self._request.headers.items()
-                  if name.lower() not in ("content-length", "transfer-encoding")]  # fmt: skip
+        proxy, login = self._proxy, None
+        if proxy is not None and proxy.login is not None:
+            login = aiohttp.BasicAuth(*proxy.login, encoding="utf-8")
+        self._request = aiohttp.ClientRequest(
+            "POST",
+            self._url,
+            headers=self._headers,
+            proxy=None if proxy is None else URL(proxy.url),
+            proxy_auth=login,
+        )
+        target = self._url.raw_path_qs
+        lines = [f"{name}: {value}" for name, value in self._request.headers.items()
+                 if name.lower() not in ("content-length", "transfer-encoding")]  # fmt: skip
+        if proxy is not None and self._url.scheme == "http":  # Of https it only sees a tunnel.
+            target = str(self._url)
+            if login is not None:
+                lines.append(f"Proxy-Authorization: {login.encode()}")
+        lines.insert(0, f"POST {target} HTTP/1.1")
         self._head = "\r\n".join((*lines, "Content-Length: ")).encode()
         return self
 
@@ -132,10 +174,10 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for idle in self._idle:
+        for idle in (*self._resting, *self._rested):
             idle.close()
-        if self._session is not None:
-            await self._session.close()
+        if self._connector is not None:
+            await self._connector.close()
 
     async def post(self, body: bytes, timeout: float, idle: float | None = None) -> Reply:  # noqa: ASYNC109
         """Sends the body and reads the whole answer, of at most 64 MB.
@@ -151,54 +193,70 @@ class Client:
             NoAnswer: Connection or time; `outcome` says which.
             BadResponse: The answer is too large or its compression is broken.
         """
-        if self._session is None:
+        if self._connector is None:
             raise RuntimeError("Client is used outside of its `async with`")
         connecting = _CONNECTING
         if timeout < _CONNECT_SECONDS:
             connecting = aiohttp.ClientTimeout(total=None, connect=timeout)
-        exchange = self._exchange if self._direct else self._by_session
+        began = time.monotonic()
+        self._in_flight += 1
         try:
-            return await exchange(body, connecting, timeout, idle)
+            return await self._exchange(body, connecting, timeout, idle, began)
         except aiohttp.ConnectionTimeoutError:
-            raise _unsent(_late("connection", min(timeout, _CONNECT_SECONDS))) from None
+            raise self._unreached(
+                _late("connection", min(timeout, _CONNECT_SECONDS)), began
+            ) from None
         except _Silent:
             raise _late("more of the answer", idle or 0.0) from None
         except TimeoutError:
             raise _late("whole answer", timeout) from None
+        except MemoryError:
+            raise BadResponse(NO_ROOM) from None
         except aiohttp.ClientPayloadError as error:
             if _CODING in str(error):
                 raise BadResponse(f"the answer cannot be unpacked: {self._told(error)}") from None
             raise NoAnswer(f"the answer was cut: {self._told(error)}") from None
         except aiohttp.ClientHttpProxyError as error:
             told = f"{error.status} {self._told(error.message)}"
-            raise _unsent(NoAnswer(f"the proxy of the environment refuses: {told}")) from None
+            refused = NoAnswer(f"the proxy of the environment refuses: {told}")
+            raise self._unreached(refused, began) from None
         except (aiohttp.ClientResponseError, HttpProcessingError) as error:
             if _CODING in error.message:
                 raise BadResponse(
                     f"the answer cannot be unpacked: {self._told(error.message)}"
                 ) from None
-            raise NoAnswer(f"the answer is no HTTP: {self._told(error.message)}") from None
+            strange = NoAnswer(f"the answer is no HTTP: {self._told(error.message)}")
+            raise self._unreached(strange, began, sent=True) from None
         except aiohttp.ClientConnectorError as error:
             mended_by = _mended_by(error)
             failed = NoAnswer(f"no connection: {self._told(error)}{mended_by}")
             failed.lasting = bool(mended_by)
-            raise _unsent(failed) from None
+            raise self._unreached(failed, began) from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"no connection: {self._told(error)}") from None
+        finally:
+            self._in_flight -= 1
+
+    def _unreached(self, error: NoAnswer, began: float, *, sent: bool = False) -> NoAnswer:
+        """The error of a request behind which nothing was found that speaks HTTP."""
+        error.sent = sent
+        if self.unreached_since is None:
+            self.unreached_since = began
+        return error
 
     async def warm(self, count: int) -> None:
         """Opens so many connections ahead of the requests, a hundred at a time.
 
         What fails here fails again with a request, and is told then.
         """
-        if not self._direct:
-            return
         turns = asyncio.Semaphore(_WARM_AT_ONCE)
 
         async def one() -> None:
             async with turns:
                 with contextlib.suppress(aiohttp.ClientError, OSError):
-                    self._idle.append(await self._connect(_CONNECTING))
+                    opened = await self._connect(_CONNECTING)
+                    opened.rests(time.monotonic())
+                    self._resting.append(opened)
 
         await asyncio.gather(*(one() for _ in range(count)))
 
@@ -208,10 +266,14 @@ class Client:
         connecting: aiohttp.ClientTimeout,
         timeout: float,  # noqa: ASYNC109 (a deadline that costs less than asyncio's)
         idle: float | None,
+        began: float,
     ) -> Reply:
         """What aiohttp's session would do, without what is the same for every request."""
-        began = time.monotonic()
         opened = self._idle_one(began)
+        if opened is None and self._resting and self._in_flight == 1:
+            # A server of one thread may serve no second connection while it keeps the first.
+            await asyncio.sleep(_LONE_REST_SECONDS)
+            opened = self._idle_one(time.monotonic(), _LONE_REST_SECONDS)
         if reused := opened is not None:
             self._reused += 1
         else:
@@ -220,12 +282,19 @@ class Client:
             if self._made > _MADE_ENOUGH:
                 self._made = self._reused = self._lost = 0
                 self._keeps = True
-        transport, protocol = opened.connection.transport, opened.connection.protocol
-        heard = False
+        transport, protocol = opened.transport, opened.protocol
+        heard, share = False, None
         try:
-            if protocol is None or transport is None:
+            if not reused and (self._sends_unasked or self._made <= _WATCHED_FIRST):
+                opened.rests(time.monotonic())
+                await asyncio.sleep(_LONE_REST_SECONDS)
+                if opened.unasked:
+                    raise _unsent(NoAnswer("the server sends an answer before it is asked"))
+            if not opened.fresh:
                 raise aiohttp.ServerDisconnectedError
-            opened.wanted_by(began + timeout, began if reused else time.monotonic())
+            transport.set_protocol(protocol)
+            now = began if reused else time.monotonic()
+            opened.wanted_by(began + timeout, now)
             # A new parser each time: half a head that came unasked is no part of the next answer.
             protocol.set_response_params(
                 read_until_eof=True,
@@ -238,47 +307,84 @@ class Client:
             else:
                 transport.writelines((head, body))
             message, payload = await protocol.read()
-            heard = True
-            while 100 <= message.code <= 199 and message.code != 101:  # Not the answer yet.
+            heard = self.reached = True
+            interim = 0
+            while 100 <= message.code <= 199:  # Not the answer yet.
+                interim += 1
+                if interim > _MOST_INTERIM or message.code == 101:
+                    raise NoAnswer(
+                        f"instead of an answer came HTTP {message.code} ({interim:,} times)"
+                    )
                 message, payload = await protocol.read()
             came: list[tuple[int, float]] = []
-            if idle is not None:
-                answer, came = await _streamed(payload, message.headers, began, idle)
-            elif payload.is_eof():
+            if idle is None and payload.is_eof():
                 answer = payload.read_nowait()
             else:
-                answer = await _bounded(payload, message.headers)
+                share = _Share(self._memory, opened, message.headers)
+                if idle is None:
+                    answer = await _bounded(payload, share)
+                else:
+                    answer, came = await _streamed(payload, share, began, idle)
             now = time.monotonic()
-            if now - began >= timeout:  # An end that the deadline made is none.
-                raise TimeoutError
-        except Exception as error:
+            if opened.expired and not (message.chunked or "Content-Length" in message.headers):
+                raise TimeoutError  # Its end is one that the deadline made.
+        except BaseException as error:
+            if share is not None:
+                share.give()
             opened.drop()
-            took = time.monotonic() - began
-            if took >= timeout and not isinstance(error, BadResponse | _Silent):
+            if not isinstance(error, Exception):
+                raise
+            if opened.expired and not isinstance(error, BadResponse | _Silent):
                 raise TimeoutError from None
             lost = isinstance(error, aiohttp.ClientConnectionError | OSError) and not heard
-            if reused and lost and took < _LOST_SECONDS:
+            if reused and lost and time.monotonic() - began < _LOST_SECONDS:
                 self._distrust()
             raise
-        except BaseException:
+        if len(protocol):  # A second response came with the first one.
+            self._unasked()
+        if reused and answer == opened.last and _NAMED.search(answer, 0, _NAMED_WITHIN):
+            self._unasked()  # It was sent twice, and the second time too late to be noticed at once.
+        if reused and self._sends_unasked:
             opened.drop()
-            raise
+            if share is not None:
+                share.give()
+            raise NoAnswer(
+                "the server sends more answers than it is asked for; this may be another's"
+            )
         # A request that was answered before all of it was sent would be the next one's beginning.
-        if protocol.should_close or transport.get_write_buffer_size() or not self._keeps:
+        keeps = self._keeps and not self._sends_unasked
+        if protocol.should_close or transport.get_write_buffer_size() or not keeps:
             opened.drop()
         else:
+            opened.last = answer if len(answer) <= _JOINED_BYTES else b""
             opened.rests(now)
-            self._idle.append(opened)
-        return self._reply(message.code, message.headers, message.raw_headers, answer, came)
+            self._resting.append(opened)
+        reply = self._reply(message.code, message.headers, message.raw_headers, answer, came)
+        return reply if share is None else msgspec.structs.replace(reply, done=share.give)
 
-    def _idle_one(self, now: float) -> _Open | None:
-        """The one that was used last, so that those not needed any more grow old."""
-        while self._idle:
-            opened = self._idle.pop()
-            if opened.fresh and now - opened.since < _KEEP_SECONDS:
+    def _idle_one(self, now: float, rest: float = _REST_SECONDS) -> _Open | None:
+        """One that may be used again; the one used last, so that those not needed any more grow old."""
+        resting, rested = self._resting, self._rested
+        while resting and (now - resting[0].since >= rest or len(resting) > _MOST_RESTING):
+            rested.append(resting.popleft())
+        while rested:
+            opened = rested.pop()
+            if not opened.fresh or now - opened.since >= _KEEP_SECONDS:
+                opened.close()
+            elif opened.readable:  # Its end, or what nobody asked for: the loop will see.
+                opened.since = now
+                resting.append(opened)
+            else:
                 return opened
-            opened.close()
         return None
+
+    def _unasked(self) -> None:
+        """The host sent what nobody asked for: from now on each request has a connection of its own."""
+        self._sends_unasked = True
+        for opened in (*self._resting, *self._rested):
+            opened.close()
+        self._resting.clear()
+        self._rested.clear()
 
     def _distrust(self) -> None:
         """A connection that was used again was closed without an answer: the others may be, too.
@@ -286,48 +392,21 @@ class Client:
         A server that closes after each answer without saying so is given a new one each time; after a
         thousand of them it is tried once more.
         """
-        while self._idle:
-            self._idle.pop().close()
+        for opened in (*self._resting, *self._rested):
+            opened.close()
+        self._resting.clear()
+        self._rested.clear()
         self._lost += 1
         self._made = 0
         self._keeps = self._lost < _LOST_FEW or self._lost < _LOST_PART * self._reused
 
     async def _connect(self, within: aiohttp.ClientTimeout) -> _Open:
+        assert self._connector is not None
         try:
             connection = await self._connector.connect(self._request, [], within)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError from error
-        return _Open(connection, self._loop)
-
-    async def _by_session(
-        self,
-        body: bytes,
-        connecting: aiohttp.ClientTimeout,
-        timeout: float,  # noqa: ASYNC109
-        idle: float | None,
-    ) -> Reply:
-        assert self._session is not None
-        began = time.monotonic()
-        came: list[tuple[int, float]] = []
-        async with (
-            asyncio.timeout(timeout),
-            self._session.post(
-                self._url, data=body, allow_redirects=False, timeout=connecting
-            ) as response,
-        ):
-            try:
-                if idle is None:
-                    answer = await _bounded(response.content, response.headers)
-                else:
-                    answer, came = await _streamed(response.content, response.headers, began, idle)
-            except (BadResponse, _Silent):
-                response.close()
-                raise
-            if not response.content.at_eof():
-                response.close()
-            return self._reply(
-                response.status, response.headers, response.raw_headers, answer, came
-            )
+        return _Open(connection, self._loop, self._unasked)
 
     def _told(self, error: BaseException | str) -> str:
         """What an error says, without the key: some quote what was received."""
@@ -362,7 +441,13 @@ class Client:
             is_answer = is_answer and (b'"choices"' in body or b'"error"' not in body)
             if not is_answer and key in body:
                 body = body.replace(key, b"[key]")
-            if not is_answer and self._anyhow is not None and (b"\\u" in body or b"\\/" in body):
+            # Nobody writes letters and digits in another way, or only in an error.
+            if (
+                not is_answer
+                and self._anyhow is not None
+                and (b"\\u" in body or b"\\/" in body)
+                and (self._anchor in body or (status >= 400 and len(body) <= _JOINED_BYTES))
+            ):
                 body = self._anyhow.sub(b"[key]", body)
             if key in head:
                 headers = CIMultiDict(
@@ -386,24 +471,60 @@ class _Open:
     Its timer stays from one request to the next and looks, when it fires, whether it should have: so
     hardly any request sets one.
 
+    Args:
+        connection: As aiohttp made it.
+        loop: The running one.
+        unasked: Called when something comes while no request is in flight on it.
+
     Attributes:
+        transport: Of the connection, as
+        protocol: is this, which reads answers.
         since: Since when it is idle (monotonic clock).
+        last: The last answer that came over it, unless it was long.
+        expired: Whether it was aborted because the time was over.
+        unasked: Whether something came while no request was in flight.
     """
 
-    __slots__ = ("_fires", "_loop", "_until", "_watch", "connection", "since")
+    __slots__ = (
+        "_fires", "_guard", "_loop", "_poll", "_until", "_watch",
+        "connection", "expired", "last", "protocol", "since", "transport", "unasked",
+    )  # fmt: skip
 
-    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        unasked: Callable[[], None],
+    ) -> None:
+        if connection.transport is None or connection.protocol is None:
+            raise aiohttp.ServerDisconnectedError
         self.connection = connection
+        self.transport = connection.transport
+        self.protocol = connection.protocol
         self.since = time.monotonic()
+        self.last = b""
+        self.expired = self.unasked = False
         self._loop = loop
         self._until = self._fires = float("inf")
         self._watch: asyncio.TimerHandle | None = None
+        self._guard = _Guard(self, unasked)
+        self._poll: select.poll | None = None
 
     @property
     def fresh(self) -> bool:
-        """Whether a request can go over it; what came while it was idle would be taken for its answer."""
-        protocol = self.connection.protocol
-        return protocol is not None and protocol.is_connected() and not protocol.should_close
+        """Whether a request can go over it after its rest."""
+        return not self.transport.is_closing()
+
+    @property
+    def readable(self) -> bool:
+        """Whether the system holds something that the loop has not read yet."""
+        if self._poll is None:
+            sock = self.transport.get_extra_info("socket")
+            if sock is None:
+                return False
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def wanted_by(self, until: float, now: float) -> None:
         """A request goes, which is to be answered by then (monotonic clock)."""
@@ -415,16 +536,27 @@ class _Open:
 
     def _look(self) -> None:
         now = time.monotonic()
+        late = now - self._fires
         self._watch, self._fires = None, float("inf")
-        if self._until <= now:
-            if self.connection.transport is not None:
-                self.connection.transport.abort()
+        if self._until <= now and late > _LATE_SECONDS:
+            # The process was stopped (a signal, a laptop's lid): what came meanwhile is to be read.
+            self.wanted_by(now + _GRACE_SECONDS, now)
+        elif self._until <= now:
+            self.expired = True
+            self.transport.abort()
         elif self._until < float("inf"):
             self.wanted_by(self._until, now)
 
+    def stop_clock(self, now: float) -> float:
+        """Its request waits for us; how many seconds it has left."""
+        left = self._until - now
+        self._until = float("inf")
+        return left
+
     def rests(self, now: float) -> None:
-        """Its request was answered."""
+        """Its request was answered; what comes from now on is unasked."""
         self.since, self._until = now, float("inf")
+        self.transport.set_protocol(self._guard)
 
     def _stop(self) -> None:
         if self._watch is not None:
@@ -437,10 +569,107 @@ class _Open:
 
     def drop(self) -> None:
         """Closes it, and waits for nobody to take what was not sent yet."""
-        transport = self.connection.transport
-        if transport is not None and transport.get_write_buffer_size():
-            transport.abort()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
         self.close()
+
+
+class _Guard(asyncio.Protocol):
+    """Reads an idle connection, on which nothing should come but its end."""
+
+    def __init__(self, opened: _Open, unasked: Callable[[], None]) -> None:
+        self._opened = opened
+        self._unasked = unasked
+
+    def data_received(self, data: bytes) -> None:
+        """Some servers end an idle connection with a 408, which harms nobody."""
+        if data[9:12] != b"408":
+            self._opened.unasked = True
+            self._unasked()
+        self._opened.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells aiohttp, which keeps book of its connections."""
+        self._opened.protocol.connection_lost(exc)
+
+
+class _Memory:
+    """What large answers may take together, until they are read; the next one waits.
+
+    Args:
+        most: Bytes.
+        clear: Awaited first: returns when the results of earlier ones are out of memory.
+    """
+
+    def __init__(self, most: int, clear: Callable[[], Awaitable[None]] | None) -> None:
+        self._most = most
+        self._clear = clear
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self, size: int) -> None:
+        """Waits until there are so many bytes; for one answer alone there always are."""
+        if self._clear is not None:
+            await self._clear()
+        while self._taken and self._taken + size > self._most:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+        self._taken += size
+
+    def give(self, size: int) -> None:
+        """Gives them back; all that wait look again."""
+        self._taken -= size
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class _Share:
+    """One answer's part of that memory.
+
+    Args:
+        memory: Of which it takes.
+        opened: Whose time does not run while it waits.
+        headers: Of the answer.
+
+    Raises:
+        BadResponse: The answer says that it is too long.
+    """
+
+    def __init__(self, memory: _Memory, opened: _Open, headers: Mapping[str, str]) -> None:
+        self._memory = memory
+        self._opened = opened
+        self._taken = 0
+        told = headers.get("Content-Length", "")
+        self._length = int(told) if told.isdecimal() else _MOST_BYTES
+        if self._length > _MOST_BYTES:
+            raise BadResponse(
+                f"the answer is {self._length:,} bytes long; {_MOST_BYTES:,} is the most"
+            )
+        if _CODING in headers:
+            self._length = _MOST_BYTES
+
+    async def take(self, size: int) -> None:
+        """There are so many bytes of the answer; waits before there are many.
+
+        Raises:
+            BadResponse: They are too many.
+        """
+        if size > _MOST_BYTES:
+            raise BadResponse(_TOO_LONG)
+        if size > _SMALL_BYTES and not self._taken:
+            left = self._opened.stop_clock(time.monotonic())
+            await self._memory.take(self._length)
+            self._taken = self._length
+            now = time.monotonic()
+            self._opened.wanted_by(now + left, now)
+
+    def give(self) -> None:
+        """The answer is not needed any more."""
+        self._memory.give(self._taken)
+        self._taken = 0
 
 
 class _Silent(Exception):
@@ -448,18 +677,21 @@ class _Silent(Exception):
 
 
 async def _streamed(
-    content: StreamReader, headers: Mapping[str, str], began: float, idle: float
+    content: StreamReader, share: _Share, began: float, idle: float
 ) -> tuple[bytes, list[tuple[int, float]]]:
     """The body of a stream, which may not end after its last event; and when it came."""
-    _check_length(headers)
     chunks: list[bytes] = []
     came: list[tuple[int, float]] = []
     size, tail, patience, whole = 0, b"", idle, False
     while True:
+        before, asked = content.total_bytes, time.monotonic()
         try:
             async with asyncio.timeout(patience):
                 chunk = await content.readany()
         except TimeoutError:
+            late = time.monotonic() - asked - patience > _LATE_SECONDS
+            if late or content.total_bytes > before or content.is_eof():
+                continue  # The process was stopped: what came meanwhile is to be read.
             if not whole:
                 raise _Silent from None
             break
@@ -470,8 +702,7 @@ async def _streamed(
         if not chunk:
             break
         size += len(chunk)
-        if size > _MOST_BYTES:
-            raise BadResponse(_TOO_LONG)
+        await share.take(size)
         chunks.append(chunk)
         if len(came) < _TIMES:
             came.append((size, time.monotonic() - began))
@@ -484,26 +715,13 @@ async def _streamed(
     return b"".join(chunks), came
 
 
-async def _bounded(content: StreamReader, headers: Mapping[str, str]) -> bytes:
-    _check_length(headers)
+async def _bounded(content: StreamReader, share: _Share) -> bytes:
     chunks, size = [], 0
     async for chunk in content.iter_any():
         size += len(chunk)
-        if size > _MOST_BYTES:
-            raise BadResponse(_TOO_LONG)
+        await share.take(size)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _check_length(headers: Mapping[str, str]) -> None:
-    length = headers.get("Content-Length", "")
-    if length.isdecimal() and int(length) > _MOST_BYTES:
-        raise BadResponse(f"the answer is {int(length):,} bytes long; {_MOST_BYTES:,} is the most")
-
-
-def _behind_proxy(url: URL) -> bool:
-    host = url.host or ""
-    return url.scheme in getproxies() and not (is_loopback(host) or proxy_bypass(host))
 
 
 def _late(what: str, seconds: float) -> NoAnswer:

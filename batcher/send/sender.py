@@ -31,10 +31,11 @@ from batcher.prices import Bill, no_price, tier_asked
 from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send import record, retry, stream, wire
 from batcher.send.budget import Amount, Hold, Purse
-from batcher.send.client import Client
+from batcher.send.client import NO_ROOM, Client, Reply
 from batcher.send.estimate import Estimate, Patience
 from batcher.send.gate import Closed, Door, Heard
 from batcher.send.headers import Said, limits
+from batcher.send.loose import LARGE_BYTES
 from batcher.send.talk import Forms, Manner, Talk, Terms
 
 __all__ = ["Again", "Lane", "Sender"]
@@ -279,13 +280,11 @@ class Sender:
             latency = time.monotonic() - clock
             said = limits(reply.headers, started)
             try:
-                answer = reply.body
-                if streamed := stream.is_stream(reply.headers, answer):
-                    answer, at = stream.whole(answer)
-                    first = None if at is None else reply.seconds_to(at)
-                came = wire.read(
-                    reply.status, reply.headers, answer, keep_raw=self._keep_raw, asked=body
-                )
+                if len(reply.body) > LARGE_BYTES:  # Others go on while it is read.
+                    came, streamed, at = await asyncio.to_thread(self._read, reply, body)
+                else:
+                    came, streamed, at = self._read(reply, body)
+                first = None if at is None else reply.seconds_to(at)
                 if (usage := bill.of(came.usage, body)) is not came.usage:
                     came = msgspec.structs.replace(came, usage=usage)
                 if streamed:
@@ -300,11 +299,16 @@ class Sender:
                 ended = error
                 error.usage = bill.of(error.usage, body)
                 heard = _failure(error, said)
+            except MemoryError:
+                ended = BadResponse(NO_ROOM, status=reply.status)
+                heard = _failure(ended, said)
             else:
                 prompt, told = ended.usage.prompt_tokens, ended.usage.completion_tokens
                 estimate.learn(size, prompt, told)
                 patience.answered(latency)
                 heard = Heard("answered", latency, _sum(prompt, told), said=said)
+            finally:
+                reply.done()
         except RequestError as error:
             ended = error
             latency = time.monotonic() - clock
@@ -328,6 +332,14 @@ class Sender:
         if self._terms.goes_on(ended, request, talk):
             raise AskAgain(ended.unfit or "truncated", outcome=ended.outcome, status=200)
         return ended
+
+    def _read(self, reply: Reply, asked: bytes) -> tuple[Completion, bool, int | None]:
+        """What a reply says, whether it came as a stream, and where the first token ends in that."""
+        answer, at = reply.body, None
+        if streamed := stream.is_stream(reply.headers, answer):
+            answer, at = stream.whole(answer)
+        came = wire.read(reply.status, reply.headers, answer, keep_raw=self._keep_raw, asked=asked)
+        return came, streamed, at
 
     def _final(self, error: RequestError) -> RequestError:
         """The error, or what it amounts to: a wait longer than any row may take is no pace."""

@@ -1,14 +1,17 @@
-"""One exchange over a real socket, in both ways: past aiohttp's session and through it."""
+"""One exchange over a real socket."""
 
 import asyncio
 import contextlib
 import gzip
+import threading
+import time
 
 import pytest
 
 from batcher.endpoint import Endpoint
 from batcher.errors import BadResponse, NoAnswer
 from batcher.records import Outcome
+from batcher.send import client as client_module
 from batcher.send.client import Client
 from tests.support.canned import Server
 
@@ -19,42 +22,27 @@ PLAIN = OK + b"X-Request-Id: 7\r\nContent-Length: 4\r\n\r\nfine"
 MOST = 64 << 20
 
 
-async def exchanged(server, *, direct, times=1, within=10.0, body=BODY):
+async def exchanged(server, *, times=1, within=10.0, body=BODY):
     """How each of some exchanges ended: (status, headers, body), or what was raised."""
-    ended = []
-    async with Client(Endpoint(server.url, server.url, KEY), direct=direct) as client:
+    found = []
+    async with Client(Endpoint(server.url, server.url, KEY)) as client:
         for _ in range(times):
             try:
                 reply = await client.post(body, within)
-                ended.append((reply.status, sorted(reply.headers.items()), reply.body))
+                found.append((reply.status, sorted(reply.headers.items()), reply.body))
             except (NoAnswer, BadResponse) as error:
-                ended.append((type(error), error.outcome, str(error)))
-    return ended
+                found.append((type(error), error.outcome, str(error)))
+    return found
 
 
-def both(*sends, **how):
-    """The same in both ways; how it ended, and the two servers."""
+def ended(*sends, **how):
+    """How each exchange with a server of these bytes ended; and the server."""
 
     async def work():
-        found = []
-        for direct in (True, False):
-            async with Server(*sends) as server:
-                found.append((await exchanged(server, direct=direct, **how), server))
-        return found
+        async with Server(*sends) as server:
+            return await exchanged(server, **how), server
 
-    (one, first), (other, second) = asyncio.run(work())
-    assert one == other
-    assert first.connections == second.connections
-    assert [_sorted(head) for head, _ in first.requests] == [
-        _sorted(head).replace(_port(second), _port(first)) for head, _ in second.requests
-    ]
-    assert [body for _, body in first.requests] == [body for _, body in second.requests]
-    return one, first
-
-
-def _sorted(head):
-    first, *lines = head.decode().rstrip().split("\r\n")
-    return "\n".join((first, *sorted(lines, key=str.lower)))
+    return asyncio.run(work())
 
 
 def _port(server):
@@ -88,8 +76,8 @@ ANSWERS = {
 @pytest.mark.parametrize(("sends", "status", "body"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_an_answer_comes_out_as_it_was_sent(sends, status, body):
     """Whatever HTTP allows; three in a row, so that a connection is used again where it may be."""
-    ended, server = both(*sends, times=3)
-    assert [(one[0], one[2]) for one in ended] == [(status, body)] * 3
+    found, server = ended(*sends, times=3)
+    assert [(one[0], one[2]) for one in found] == [(status, body)] * 3
     assert server.connections == (3 if None in sends else 1)
 
 
@@ -120,8 +108,8 @@ FAILURES = {
 def test_what_is_no_answer_is_told_apart(sends, kind, outcome, said):
     """And its connection is not used again: what is left of the answer would be the next one's."""
     slow = outcome is Outcome.TIMEOUT
-    ended, server = both(*sends, times=2, within=0.3 if slow else 20.0)
-    for one in ended:
+    found, server = ended(*sends, times=2, within=0.3 if slow else 20.0)
+    for one in found:
         assert one[:2] == (kind, outcome)
         assert said in one[2]
     assert server.connections == 2
@@ -132,8 +120,8 @@ def test_a_body_of_any_size_arrives_as_it_is():
     """A prompt may be 20 MB of base64."""
     for size in (1, 65_536, 65_537, 20_000_000):
         body = b'"' + b"x" * size + b'"'
-        ended, server = both(PLAIN, body=body)
-        assert ended[0][0] == 200
+        found, server = ended(PLAIN, body=body)
+        assert found[0][0] == 200
         assert server.requests[0][1] == body
         assert b"Authorization: Bearer sk-secret\r\n" in server.requests[0][0]
 
@@ -141,8 +129,8 @@ def test_a_body_of_any_size_arrives_as_it_is():
 def test_a_key_that_comes_back_is_taken_out():
     """Some gateways repeat it in their errors."""
     said = b"HTTP/1.1 401 No\r\nX-Key: <sk-secret>\r\nContent-Length: 13\r\n\r\nbad sk-secret"
-    ended, _ = both(said)
-    assert (ended[0][1][1], ended[0][2]) == (("X-Key", "<[key]>"), b"bad [key]")
+    found, _ = ended(said)
+    assert (found[0][1][1], found[0][2]) == (("X-Key", "<[key]>"), b"bad [key]")
 
 
 SLASHED = "ab/cd-ef12345"
@@ -189,6 +177,212 @@ def test_a_word_in_the_place_of_a_key_changes_no_answer(word):
             assert f"Bearer {word}\r\n".encode() in server.requests[0][0]
 
     asyncio.run(work())
+
+
+@contextlib.contextmanager
+def in_thread(*sends):
+    """A server that goes on while the test's own loop is held up."""
+    loop, server = asyncio.new_event_loop(), Server(*sends)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result()
+        yield server
+        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+class Chatty(Server):
+    """Echoes each body, and sends something more after a wait.
+
+    Args:
+        more: What is sent unasked; None for the answer once more.
+        wait: After how many seconds; None in one piece with the answer.
+        often: With every how many-th answer.
+    """
+
+    def __init__(self, more=None, wait=0.0005, often=5):
+        super().__init__()
+        self.more, self.wait, self.often = more, wait, often
+
+    async def answer(self, writer, body):
+        said = b'{"id": "chatcmpl-%030d", "to": %b}' % (len(self.requests), body)
+        answer = OK + b"Content-Length: %d\r\n\r\n%b" % (len(said), said)
+        more = b"" if len(self.requests) % self.often else self.more or answer
+        if self.wait is None:
+            answer += more
+        writer.write(answer)
+        if self.wait is not None and more:
+            await asyncio.sleep(self.wait)
+            writer.write(more)
+
+
+async def asked(client, count, at_once=8):
+    """Asks so many questions, again where that fails; how many answers were to another question."""
+    left, wrong = list(range(count)), 0
+
+    async def work():
+        nonlocal wrong
+        while left:
+            body = b'"row %d"' % left.pop()
+            for _ in range(5):
+                with contextlib.suppress(NoAnswer):
+                    wrong += body not in (await client.post(body, 10.0)).body
+                    break
+
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return wrong
+
+
+STRAY = PLAIN.replace(b"fine", b"junk")
+
+
+@pytest.mark.parametrize("more", [None, STRAY, b"H", b"\0" * 9])
+@pytest.mark.parametrize("wait", [None, 0.0, 0.0005, 0.005])
+def test_a_response_too_many_is_the_answer_to_nothing(more, wait):
+    """HTTP/1.1 does not say which request it is of; it is seen while the connection rests."""
+
+    async def work():
+        async with Chatty(more, wait) as server, Client(Endpoint(server.url, "")) as client:
+            assert await asked(client, 60) == 0
+            assert len(server.requests) <= 60 + 15
+
+    asyncio.run(work())
+
+
+def test_a_copy_that_comes_late_is_known_by_its_name():
+    """It was taken for the answer to the next request on its connection, which is sent again."""
+
+    async def work():
+        async with (
+            Chatty(wait=0.05, often=3) as server,
+            Client(Endpoint(server.url, "")) as client,
+        ):
+            assert await asked(client, 60) == 0
+            assert server.connections >= 40
+
+    asyncio.run(work())
+
+
+def test_equal_answers_without_a_name_are_no_copies():
+    """A label is the answer to many rows."""
+    found, server = ended(PLAIN, times=5)
+    assert {one[0] for one in found} == {200}
+    assert len(server.requests) == 5
+    assert server.connections == 1
+
+
+def test_a_host_that_sent_something_unasked_is_given_new_connections_only():
+    """From then on nothing can be taken for the answer to another request."""
+
+    async def work():
+        async with Chatty(often=4) as server, Client(Endpoint(server.url, "")) as client:
+            assert await asked(client, 20, at_once=1) == 0
+            assert server.connections == 1 + 16
+
+    asyncio.run(work())
+
+
+def test_the_408_that_ends_an_idle_connection_is_no_response_too_many():
+    """HAProxy and others say so before they close it."""
+
+    async def work():
+        late = b"HTTP/1.0 408 Request Time-out\r\n\r\n"
+        async with Chatty(late, wait=0.001, often=2) as server:
+            async with Client(Endpoint(server.url, "")) as client:
+                assert await asked(client, 20, at_once=1) == 0
+            assert server.connections == 10
+
+    asyncio.run(work())
+
+
+def test_an_answer_before_the_question_is_the_answer_to_nothing():
+    """A connection that was just made rests, too, before it is used."""
+
+    class Early(Chatty):
+        async def _serve(self, reader, writer):
+            if self.connections < 3:
+                writer.write(STRAY)
+            await super()._serve(reader, writer)
+
+    async def work():
+        async with Early(often=1000) as server, Client(Endpoint(server.url, "")) as client:
+            with pytest.raises(NoAnswer, match="before it is asked") as error:
+                await client.post(b'"a"', 10.0)
+            assert not error.value.sent
+            assert not server.requests
+            assert await asked(client, 10, at_once=1) == 0
+
+    asyncio.run(work())
+
+
+def test_a_flood_of_interim_responses_is_no_answer():
+    """It held up the others for as long as it lasted; a few are usual."""
+    some = b"HTTP/1.1 102 Processing\r\n\r\n" * 900
+    found, _ = ended(some, PLAIN)
+    assert found[0][2] == b"fine"
+    found, _ = ended(b"HTTP/1.1 100 Continue\r\n\r\n" * 1_001, 60.0)
+    assert found[0][:2] == (NoAnswer, Outcome.CONNECTION)
+    assert "HTTP 100 (1,001 times)" in found[0][2]
+    found, _ = ended(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", 60.0)
+    assert found[0][:2] == (NoAnswer, Outcome.CONNECTION)
+
+
+@pytest.mark.parametrize("body", [b"fine", b"x" * 3_000_000])
+def test_an_answer_that_came_while_the_process_was_stopped_is_taken(body, monkeypatch):
+    """A laptop's lid, or a signal: its time was over, but it is there and was paid for."""
+    monkeypatch.setattr(client_module, "_LATE_SECONDS", 0.1)
+
+    async def work():
+        sends = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        with in_thread(0.05, sends) as server:
+            async with Client(Endpoint(server.url, "")) as client:
+                task = asyncio.create_task(client.post(BODY, 0.2))
+                await asyncio.sleep(0.02)
+                time.sleep(0.4)  # noqa: ASYNC251 (what holds up the loop)
+                assert (await task).body == body
+
+    asyncio.run(work())
+
+
+def test_large_answers_wait_for_each_other(monkeypatch):
+    """However many come at once, they are in memory one after the other; none fails for it."""
+    monkeypatch.setattr(client_module, "_SMALL_BYTES", 1000)
+    held, most = 0, 0
+
+    async def work():
+        nonlocal held, most
+        sends = [CHUNKED, b"%x\r\n" % 300_000 + b"x" * 300_000 + b"\r\n0\r\n\r\n"]
+        async with Server(*sends) as server, Client(Endpoint(server.url, "")) as client:
+
+            async def one():
+                nonlocal held, most
+                reply = await client.post(BODY, 5.0)
+                held += 1
+                most = max(most, held)
+                await asyncio.sleep(0.01)
+                held -= 1
+                reply.done()
+                return len(reply.body)
+
+            assert set(await asyncio.gather(*(one() for _ in range(20)))) == {300_000}
+            assert most <= client_module._ALL_BYTES // client_module._MOST_BYTES
+
+    asyncio.run(work())
+
+
+def test_an_answer_for_which_there_is_no_memory_fails_alone(monkeypatch):
+    """The others go on, and so does the run."""
+
+    async def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(client_module, "_bounded", none)
+    found, _ = ended(CHUNKED, 0.02, b"1\r\nx\r\n0\r\n\r\n", times=2)
+    assert {one[:2] for one in found} == {(BadResponse, Outcome.BAD_RESPONSE)}
 
 
 def test_what_comes_unasked_is_given_to_nobody():
@@ -361,7 +555,7 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch, environment, host, prox
                 at = value.replace("proxy", f"http://127.0.0.1:{_port(proxy)}")
                 monkeypatch.setenv(name, at)
             server.url = server.url.replace("127.0.0.1", host)
-            await exchanged(server, direct=None)
+            await exchanged(server)
             here = host == "127.0.0.1"
             assert (len(proxy.requests), len(server.requests)) == (proxied, here)
             if proxied:
@@ -373,17 +567,16 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch, environment, host, prox
 def test_an_address_where_nobody_is():
     """Refused at once is no timeout."""
 
-    async def work(direct):
+    async def work():
         async with Server() as server:
             pass
-        await asyncio.sleep(0.05)
-        return await exchanged(server, direct=direct)
+        return await exchanged(server)
 
-    ended = [asyncio.run(work(direct))[0] for direct in (True, False)]
-    assert {one[:2] for one in ended} == {(NoAnswer, Outcome.CONNECTION)}
+    (one,) = asyncio.run(work())
+    assert one[:2] == (NoAnswer, Outcome.CONNECTION)
 
 
 def test_a_header_that_is_no_utf8_can_be_written():
     """It would come to stand in the journal, in the output and on the terminal."""
-    ended, _ = both(OK + b"X-Request-Id: r\xff\xc3\xa9\r\nContent-Length: 4\r\n\r\nfine")
-    assert "r\ufffd\xe9" in dict(ended[0][1]).values()
+    found, _ = ended(OK + b"X-Request-Id: r\xff\xc3\xa9\r\nContent-Length: 4\r\n\r\nfine")
+    assert "r\ufffd\xe9" in dict(found[0][1]).values()

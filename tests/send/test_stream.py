@@ -146,11 +146,11 @@ def parts(data, size):
             for at in range(0, len(data), size)]  # fmt: skip
 
 
-def posted(*sends, idle=0.3, requests=1, timeout=5.0, direct=True):
+def posted(*sends, idle=0.3, requests=1, timeout=5.0):
     async def work():
         async with (
             Server(*sends) as server,
-            Client(Endpoint(server.url, server.url), direct=direct) as client,
+            Client(Endpoint(server.url, server.url)) as client,
         ):
             replies = [await client.post(b"{}", timeout, idle) for _ in range(requests)]
             return replies, server.connections
@@ -158,13 +158,10 @@ def posted(*sends, idle=0.3, requests=1, timeout=5.0, direct=True):
     return asyncio.run(work())
 
 
-@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_pieces_may_be_cut_anywhere(size, direct):
+def test_pieces_may_be_cut_anywhere(size):
     """In the middle of a character as well; and the connection is used again."""
-    (first, second), connections = posted(
-        HEAD, *parts(SAID, size), b"0\r\n\r\n", requests=2, direct=direct
-    )
+    (first, second), connections = posted(HEAD, *parts(SAID, size), b"0\r\n\r\n", requests=2)
     assert first.body == second.body == SAID
     assert connections == 1
     data, place = stream.whole(first.body)
@@ -172,24 +169,22 @@ def test_pieces_may_be_cut_anywhere(size, direct):
     assert 0 <= first.seconds_to(place) < 1
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_a_stream_that_is_done_need_not_end(direct):
+def test_a_stream_that_is_done_need_not_end():
     """Some servers leave it open; the next request gets a new connection."""
-    (first, second), connections = posted(HEAD, *parts(SAID, 50), 60.0, requests=2, direct=direct)
+    (first, second), connections = posted(HEAD, *parts(SAID, 50), 60.0, requests=2)
     assert first.body == second.body == SAID
     assert connections == 2
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_a_stream_that_falls_silent_is_given_up(direct):
+def test_a_stream_that_falls_silent_is_given_up():
     """Before or after its first piece; comments are not silence, but do not last for ever."""
     for sends in ([HEAD, 60.0], [HEAD, parts(SAID, 40)[0], 60.0]):
         with pytest.raises(NoAnswer, match=r"no more of the answer within 0\.3 s") as caught:
-            posted(*sends, direct=direct)
+            posted(*sends)
         assert caught.value.outcome is Outcome.TIMEOUT
     comment = parts(b": keep-alive\n\n", 100)[0]
     with pytest.raises(NoAnswer, match="no whole answer within 1 s"):
-        posted(HEAD, *[comment, 0.1] * 30, timeout=1.0, direct=direct)
+        posted(HEAD, *[comment, 0.1] * 30, timeout=1.0)
 
 
 def test_the_first_token_is_timed():
@@ -206,14 +201,13 @@ def test_the_first_token_is_timed():
 
 
 @pytest.mark.parametrize("end", [(60.0,), (None,)], ids=["silent", "closed"])
-@pytest.mark.parametrize("direct", [True, False])
-def test_an_answer_that_has_its_reason_is_whole_without_an_end(direct, end, monkeypatch):
+def test_an_answer_that_has_its_reason_is_whole_without_an_end(end, monkeypatch):
     """It was paid for: the server may fall silent then, or go away."""
     monkeypatch.setattr("batcher.send.client._USAGE_SECONDS", 0.2)
     said = body(
         chunk({"content": "all"}, "stop"), {"id": "c", "choices": [], "usage": USAGE}, done=False
     )
-    (reply,), _ = posted(HEAD, *parts(said, 30), *end, idle=2.0, direct=direct)
+    (reply,), _ = posted(HEAD, *parts(said, 30), *end, idle=2.0)
     got = wire.read(200, {}, stream.whole(reply.body)[0], keep_raw=False)
     assert (got.content, got.usage.total_tokens) == ("all", 12)
 
@@ -283,9 +277,8 @@ def test_a_reason_that_says_nothing_ends_no_stream(empty):
     assert (done.content, done.finish_reason) == ("all", None)
 
 
-@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("empty", ["", "null"])
-def test_a_pause_after_such_a_reason_is_waited_out(direct, empty, monkeypatch):
+def test_a_pause_after_such_a_reason_is_waited_out(empty, monkeypatch):
     """Patience after a real reason is short, as only the usage is still to come."""
     monkeypatch.setattr("batcher.send.client._USAGE_SECONDS", 0.05)
     first, second = (
@@ -293,10 +286,10 @@ def test_a_pause_after_such_a_reason_is_waited_out(direct, empty, monkeypatch):
         body(chunk({"content": "lf"}, "stop")),
     )
     sends = (HEAD, *parts(first, 10_000), 0.3, *parts(second, 10_000), b"0\r\n\r\n")
-    (reply,), _ = posted(*sends, idle=2.0, direct=direct)
+    (reply,), _ = posted(*sends, idle=2.0)
     assert wire.read(200, {}, stream.whole(reply.body)[0], keep_raw=False).content == "half"
     with pytest.raises(NoAnswer):  # Closed in the middle: nothing was whole yet.
-        posted(HEAD, *parts(first, 10_000), None, direct=direct)
+        posted(HEAD, *parts(first, 10_000), None)
 
 
 @pytest.mark.parametrize(
