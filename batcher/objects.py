@@ -21,6 +21,7 @@ from batcher.errors import JobError, OutputError, RunStopped
 
 __all__ = [
     "exists",
+    "head",
     "here",
     "is_object",
     "matching",
@@ -82,6 +83,16 @@ def opened(path: str) -> IO[bytes]:
     if not is_object(path):
         return open(path, "rb", buffering=_BLOCK)
     return io.BufferedReader(_Object(path), _FAR_BLOCK)
+
+
+def head(path: str, size: int) -> bytes:
+    """The first bytes of a file or an object, and no more than these are fetched.
+
+    Raises:
+        OSError: As for `opened`.
+    """
+    with _Object(path) if is_object(path) else open(path, "rb", buffering=0) as file:
+        return file.read(size) or b""
 
 
 def source(path: str) -> str | IO[bytes]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from batcher.job import Job
 from batcher.plan.earlier import Earlier
 from batcher.plan.requests import Plan, settings_of
+from batcher.plan.survey import survey
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt
@@ -193,3 +194,20 @@ def test_ok_beats_an_answer_beats_a_failure_and_else_the_later_wins(lines, size)
     for (row, model), (offset, outcome) in best.items():
         assert winners.at([row], model) == [(1, offset, 50, b"0" * 16)]
         assert winners.outcomes(model)[row] == outcome + 1
+
+
+def test_a_row_that_cannot_be_read_takes_no_other_rows_name(tmp_path):
+    """It is known by its position, and one bad line must not stop a job whose rows are numbered."""
+    rows = b'{"custom_id": 1, "prompt": "a"}\n{\n{"custom_id": 0, "prompt": "b"}\n'
+    (tmp_path / "in.jsonl").write_bytes(rows)
+    inputs = Inputs(expand([str(tmp_path / "in.jsonl")]))
+    job = Job(output="o.jsonl", models=("m",))
+    found = survey(inputs, Plan(job, settings_of(job, "u"), inputs), lambda: None)
+    assert found.rows == 3
+    (tmp_path / "in.csv").write_text("custom_id,prompt\n1,a\n1,b,c\n\n2\n")
+    inputs = Inputs(expand([str(tmp_path / "in.csv")]))
+    found = survey(inputs, Plan(job, settings_of(job, "u"), inputs), lambda: None)
+    (note,) = found.notes
+    assert note.endswith(
+        "in.csv:5: fewer cells than the header has, and the missing ones are null."
+    )

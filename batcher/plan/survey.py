@@ -6,7 +6,7 @@ Touches: files (reads).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -64,7 +64,11 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
         pictures.add(row)
         if row.note:
             notes.setdefault(row.note, [row.where, 0])[1] += 1
-        if row.columns is not None and (name := row.columns.get("custom_id")) is not None:
+        if (
+            row.error is None
+            and row.columns is not None
+            and (name := row.columns.get("custom_id")) is not None
+        ):
             names.append(hash(str(name)))
         told_apart = told_apart or (row.columns is not None and prompter.is_told_apart(row))
         if rows <= _SAMPLE:
@@ -94,7 +98,7 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
             f"{'not ' if rows == 1 else ''}all of these; the first row has: {have}."
         )
     if names and len(names) < rows:  # A row without a name is known by its position.
-        names = array("q", (hash(_name(row)) for row in inputs.rows(_NAMES)))
+        names = array("q", (hash(_name(row)) for row in _usable(inputs)))
     _unique(inputs, names)
     told = [
         f"{where}: {note}{f' (in {count:,} rows)' if count > 1 else ''}."
@@ -124,13 +128,18 @@ def _unique(inputs: Inputs, names: array[int]) -> None:
     if not twice:
         return
     seen: dict[str, str] = {}
-    for row in inputs.rows(_NAMES):
+    for row in _usable(inputs):
         name = _name(row)
         if hash(name) in twice and (before := seen.setdefault(name, row.where)) != row.where:
             raise JobError(
                 f"custom_id {name!r} stands twice, at {before} and {row.where} (a row without one "
                 "has its position); give each row a name of its own, or none."
             )
+
+
+def _usable(inputs: Inputs) -> Iterator[Row]:
+    """Rows whose names count: that of one which cannot be read may be as wrong as the rest of it."""
+    return (row for row in inputs.rows(_NAMES) if row.error is None)
 
 
 def _name(row: Row) -> str:

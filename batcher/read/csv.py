@@ -139,7 +139,10 @@ def records(path: str, encoding: str = "", delimiter: str = ",") -> Iterator[Rec
             else:
                 doubt = False
                 columns = dict(zip(names, values, strict=True))
-            if not "".join(values).isascii():
+            whole = "".join(values)
+            if not whole and width > 1:  # Spreadsheets write such rows behind the last one.
+                error = error or "all its cells are empty"
+            elif not whole.isascii():
                 for name, value in columns.items():
                     if value is not None and _broken(str(value)):
                         error = error or f"not {encoding or 'UTF-8'} in {name!r}"

@@ -40,6 +40,7 @@ ALL = 1 << 62
 _BLOCK_ROWS = 2000
 _BLOCK_BYTES = 4 << 20
 _LOOK = 1 << 20
+_LOOK_LINES = 64 << 10
 _BODIES = frozenset({"messages", "body"})
 
 Block = tuple[list[int], "pa.RecordBatch | list[Any]"]
@@ -196,9 +197,9 @@ def _row(position: int, where: str, content: Any, folder: str) -> Row:
 
 def _encoding(path: str, head: bytes, asked: str | None, notes: list[str]) -> str:
     if asked is not None:
-        text.check_readable(path, head, asked)
-        return asked
-    found = text.encoding_of(path, head, whole=len(head) < _LOOK)
+        return text.readable(path, head, asked)
+    whole = len(head) < _LOOK and not text.is_packed(path)
+    found = text.encoding_of(path, head, whole=whole)
     if found:
         notes.append(f"read as {found}; give --encoding if that is wrong")
     return found
@@ -337,7 +338,7 @@ class _Csv(_Text):
         found = _encoding(path, head, encoding, notes)
         default = "\t" if path.endswith(_packed(".tsv")) else ","
         told = delimiter or csv.delimiter_of(
-            head.decode(found or "utf-8", "replace").removeprefix("\ufeff"), default
+            head[:_LOOK_LINES].decode(found or "utf-8", "replace").removeprefix("\ufeff"), default
         )
         if told != default and delimiter is None:
             name = "tab" if told == "\t" else f"{told!r}"

@@ -173,7 +173,7 @@ def _reason(line: bytes, error: Exception) -> str:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as broken:
-        return f"not UTF-8 (byte {broken.start + 1} of the line)"
+        return f"not UTF-8 (byte {broken.start + 1} of the line); --encoding tells what it is"
     try:  # The standard library names the column, which helps a person more.
         if not _sound(json.loads(line)):
             return r"not Unicode (half a surrogate pair, such as \ud83d alone)"
@@ -194,6 +194,9 @@ def _sound(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    return {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}.get(
-        type(value), "a number"
-    )
+    return {
+        list: "a list; a file that is one JSON array is named .json",
+        str: "a text",
+        bool: "a truth value",
+        type(None): "null",
+    }.get(type(value), "a number")

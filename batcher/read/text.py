@@ -22,11 +22,11 @@ __all__ = [
     "Damaged",
     "blocks",
     "check_packing",
-    "check_readable",
     "encoding_of",
     "is_packed",
     "look",
     "opened",
+    "readable",
 ]
 
 BOM = b"\xef\xbb\xbf"
@@ -41,6 +41,12 @@ _MAGIC = {
     b"PAR1": "Parquet",
 }
 _ENDS = {"gzip data": ".gz", "zstd data": ".zst", "Parquet": ".parquet"}
+_MARKS = (
+    codecs.BOM_UTF32_LE,
+    codecs.BOM_UTF32_BE,
+    codecs.BOM_UTF16_LE,
+    codecs.BOM_UTF16_BE,
+)
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _UNDEFINED = frozenset(b"\x81\x8d\x8f\x90\x9d")  # No letters in Windows-1252.
 _CANDIDATES = ("gb18030", "shift_jis", "big5", "euc_kr", "cp1251")
@@ -165,8 +171,7 @@ def check_packing(path: str) -> None:
     Raises:
         JobError: It is not; the message names what it is.
     """
-    with objects.opened(path) as file:
-        head = file.read(4)
+    head = objects.head(path, 4)
     found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
     end = next((end for end in _PACKED if path.endswith(end)), "")
     if end and head and _ENDS.get(found) != end:
@@ -181,18 +186,27 @@ def check_packing(path: str) -> None:
 
 
 def look(path: str, size: int) -> bytes:
-    """The first bytes of a file, unpacked but as they are encoded; of a broken file what there is."""
+    """Some of the first bytes, unpacked but as they are encoded: `size` at most, all of them of a plain file."""
+    head = objects.head(path, size)
+    if path.endswith(".gz"):
+        with suppress(zlib.error):
+            return zlib.decompressobj(wbits=31).decompress(head, size)
+        return b""
+    if not path.endswith(".zst"):
+        return head
+    import pyarrow as pa
+
     found = bytearray()
-    with suppress(Damaged):
-        for block in _unpacked(path) if is_packed(path) else _plain(path):
+    with suppress(*_BROKEN), pa.input_stream(pa.BufferReader(head), compression="zstd") as file:
+        while len(found) < size and (block := file.read(4096)):
             found += block
-            if len(found) >= size:
-                break
     return bytes(found[:size])
 
 
-def check_readable(path: str, head: bytes, encoding: str) -> None:
-    """Whether the beginning of a file can be text in the encoding that was asked for.
+def readable(path: str, head: bytes, encoding: str) -> str:
+    """The encoding that was asked for, once the beginning of the file can be text in it.
+
+    UTF-16 and UTF-32 without a mark get the order of bytes that their NULs show.
 
     Raises:
         JobError: It cannot.
@@ -200,15 +214,18 @@ def check_readable(path: str, head: bytes, encoding: str) -> None:
     if encoding.startswith(("utf-16", "utf-32")):
         if head and 0 not in head:  # Its commas and line ends alone would have some.
             raise JobError(f"{path}: it is not {encoding}; leave --encoding out, or give another.")
-        return
+        if encoding in ("utf-16", "utf-32") and not head.startswith(_MARKS):
+            return f"{encoding}-{'be' if head.startswith(bytes(1)) else 'le'}"
+        return encoding
     if head.count(0) * 4 > len(head):
         raise JobError(f"{path}: it looks like UTF-16; give --encoding utf-16, or leave it out.")
     if not encoding:
-        return
+        return encoding
     text = codecs.getincrementaldecoder(encoding)(_BROKEN_CHAR).decode(head)
     broken = text.count("\udc80")
     if broken * 2 > sum(letter > "\x7f" for letter in text):
         raise JobError(f"{path}: it is not {encoding}; leave --encoding out, or give another.")
+    return encoding
 
 
 def encoding_of(path: str, head: bytes, *, whole: bool) -> str:
@@ -226,9 +243,9 @@ def encoding_of(path: str, head: bytes, *, whole: bool) -> str:
     Raises:
         JobError: It is text in some other encoding, which cannot be told from its relatives.
     """
-    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+    if head.startswith(_MARKS[:2]):
         return "utf-32"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if head.startswith(_MARKS):
         return "utf-16"
     start = head[:4096]
     even, odd = start[::2].count(0), start[1::2].count(0)

@@ -43,6 +43,7 @@ def test_any_text_survives_in_a_cell(tmp_path_factory, rows):
     [
         (b"1,2,3", {"a": "1", "b": "2"}, "3 cells where the header has 2"),
         (b" ", {"a": " ", "b": None}, "1 cells where the header has 2"),
+        (b",", {"a": "", "b": ""}, "all its cells are empty"),
         (b'1,"1"x', {"a": "1", "b": None}, "not CSV (',' expected after '\"')"),
         (b'"1"x,2', {"a": None, "b": None}, "not CSV (',' expected after '\"')"),
         (b'"1 ""a""","1"x', {"a": '1 "a"', "b": None}, "not CSV (',' expected after '\"')"),
@@ -259,6 +260,13 @@ def test_an_encoding_that_was_asked_for_is_taken(tmp_path):
         tmp_path / "a.csv", "名称,内容\n一,发票\n".encode("gb18030"), encoding="gb18030"
     )
     assert (rows, notes) == ([{"名称": "一", "内容": "发票"}], [])
+
+
+def test_utf_16_without_a_mark_is_read_by_its_nulls(tmp_path):
+    """Whoever asks for UTF-16 need not know the order of its bytes."""
+    (tmp_path / "a.csv").write_bytes(TEXT.encode("utf-16-be"))
+    (row,) = Inputs(expand([str(tmp_path / "a.csv")], encoding="utf-16")).rows()
+    assert row.columns["text"] == "Größe “naïve” café"
 
 
 def test_columns_without_a_name_of_their_own_get_one(tmp_path):
