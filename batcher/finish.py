@@ -9,7 +9,7 @@ from typing import Any
 
 from batcher.errors import Damaged
 from batcher.read.inputs import Inputs
-from batcher.write import results
+from batcher.write import proof, results
 from batcher.write.manifest import Manifest
 from batcher.write.segment import placed
 from batcher.write.winners import Winners, places_of
@@ -57,7 +57,7 @@ def export(
         say: Told what a person should know, in sentences.
         go_on: Called now and then; what it raises ends the writing, and the old file stays.
         locked: Whether the caller holds the run folder; beside a running process nothing else in
-            it is touched.
+            it is touched but the note of what was written (`write.proof`).
         confirm: Told what is written, before it takes the place of the old file; what it raises
             leaves that as it is.
 
@@ -71,6 +71,7 @@ def export(
     models = len(asked.models or ("",))
     rows = manifest.epochs[-1].rows or 0
     winners = Winners(models, folder, rows, samples=asked.samples)
+    held = proof.sizes(folder)
     lost: dict[int, int] = {}
     for segment in placed(folder, runs, keep=locked):
         go_on()
@@ -119,6 +120,8 @@ def export(
             (folder / f"journal-{number:06}.idx").unlink(missing_ok=True)
     for sentence in inputs.losses():
         say(sentence)
+    if folder == output.with_name(f"{output.name}.run") and not picks.lost:
+        proof.note(folder, output, held)
     for old, new in written.renamed.items():
         say(f"The input column {old!r} has the name of a result; it stands as {new!r}.")
     return Finished(written.rows, written.missing, picks.lost, set(written.statuses) <= {"ok"})

@@ -12,7 +12,7 @@ import pytest
 import batcher
 from batcher.cli import app as cli
 from batcher.engine import Engine
-from batcher.errors import JobError, OutputError
+from batcher.errors import JobError, OutputError, RunStopped
 from batcher.read import marks
 from batcher.write import lock, spending, status
 from batcher.write.journal import Journal
@@ -231,3 +231,71 @@ def test_a_run_folder_that_is_a_link_is_refused(folder, tmp_path):
     (tmp_path / "o.jsonl.run").symlink_to(folder)
     with pytest.raises(JobError, match="it is a link"):
         Lock(tmp_path / "o.jsonl.run")
+
+
+def filtered(path):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+
+
+def changed(path):
+    path.write_text(path.read_text().replace(":1", ":9", 1))
+
+
+def other(path):
+    run([{"prompt": "x"}], output="x.jsonl")
+    shutil.copy("x.jsonl", path)
+
+
+@pytest.mark.parametrize(
+    "loses", [filtered, changed, other, Path.unlink, lambda path: path.write_text("")]
+)
+def test_clean_removes_nothing_while_the_output_lacks_an_answer(gateway, loses):
+    """It looks at what is in the output, not at when it was written."""
+    run()
+    loses(Path("out.jsonl"))
+    os.utime("out.jsonl.run/LOCK")
+    with pytest.raises(JobError, match="not there, or not as batcher wrote it"):
+        cli.clean("out.jsonl")
+    run()
+    cli.clean("out.jsonl")
+    assert answers("out.jsonl") == right(ROWS)
+    assert not Path("out.jsonl.run").exists()
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_clean_takes_an_output_that_was_copied_or_touched(gateway, name):
+    """All answers are in it, whatever its times say."""
+    run(output=name)
+    shutil.copy(name, "copy")
+    os.replace("copy", name)
+    os.utime(name, (1, 1))
+    cli.clean(name)
+    assert not Path(f"{name}.run").exists()
+
+
+def test_clean_removes_no_answers_that_came_after_the_output(gateway):
+    """Those of a run that was stopped, say; an export puts them into it."""
+    rows = [{"prompt": f"p{n}"} for n in range(100)]
+    run(rows, limit=5, params={"max_tokens": 1})
+    with pytest.raises(RunStopped):
+        run(rows, params={"max_tokens": 1}, max_total_tokens=150)
+    assert 5 < len(gateway.bought) < len(rows)
+    with pytest.raises(JobError, match=r"were not written to out.jsonl"):
+        cli.clean("out.jsonl")
+    cli.export("out.jsonl")
+    cli.clean("out.jsonl")
+    assert answers("out.jsonl")
+
+
+@pytest.mark.parametrize(
+    "name", ["x.jsonl", "notes", "output-20260101T000000.jsonl", "rows-2024.jsonl"]
+)
+def test_clean_removes_nothing_that_batcher_did_not_make(gateway, name):
+    """Somebody's file, another run's output, an output from before damage."""
+    run()
+    path = Path("out.jsonl.run") / name
+    path.write_text("precious")
+    with pytest.raises(JobError, match=f"holds {name}"):
+        cli.clean("out.jsonl")
+    run()
+    assert path.read_text() == "precious"

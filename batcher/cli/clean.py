@@ -17,13 +17,15 @@ __all__ = ["clean"]
 def clean(output: str, /) -> int:
     """Remove the run folder beside an output. Afterwards no run can go on from it.
 
-    Refused while a run is at work, and when the folder holds answers that are in no output.
+    Refused while a run is at work, when the output is not as it was written, and when the folder holds answers
+    that are not in it, or files that batcher did not make.
 
     Args:
         output: Output of a run.
     """
     from batcher.cli.folder import found
-    from batcher.write import parts
+    from batcher.write import proof
+    from batcher.write.folder import MADE
     from batcher.write.lock import Lock
     from batcher.write.segment import segments
 
@@ -33,18 +35,27 @@ def clean(output: str, /) -> int:
         raise JobError(f"{folder}: it cannot be removed: {folder.parent} cannot be written.")
     lock = Lock(folder)
     try:
-        times = [segment.stat().st_mtime_ns for _number, segment in segments(folder)]
-        written = min((file.stat().st_mtime_ns for file in parts.files(path)), default=0)
-        if times and written < max(times):
+        journal = segments(folder)
+        if journal and not proof.holds_all(folder):
             raise JobError(
-                f"{folder} holds answers that are not in {path}; write them with "
-                f"batcher export {path}, or finish the run, and clean then."
+                f"{folder} holds answers that were not written to {path}; finish the run with its command, or write "
+                f"what there is with batcher export {path}, and clean then."
+            )
+        if journal and not proof.is_whole(folder, path, manifest.uploaded):
+            raise JobError(
+                f"{path} is not there, or not as batcher wrote it, so it may lack answers. Move it away if you need "
+                "it, run the same command again, which sends nothing and writes it anew, and clean then."
             )
         if left := _left_out(folder, manifest):
             raise JobError(
                 f"{folder} holds {left:,} answers of rows or models that the last run did not ask "
                 f"for, so they are not in {path}; run it for all of them, or remove the folder "
                 "yourself."
+            )
+        if strange := [name for name in sorted(os.listdir(folder)) if not MADE.fullmatch(name)]:
+            raise JobError(
+                f"{folder} holds {', '.join(strange[:5])}, which may be all there is of it: output-* is an output from "
+                "before answers were lost, others batcher did not make. Move them away, and clean then."
             )
         size = sum(entry.stat().st_size for entry in folder.iterdir())
         shutil.rmtree(folder)
