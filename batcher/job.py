@@ -22,7 +22,7 @@ from cyclopts import Group, Parameter
 from batcher.endpoint import Endpoint, endpoint_of
 from batcher.errors import JobError
 from batcher.objects import is_object
-from batcher.records import Outcome
+from batcher.records import Outcome, clean
 from batcher.words import (
     concurrency_of,
     delimiter_of,
@@ -320,6 +320,15 @@ class Job:
         return cls(**asked)
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not text.isascii() and text != clean(text):
+                    flag = "" if field.name == "inputs" else f"--{field.name.replace('_', '-')} "
+                    raise JobError(
+                        f"{flag}{clean(text)!r:.200}: it holds bytes that are no UTF-8, which can stand in no file of a "
+                        "run; rename the file, or write the text in UTF-8."
+                    )
         object.__setattr__(self, "models", tuple(dict.fromkeys(self.models)))
         if "" in self.models:
             raise JobError("--model is empty; give a model ID.")

@@ -525,9 +525,9 @@ class Runner:
     ) -> None:
         if self._interrupted:
             return
-        journal = Journal(folder, self._stop_sending, run=run)
         cut_off, self._cut_off = self._cut_off, 0
         account = await money.opened(self._job, self._prices, folder, cut_off)
+        journal = Journal(folder, self._stop_sending, run=run)
         budget = None if account is None else account.budget
         twins = self._twins(folder, plan)
         engine = Engine(

@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 
 import batcher
+from batcher.cli import app
 from batcher.cli import app as cli
 from batcher.engine import Engine
 from batcher.errors import JobError, OutputError, RunStopped
-from batcher.read import marks
+from batcher.job import Job
+from batcher.output import check_output, sweep
+from batcher.read import marks, spool
+from batcher.read.files import expand
+from batcher.records import Outcome, Result
 from batcher.write import lock, spending, status
-from batcher.write.journal import Journal
+from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.lock import Lock
 from batcher.write.manifest import Manifest
 from tests.support.echo import asked, name, running
@@ -299,3 +304,205 @@ def test_clean_removes_nothing_that_batcher_did_not_make(gateway, name):
         cli.clean("out.jsonl")
     run()
     assert path.read_text() == "precious"
+
+
+def replaceable(output):
+    """Whether the start of a run would take it."""
+    output = Path(output)
+    check_output(
+        output, output.parent / f"{output.name}.run", Job(output=str(output), overwrite=True)
+    )
+
+
+def test_a_name_too_long_for_the_finish_is_said_at_the_start(tmp_path):
+    """The new output is made beside the old one, under a longer name."""
+    long = "x" * 244 + ".jsonl"
+    with pytest.raises(JobError, match=r"could not be written in the end.*File name too long"):
+        replaceable(tmp_path / long)
+    replaceable(tmp_path / long[100:])
+    assert not os.listdir(tmp_path)
+
+
+def test_a_mount_point_is_no_output(tmp_path, monkeypatch):
+    """A file mounted into a container can be written, not replaced."""
+    path = tmp_path / "a b.jsonl"
+    path.touch()
+    told = f"36 35 98:0 /x {path} rw - ext4 /dev/root rw\n".replace("a b", r"a\040b")
+    real = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda of: told.encode() if of.name == "mountinfo" else real(of)
+    )
+    with pytest.raises(JobError, match=r"it is a mount point.*mount the folder"):
+        replaceable(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_file_that_only_its_owner_can_replace_is_refused(tmp_path, monkeypatch):
+    """In /tmp everybody may write, and nobody may take another's place."""
+    place = tmp_path / "open"
+    place.mkdir()
+    place.chmod(0o1777)
+    os.chown(place, 77, -1)
+    (place / "o.jsonl").touch()
+    replaceable(place / "o.jsonl")
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    with pytest.raises(JobError, match="only its owner can replace it"):
+        replaceable(place / "o.jsonl")
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    """And is not opened either: nobody may ever write into a pipe."""
+    os.mkfifo(tmp_path / "o.jsonl")
+    with pytest.raises(JobError, match="no plain file"):
+        replaceable(tmp_path / "o.jsonl")
+
+
+def test_an_output_is_not_made_in_a_run_folder(folder):
+    """Clean would have to tell it from what is the folder's own."""
+    (folder / "run.json").touch()
+    with pytest.raises(JobError, match="is the run folder of another output"):
+        replaceable(folder / "x.jsonl")
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out/"])
+def test_an_output_keeps_its_permissions(gateway, name):
+    """Those that somebody gave it, and its owner; a new one gets what any new file does."""
+    output = Path(name)
+    run(ROWS[:3], output=name)
+    file = output / "part-00000.parquet" if output.is_dir() else output
+    umask = os.umask(0o77)
+    os.umask(umask)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+    file.chmod(0o640)
+    if output.is_dir():
+        output.chmod(0o750)
+    if os.geteuid() == 0:
+        os.chown(file, 77, 78)
+    run(ROWS[:4], output=name)
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert not output.is_dir() or output.stat().st_mode & 0o777 == 0o750
+    if os.geteuid() == 0:
+        assert (file.stat().st_uid, file.stat().st_gid) == (77, 78)
+
+
+def test_a_link_in_the_place_of_the_new_output_is_not_followed(gateway, tmp_path):
+    """Its name can be guessed."""
+    target = tmp_path / "target"
+    target.write_text("precious")
+    Path(f".out.jsonl.tmp-{os.getpid()}").symlink_to(target)
+    run(ROWS[:3])
+    assert target.read_text() == "precious"
+    assert answers("out.jsonl") == right(ROWS[:3])
+
+
+def test_sweep_removes_only_what_batcher_left(tmp_path):
+    """Files of dead processes by their names; nothing that only begins like them."""
+    dead = 4_194_304 + 5  # More than Linux gives.
+    left = [f".o.jsonl.tmp-{dead}"]
+    kept = [".o.jsonl.tmp-notes", ".o.jsonl.tmp-", f".o.jsonl.tmp-{os.getpid()}", ".o.jsonl.tmp-12345678901",
+            f".x.jsonl.tmp-{dead}", ".o.jsonl.tmp-١٢٣"]  # fmt: skip
+    for one in (*left, *kept):
+        (tmp_path / one).touch()
+    (tmp_path / f".o.jsonl.tmp-{dead + 1}").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / f".o.jsonl.tmp-{dead + 2}")
+    before = set(os.listdir(tmp_path))
+    sweep(tmp_path / "o.jsonl")
+    assert set(os.listdir(tmp_path)) == before - set(left)
+
+
+def test_files_in_the_folder_that_only_look_like_ours_stay(folder):
+    """A glob takes more than batcher makes."""
+    names = {"reserve-notes", "rows-2024.jsonl", "stdin-a.jsonl", "x.copying"}
+    for one in (*names, "rows-0123456789abcdef.jsonl", "stdin.copying", "reserve-000101"):
+        (folder / one).touch()
+    spool.sweep(folder, [])
+    sweep_reserves(folder)
+    assert set(os.listdir(folder)) == names
+
+
+BUDGETS = ["", "{", "[]", "null", '{"perhaps_usd":"NaN"}', '{"perhaps_usd":"-1"}', '{"committed_usd":"Infinity"}',
+           '{"perhaps_tokens":1e99}', '{"cut_off":"x"}', '{"perhaps_usd":"9"', '{"perhaps_usd":"0","z":"00000000"}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BUDGETS)
+def test_a_damaged_budget_is_never_taken_for_an_empty_one(folder, content):
+    """It is not known then what may have been billed: a run with a budget asks, another leaves it alone."""
+    log = Journal(folder)
+    log.put(Result(row=0, model="m", sample=0, key="ab" * 16, status=Outcome.OK, custom_id="0",
+                   prompt_tokens=7, completion_tokens=5, cost_usd=0.125, attempts=1))  # fmt: skip
+    log.close()
+    path = folder / "budget.json"
+    path.write_text(content)
+    with pytest.raises(
+        JobError, match=r"damaged.*proves: \$0\.125 and 12 tokens\. Remove the file"
+    ):
+        spending.begin(folder, 0, bounded=True)
+    assert spending.begin(folder, 3, bounded=False) == spending.Spent()
+    assert path.read_text() == content
+    path.unlink()
+    assert spending.begin(folder, 0, bounded=True).tokens == 12
+
+
+def test_a_budget_of_an_earlier_version_still_counts(folder):
+    """It had no checksum."""
+    (folder / "budget.json").write_text('{"perhaps_usd":"0.5","perhaps_tokens":9}\n')
+    assert spending.begin(folder, 0, bounded=True).perhaps_tokens == 9
+    spending.save(folder, Decimal(1), 5, spending.Spent())
+    flipped = (folder / "budget.json").read_bytes().replace(b'"1"', b'"0"')
+    (folder / "budget.json").write_bytes(flipped)
+    with pytest.raises(JobError, match="its checksum is wrong"):
+        spending.begin(folder, 0, bounded=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", '{"models": []}', '{"models": {"m": 3}}', '{"models": {"m": {"in_flight": "x"}}}', '{"state": 1}',
+     '{"given_up": -1}', '{"models": {"m": {"eta_seconds": 1e300}}}', "\xff", "NaN"],
+)  # fmt: skip
+def test_a_damaged_heartbeat_is_as_good_as_none(folder, content):
+    """It is for people to look at; nothing depends on it."""
+    (folder / "status.json").write_bytes(content.encode("latin-1"))
+    assert status.load(folder) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": [{}]}, {"asked": {"samples": 0}}, {"asked": {"limit": -3}}, {"asked": {"route": "x"}}, {"last": -1},
+     {"asked": {"drawn": [0, 0]}}, {"output": "../x"}, {"version": 0}, {"shared": [[1]]}, {"asked": {"models": "m"}},
+     {"inputs": [{"path": "../../secret", "size": 1}]}, {"inputs": [{"size": 1}]}, {"settings": {}}, {"rows": -1}],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_record_is_said_in_a_sentence(gateway, change):
+    """Whatever shape it has: a command says that it is damaged and what to do."""
+    run(ROWS[:2])
+    path = Path("out.jsonl.run/run.json")
+    record = json.loads(path.read_bytes())
+    of_epoch = change.keys() & {"inputs", "settings", "rows"}
+    (record["epochs"][0] if of_epoch else record).update(change)
+    path.write_text(json.dumps(record))
+    with pytest.raises(JobError, match=r"run\.json: it is damaged"):
+        Manifest.load(Path("out.jsonl.run"))
+
+
+@pytest.mark.parametrize("flag", ["inputs", "output", "images", "prompt", "models"])
+def test_bytes_that_are_no_text_are_refused_in_a_sentence(flag):
+    """They could stand in no run.json, request or message."""
+    value = os.fsdecode(b"a\xff.jsonl")
+    with pytest.raises(JobError, match="no UTF-8"):
+        Job.of(**{"inputs": "a.jsonl", "output": "o.jsonl", flag: value})
+
+
+def test_a_file_below_a_name_that_is_no_text_is_refused(tmp_path):
+    """A glob or a folder finds it."""
+    odd = tmp_path / os.fsdecode(b"b\xfc cher")
+    odd.mkdir()
+    (odd / "a.jsonl").write_text("{}\n")
+    with pytest.raises(JobError, match="no UTF-8; rename it"):
+        expand([str(tmp_path)])
+
+
+def test_a_file_that_looks_like_an_option_can_be_named():
+    """Behind two dashes, as everywhere."""
+    words = ["run", "-m", "x", "--", "-dash.jsonl", "-", "in.jsonl"]
+    assert app._after_dashes(words) == [*words[:4], "./-dash.jsonl", "-", "in.jsonl"]
+    assert app._after_dashes(words[:3]) == words[:3]

@@ -64,7 +64,7 @@ for command in (
 def main() -> int:
     """Runs the command that the arguments name; returns the exit status."""
     try:
-        words = with_settings(sys.argv[1:])
+        words = with_settings(_after_dashes(sys.argv[1:]))
         ended = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         print(f"batcher: {_sentence(error)}", file=sys.stderr)
@@ -84,6 +84,13 @@ def main() -> int:
         print("batcher: interrupted.", file=sys.stderr)
         return 130
     return ended if isinstance(ended, int) else 0
+
+
+def _after_dashes(words: list[str]) -> list[str]:
+    """The words with `./` before each that is no option, as it stands behind `--`, and looks like one."""
+    at = words.index("--") + 1 if "--" in words else len(words)
+    files = [f"./{word}" if len(word) > 1 and word[0] == "-" else word for word in words[at:]]
+    return words[:at] + files
 
 
 def _sentence(error: CycloptsError) -> str:

@@ -17,6 +17,7 @@ from batcher.errors import JobError, RunStopped
 from batcher.read import formats
 from batcher.read.formats import Format
 from batcher.read.text import is_packed
+from batcher.records import clean
 
 __all__ = ["InputFile", "Pin", "digest", "expand", "grown", "is_of", "notes_of", "same_files"]
 
@@ -259,6 +260,10 @@ def _pinned(
     try:
         with objects.opened(path):
             pin = _pin(path)
+            if pin.path != clean(pin.path):
+                raise JobError(
+                    f"{clean(pin.path)}: its name, or that of a folder above it, holds bytes that are no UTF-8; rename it."
+                )
         found, notes = formats.READERS[kind].examined(path, encoding, delimiter)
     except OSError as error:
         raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None

@@ -101,7 +101,7 @@ def settle(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file, or a folder of nothing but parts; any other folder stays."""
-    if not path.is_dir():
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     elif not in_the_way(path):
         for part in files(path):

@@ -18,7 +18,7 @@ from batcher.write import index, parts
 from batcher.write.segment import sync_folder
 from batcher.write.winners import Place, Winners
 
-__all__ = ["Confirm", "Picks", "Written", "synced", "whole", "whole_folder"]
+__all__ = ["Confirm", "Picks", "Written", "beside", "synced", "whole", "whole_folder"]
 
 
 @dataclass
@@ -158,8 +158,10 @@ def whole(path: Path, *, of_run: bool = True) -> Iterator[IO[bytes]]:
         OutputError: The disk refuses.
     """
     with _beside(path, of_run=of_run) as temporary:
-        with synced(temporary) as file:
+        parts.remove(temporary)  # In containers the next process often has the same number.
+        with synced(temporary, private=path.exists()) as file:
             yield file
+        _like(path, temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
 
@@ -172,26 +174,56 @@ def whole_folder(path: Path) -> Iterator[Path]:
         OutputError: The disk refuses, or something else than parts is in the place.
     """
     with _beside(path, of_run=True) as temporary:
-        parts.remove(temporary)  # In containers the next process often has the same number.
-        temporary.mkdir()
+        parts.remove(temporary)
+        temporary.mkdir(mode=0o700 if path.exists() else 0o777)
         yield temporary
+        if before := parts.files(path):
+            for part in parts.files(temporary):
+                _like(before[0], part)
+            _like(path, temporary)
         sync_folder(temporary)
         parts.put(temporary, path)
 
 
 @contextlib.contextmanager
-def synced(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that is on the disk in the end."""
-    with open(path, "wb", buffering=1 << 20) as file:
+def synced(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
+    """A new file that is on the disk in the end; `private` to its owner until it is told otherwise."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o600 if private else 0o666)
+
+    with open(path, "xb", buffering=1 << 20, opener=opener) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
 
 
+def beside(path: Path) -> Path:
+    """Where what is to take the place of a file is made."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def _like(old: Path, new: Path) -> None:
+    """Gives what takes a file's place the file's mode, and its owner and group where the system allows that."""
+    try:
+        of = old.stat()
+    except FileNotFoundError:
+        return
+    mode = of.st_mode & 0o777
+    with contextlib.suppress(PermissionError):  # Only root gives files away.
+        os.chown(new, of.st_uid, -1)
+    try:
+        os.chown(new, -1, of.st_gid)
+    except PermissionError:
+        mode &= ~0o070  # What one group may do is not for another.
+    with contextlib.suppress(PermissionError):  # Some file systems have one mode for all.
+        os.chmod(new, mode)
+
+
 @contextlib.contextmanager
 def _beside(path: Path, *, of_run: bool) -> Iterator[Path]:
     """Where to make what is to take the place of `path`; nothing is left there after a failure."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = beside(path)
     try:
         yield temporary
     except BaseException as error:
