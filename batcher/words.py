@@ -31,7 +31,7 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _CREDENTIAL = re.compile(
-    r"authorization|cookie|key$|token|secret|passw|credential|signature", re.IGNORECASE
+    r"authorization|cookie|(?:key|token|secret|password|credentials?|signature)$", re.IGNORECASE
 )
 _CREDENTIAL_VALUE = re.compile(
     r"(?:bearer|basic|token)\s|(?:sk|pk|rk|key|ghp|xox\w|AIza|eyJ)[-_\w]{12}", re.IGNORECASE

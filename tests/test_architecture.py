@@ -13,7 +13,7 @@ STAGES = ("read", "send", "write", "report")
 FLOORS = (
     ("records",),
     ("errors",),
-    ("endpoint", "labels", "objects", "thoughts", "words"),
+    ("endpoint", "labels", "objects", "terminal", "thoughts", "words"),
     ("job", "prices"),
     STAGES,
     ("plan",),

@@ -24,6 +24,7 @@ from batcher.cli.show import show
 from batcher.cli.simulate import simulate
 from batcher.cli.status import status
 from batcher.errors import BatcherError
+from batcher.terminal import say
 
 __all__ = ["app", "main"]
 
@@ -67,10 +68,10 @@ def main() -> int:
         words = with_settings(_after_dashes(sys.argv[1:]))
         ended = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        print(f"batcher: {_sentence(error)}", file=sys.stderr)
+        say(f"batcher: {_sentence(error)}", error=True)
         return 2
     except BatcherError as error:
-        print(f"batcher: {error}", file=sys.stderr)
+        say(f"batcher: {error}", error=True)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output has enough; there is nobody left to tell.
@@ -78,10 +79,10 @@ def main() -> int:
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"batcher: {where}{error.strerror or error}.", file=sys.stderr)
+        say(f"batcher: {where}{error.strerror or error}.", error=True)
         return 1
     except KeyboardInterrupt:
-        print("batcher: interrupted.", file=sys.stderr)
+        say("batcher: interrupted.", error=True)
         return 130
     return ended if isinstance(ended, int) else 0
 

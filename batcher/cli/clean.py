@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from batcher import objects
 from batcher.errors import JobError
+from batcher.terminal import say
 from batcher.write.manifest import Manifest
 
 __all__ = ["clean"]
@@ -61,7 +61,7 @@ def clean(output: str, /) -> int:
         shutil.rmtree(folder)
     finally:
         lock.release()
-    print(f"{folder} removed, {size / 1e6:,.1f} MB.", file=sys.stderr)
+    say(f"{folder} removed, {size / 1e6:,.1f} MB.", error=True)
     return 0
 
 

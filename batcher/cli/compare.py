@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from batcher.cli.outputs import labels_of, rows_of
 from batcher.errors import JobError
+from batcher.terminal import say
 
 if TYPE_CHECKING:
     from batcher.report.comparison import Comparison
@@ -67,22 +67,22 @@ def compare(
         raise JobError(f"--gold {gold}: the column is empty in the rows that both have.")
     for of in found.values():
         if of.other_gold:
-            print(
+            say(
                 f"batcher: {gold} differs in {of.other_gold:,} of {of.scored:,} rows: these outputs are not "
                 "of the same input, or not in the same order (rows without a custom_id are matched by "
                 "their position).",
-                file=sys.stderr,
+                error=True,
             )
             break
     if json_:
         told = {model: _figures(of, has_gold=gold is not None) for model, of in found.items()}
-        print(json.dumps(told))
+        say(json.dumps(told))
         return 0
     for model, of in found.items():
         names = model if pairs[model] == model else f"{model} → {pairs[model]}"
-        print(f"{names}: {of.rows:,} rows in both")
+        say(f"{names}: {of.rows:,} rows in both")
         for line in _told(of, one, other, has_gold=gold is not None):
-            print(f"  {line}")
+            say(f"  {line}")
     return 0
 
 
@@ -105,7 +105,7 @@ def _pairs(one: str, other: str, gold: str | None) -> dict[str, str]:
     if common:
         for output, models in ((one, left), (other, right)):
             if alone := [model for model in models if model not in common]:
-                print(f"batcher: only in {output}: {', '.join(alone)}.", file=sys.stderr)
+                say(f"batcher: only in {output}: {', '.join(alone)}.", error=True)
         return {model: model for model in common}
     if len(left) == len(right) == 1:
         return dict(zip(left, right, strict=True))

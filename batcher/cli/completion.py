@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from batcher.terminal import say
+
 __all__ = ["completion"]
 
 
@@ -19,5 +21,5 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
 
     script = app.generate_completion(prog_name="batcher", shell=shell)
     # Else bash completes no names of files any more.
-    print(script.replace("\ncomplete -F ", "\ncomplete -o default -F "))
+    say(script.replace("\ncomplete -F ", "\ncomplete -o default -F "))
     return 0

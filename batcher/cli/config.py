@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -19,6 +18,7 @@ from cyclopts import Parameter
 
 from batcher.errors import JobError
 from batcher.job import Job
+from batcher.terminal import say
 
 __all__ = ["of_options", "with_settings"]
 
@@ -205,9 +205,9 @@ def _of_environment(
             continue
         name = variable.removeprefix(_PREFIX).lower()
         if name not in options:
-            print(
+            say(
                 f"batcher: {variable} is set, and is no option; see batcher run --help.",
-                file=sys.stderr,
+                error=True,
             )
         elif name == "overwrite":
             raise JobError(f"{variable}: {_ONCE}")

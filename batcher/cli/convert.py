@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from cyclopts import Parameter
 
 from batcher.errors import JobError
 from batcher.job import Job
+from batcher.terminal import say
 
 if TYPE_CHECKING:
     from batcher.read.inputs import Inputs
@@ -71,13 +71,13 @@ def convert(
     )  # fmt: skip
     files = expand(list(inputs), output, encoding=job.text_encoding, delimiter=job.cell_delimiter)
     for note in notes_of(files):
-        print(note, file=sys.stderr)
+        say(note, error=True)
     rows = Inputs(files)
     first = next((row.columns for row in rows.rows() if row.columns is not None), {})
     if batch.is_answer(first):
         with whole(path, of_run=False) as file:
             count = _write_rows(_answers(rows), file, path.suffix)
-        print(f"{count:,} rows in {output}.", file=sys.stderr)
+        say(f"{count:,} rows in {output}.", error=True)
         return 0
     if path.suffix != ".jsonl":
         raise JobError(f"{path}: a batch's input is JSONL; end it in .jsonl.")
@@ -91,12 +91,12 @@ def convert(
             if line is None:
                 bad += 1
                 if bad <= 20:
-                    print(error, file=sys.stderr)
+                    say(error, error=True)
             else:
                 count += 1
                 file.write(line)
     left_out = f"; {bad:,} rows cannot be sent and are left out" if bad else ""
-    print(f"{count:,} requests in {output}{left_out}.", file=sys.stderr)
+    say(f"{count:,} requests in {output}{left_out}.", error=True)
     return 3 if bad else 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from batcher import objects
 from batcher.errors import JobError
 from batcher.records import Attempt, Result
+from batcher.terminal import escaped, in_line, say
 
 __all__ = ["explain"]
 
@@ -33,17 +34,18 @@ def explain(output: str, row: str, /) -> int:
     for result in results_of(folder, row):
         found = True
         sample = f" · sample {result.sample}" if result.sample else ""
-        print(f"row {result.row} ({result.custom_id}) · {result.model}{sample} · {result.status}")
+        name, model = in_line(result.custom_id), in_line(result.model)
+        say(f"row {result.row} ({name}) · {model}{sample} · {result.status}")
         if result.copied:
-            print("  nothing was sent: it is a copy of the answer to an equal request")
+            say("  nothing was sent: it is a copy of the answer to an equal request")
             continue
         for number, attempt in enumerate(result.tries or [_only(result)], 1):
-            print(f"  {number}. {_line(attempt)}")
+            say(f"  {number}. {in_line(_line(attempt))}")
         if result.response is not None:
             # Whole where a program reads it: it may be a picture.
             most = _ON_TERMINAL if sys.stdout.isatty() else len(result.response)
             cut = "…" if len(result.response) > most else ""
-            print(f"  the response: {result.response[:most]}{cut}")
+            say(f"  the response: {escaped(result.response[:most])}{cut}")
     if not found:
         raise JobError(
             f"{output}: no request of row {row} has ended yet, or there is no such row."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from batcher import objects
 from batcher.errors import BatcherError, Damaged, JobError
+from batcher.terminal import say
 
 __all__ = ["export"]
 
@@ -33,9 +34,6 @@ def export(output: str, to: str | None = None, /) -> int:
     from batcher.cli.folder import found, present
     from batcher.write import parts
     from batcher.write.results import Written
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
 
     path = Path(to or objects.here(output))
     if path.suffix not in (".jsonl", ".parquet", ".csv"):
@@ -66,7 +64,14 @@ def export(output: str, to: str | None = None, /) -> int:
 
     try:
         written = finish.export(
-            path, folder, inputs, manifest, runs, say, locked=False, confirm=enough
+            path,
+            folder,
+            inputs,
+            manifest,
+            runs,
+            partial(say, error=True),
+            locked=False,
+            confirm=enough,
         )
     except Damaged as error:
         raise Damaged(
@@ -75,7 +80,7 @@ def export(output: str, to: str | None = None, /) -> int:
         ) from None
     missing = f", {written.missing:,} are not answered yet" if written.missing else ""
     lost = f", {written.lost:,} of them have a damaged answer" if written.lost else ""
-    say(f"{written.rows:,} rows in {path}{missing}{lost}.")
+    say(f"{written.rows:,} rows in {path}{missing}{lost}.", error=True)
     return 0 if written.all_ok and not written.missing else 3
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json as json_
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -12,6 +11,7 @@ from cyclopts import Parameter
 from batcher.endpoint import Endpoint
 from batcher.job import Job
 from batcher.prices import Price, Prices, of_catalogue, of_file, of_package
+from batcher.terminal import in_line, say
 
 __all__ = ["models"]
 
@@ -47,39 +47,41 @@ def models(
     names, known = asyncio.run(_asked(endpoint, told))
     if not names:
         those = "; these are those of --prices" if told else ""
-        print(f"batcher: the gateway lists no models{those}.", file=sys.stderr)
+        say(f"batcher: the gateway lists no models{those}.", error=True)
         names = sorted(told)
     rows = [(name, known.of(name)) for name in names if match.lower() in name.lower()]
     if json:
         for name, price in rows:
-            print(json_.dumps(_object(name, price)))
+            say(json_.dumps(_object(name, price)))
         return 0
     lines = [_HEADS, *(_cells(name, price) for name, price in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *others in lines:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print("  ".join((first.ljust(widths[0]), *cells)))
+        say("  ".join((first.ljust(widths[0]), *cells)))
     unpriced = sum(price is None for _name, price in rows)
     sources = {price.source for _name, price in rows if price is not None}
     counted = "1 model" if len(rows) == 1 else f"{len(rows):,} models"
     tail = f"{counted}, {unpriced:,} without a known price"
-    print("; ".join((tail, *sorted(sources))) + ".", file=sys.stderr)
+    say("; ".join((tail, *sorted(sources))) + ".", error=True)
     return 0
 
 
 async def _asked(endpoint: Endpoint, told: dict[str, Price]) -> tuple[list[str], Prices]:
     from batcher.send import catalogue  # Brings aiohttp.
 
-    def say(text: str) -> None:
-        print(f"batcher: {text}", file=sys.stderr)
+    def warn(text: str) -> None:
+        say(f"batcher: {text}", error=True)
 
-    names, listed = await asyncio.gather(catalogue.names(endpoint), catalogue.fetch(endpoint, say))
+    names, listed = await asyncio.gather(
+        catalogue.names(endpoint), catalogue.fetch(endpoint, warn)
+    )
     package = of_package(endpoint.url)
     return names, Prices(told, of_catalogue(*listed) if listed else None, package)
 
 
 def _cells(name: str, price: Price | None) -> tuple[str, ...]:
-    clean = "".join(char if char.isprintable() else "�" for char in name)
+    clean = in_line(name)
     if price is None:
         return (clean, *["—"] * (len(_HEADS) - 1))
     counts = (price.context, price.max_output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from cyclopts import Parameter
 from batcher import objects
 from batcher.cli.outputs import labels_of, placed_rows, source, writable
 from batcher.errors import JobError
+from batcher.terminal import say
 
 if TYPE_CHECKING:
     from batcher.report.figures import Figures
@@ -91,10 +91,10 @@ def report(
             rows = write_votes(path, output, all_of, read)
         else:
             rows = write_votes(path, output, partial(fetched, output, figures.disputed), read)
-        print(f"{rows:,} rows in {path}.", file=sys.stderr)
+        say(f"{rows:,} rows in {path}.", error=True)
     told = figures.asdict()
     if json_:
-        print(json.dumps(told))
+        say(json.dumps(told))
         return 0
     from rich.console import Console
 
@@ -115,7 +115,7 @@ def report(
     console.print(scores(told, console.width))
     for line in agreement(told):
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
-    print(f"The page: {path}")
+    say(f"The page: {path}")
     return 0
 
 

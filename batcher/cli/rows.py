@@ -8,6 +8,7 @@ from typing import IO
 import msgspec
 
 from batcher.records import Prompt, Result
+from batcher.terminal import escaped
 from batcher.write.batch import batch_line
 from batcher.write.jsonl import json_row
 
@@ -24,13 +25,15 @@ class RowWriter:
     ) -> None:
         self._file = file
         self._batch = batch
+        self._on_terminal = file.isatty()
         self._shown = {"keep_raw": keep_raw, "parsed": parsed}
 
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
         columns, line = prompt.columns or {}, _encode(result)
         if self._batch():
-            self._file.write(batch_line(line, prompt.custom_id)[0])
+            made = batch_line(line, prompt.custom_id)[0]
         else:
-            self._file.write(json_row(columns, line, prompt.row, prompt.sample, **self._shown))
+            made = json_row(columns, line, prompt.row, prompt.sample, **self._shown)
+        self._file.write(escaped(made.decode()).encode() if self._on_terminal else made)
         self._file.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from batcher.cli.config import of_options
 from batcher.errors import BatcherError, JobError, RunStopped
 from batcher.job import Job
 from batcher.records import Prompt, Result
+from batcher.terminal import quoted, say
 
 if TYPE_CHECKING:
     from batcher.cli.stderr import Machines, People
@@ -59,9 +59,9 @@ def run(
         try:
             changed = _ask(error)
         except KeyboardInterrupt:
-            print(
+            say(
                 f"\nInterrupted; nothing was sent.\nGo on with: {_same_command(job, {})}",
-                file=sys.stderr,
+                error=True,
             )
             return 130
         return _run(replace(job, changed=changed))
@@ -211,7 +211,7 @@ async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
     summary = runner.summary
     if job.json:
         ended = {**summary.asdict(), "exit_status": status, "message": message}
-        print(json.dumps(ended))
+        say(json.dumps(ended))
     go_on = _same_command(job, instead) if goes_on and job.output != "-" else None
     shown.ended(summary, status, message, go_on)
     return status
@@ -236,17 +236,17 @@ def _same_command(job: Job, instead: Mapping[str, str | None]) -> str:
     told = [word for flag, value in instead.items() if value for word in (flag, value)]
     # The next start may be in another shell.
     own = of_options(os.environ, job.secrets)
-    variables = "".join(f"{name}={shlex.quote(value)} " for name, value in own.items())
-    return variables + shlex.join(["batcher", *sys.argv[1:2], *told, *words])
+    variables = "".join(f"{name}={quoted(value)} " for name, value in own.items())
+    return variables + " ".join(map(quoted, ["batcher", *sys.argv[1:2], *told, *words]))
 
 
 def _ask(error: BatcherError) -> Literal["resend", "keep"]:
-    print(f"batcher: {error}", file=sys.stderr)
+    say(f"batcher: {error}", error=True)
     while True:
-        print(
+        say(
             "Send those rows again (resend), keep their old answers (keep), or stop (stop)? ",
             end="",
-            file=sys.stderr,
+            error=True,
             flush=True,
         )
         said = sys.stdin.readline().strip().lower()

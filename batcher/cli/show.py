@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from batcher.cli.outputs import labels_of, placed_rows, rows_of
 from batcher.errors import JobError
 from batcher.records import Outcome
+from batcher.terminal import in_line, say
 
 __all__ = ["show"]
 
@@ -53,7 +54,7 @@ def show(
         if "status" not in row or "model" not in row:
             raise JobError(f"{output}: it is no output of batcher, it has no status and no model.")
         shown += 1
-        print("\n".join(_lines(row, width)), end="\n\n")
+        say("\n".join(_lines(row, width)), end="\n\n")
     if not shown:
         which = f" of status {', '.join(status)}" if status else ""
         which += " with answers that differ" if disputed else ""
@@ -103,7 +104,7 @@ def _lines(row: Mapping[str, Any], width: int) -> Iterator[str]:
         f"· {row['attempts']} attempts" if (row.get("attempts") or 0) > 1 else "",
         "· a copy of the answer to an equal request" if row.get("copied") else "",
     ]
-    yield _clean(" ".join(filter(None, facts)))
+    yield in_line(" ".join(filter(None, facts)))
     for name, value in row.items():
         if name not in COLUMNS and value is not None:
             yield from _field(name, value, width)
@@ -122,11 +123,11 @@ def _field(name: str, value: Any, width: int) -> Iterator[str]:
     text = value if isinstance(value, str) else _json(value)
     if len(text) > _MOST_CHARS:
         text = f"{text[:_MOST_CHARS]} … ({len(text):,} characters)"
-    head = f"  {_clean(name):{_NAME_CHARS}} "
+    head = f"  {in_line(name):{_NAME_CHARS}} "
     indent = " " * len(head)
     lines = []
     for line in text.splitlines() or [""]:
-        lines += textwrap.wrap(_clean(line), max(20, width - len(head))) or [""]
+        lines += textwrap.wrap(in_line(line), max(20, width - len(head))) or [""]
     for number, line in enumerate(lines):
         yield f"{indent if number else head}{line}".rstrip()
 
@@ -135,8 +136,3 @@ def _json(value: Any) -> str:
     import msgspec
 
     return msgspec.json.encode(value, enc_hook=str).decode()
-
-
-def _clean(text: str) -> str:
-    """Without what would move a terminal's cursor or colour it: answers come from outside."""
-    return "".join(char if char.isprintable() else "�" for char in text)

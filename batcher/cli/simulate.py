@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from batcher.errors import JobError
+from batcher.terminal import say
 
 __all__ = ["simulate"]
 
@@ -73,11 +74,11 @@ def simulate(
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
         running = await server.start(simulation)
-        print(running.url, flush=True)
+        say(running.url, flush=True)
         if until_stdin_closes:
             loop.add_reader(sys.stdin.fileno(), ended.set)
         else:
-            print("The simulated gateway is up; end it with Ctrl-C.", file=sys.stderr)
+            say("The simulated gateway is up; end it with Ctrl-C.", error=True)
         await ended.wait()
         await running.stop()
 

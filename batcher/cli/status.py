@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from batcher.records import Outcome
+from batcher.terminal import say
 
 __all__ = ["status"]
 
@@ -31,10 +32,10 @@ def status(output: str, /) -> int:
     holder, told = at_work(folder), heartbeat.load(folder) or {}
     state = str(told.get("state", "unknown"))
     if holder is not None:
-        print(f"{output}: {state} ({holder})")
+        say(f"{output}: {state} ({holder})")
     else:
         killed = state in ("running", "stopping")
-        print(f"{output}: {'ended from outside' if killed else state}, {told.get('updated', '')}")
+        say(f"{output}: {'ended from outside' if killed else state}, {told.get('updated', '')}")
     models, samples = manifest.asked.models, manifest.asked.samples
     rows, asked = manifest.epochs[-1].rows, None
     inputs = inputs_of(folder, manifest)
@@ -53,7 +54,7 @@ def status(output: str, /) -> int:
         each = rows // samples
         ended = settled(answered, np.arange(256) > 0, route, samples, each)
         whole = int(_asked(ended, asked).sum())
-        print(f"  all models: {whole:,} done, {each - whole:,} of {each:,} pending")
+        say(f"  all models: {whole:,} done, {each - whole:,} of {each:,} pending")
     for place, model in enumerate(models or ("the rows' own models",)):
         slots = range(place * samples, (place + 1) * samples)
         states = np.concatenate([_asked(winners.outcomes(slot), asked) for slot in slots])
@@ -73,7 +74,7 @@ def status(output: str, /) -> int:
                 facts.append(f"{money(Decimal(str(cost)))} in this run")
             if (left := now.get("eta_seconds")) is not None:
                 facts.append(f"{duration(left)} left")
-        print(f"  {model}: {', '.join(filter(None, facts))}")
+        say(f"  {model}: {', '.join(filter(None, facts))}")
     return 0
 
 

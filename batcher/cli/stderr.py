@@ -11,6 +11,7 @@ from batcher.report.log import Log
 from batcher.report.progress import Progress, Snapshot, Stderr
 from batcher.report.summary import Summary
 from batcher.report.table import table
+from batcher.terminal import safe
 from batcher.watch import heartbeat
 
 __all__ = ["Machines", "People"]
@@ -26,7 +27,7 @@ class People:
 
     def say(self, text: str) -> None:
         """Prints a sentence."""
-        self._stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._stderr.print(safe(text), markup=False, highlight=False, soft_wrap=True)
 
     async def watch(self, look: Callable[[], Snapshot]) -> None:
         """Shows how the run stands, until cancelled."""

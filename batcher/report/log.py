@@ -23,6 +23,7 @@ import msgspec
 
 from batcher.job import LogLevel
 from batcher.records import Outcome, Prompt, Result
+from batcher.terminal import escaped
 
 __all__ = ["Log"]
 
@@ -60,7 +61,7 @@ class Log:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": now, "level": level, "event": event, **facts}
         with contextlib.suppress(OSError):  # No run fails for want of a reader.
-            text = json.dumps(msgspec.to_builtins(line), ensure_ascii=False)
+            text = escaped(json.dumps(msgspec.to_builtins(line), ensure_ascii=False))
             # A file's name may hold bytes that are no text; "\\udc80" is how JSON writes one.
             self._write(text.encode("utf-8", "backslashreplace") + b"\n")
 

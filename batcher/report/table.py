@@ -21,6 +21,7 @@ from rich.text import Text
 from batcher.prices import Bill
 from batcher.records import Outcome
 from batcher.report.summary import TOKENS, ModelSummary, Summary
+from batcher.terminal import in_line, safe
 
 __all__ = ["Column", "duration", "fit", "grid", "human", "money", "others", "shown", "table"]
 
@@ -119,7 +120,7 @@ def table(summary: Summary, width: int = 80) -> Table:
     if summary.budget:
         notes += textwrap.wrap(summary.budget, width)
     if notes:
-        drawn.caption = Text("\n".join(notes).replace("\N{NO-BREAK SPACE}", " "))
+        drawn.caption = Text(safe("\n".join(notes)).replace("\N{NO-BREAK SPACE}", " "))
         # A caption is wrapped to the width of its table, which may be narrower than the terminal.
         drawn.min_width = min(width, max(map(cell_len, notes)))
     return drawn
@@ -159,7 +160,7 @@ def shown(text: str, width: int) -> str:
     >>> shown("deepseek-r1-distill-qwen-32b", 16), shown("a\x1b[2Jb", 16)
     ('deepseek…wen-32b', 'a�[2Jb')
     """
-    clean = "".join(char if char.isprintable() else "�" for char in text) or _UNKNOWN
+    clean = in_line(text) or _UNKNOWN
     if cell_len(clean) <= width:
         return clean
     tail = (width - 1) // 2
