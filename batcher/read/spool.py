@@ -35,6 +35,8 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
+    if getattr(value, "dtype", None) in ("float32", "float16"):  # 0.1, not 0.10000000149011612.
+        return value.astype(str).astype(float).tolist()
     for name in ("isoformat", "tolist", "to_list", "to_pylist", "as_py", "model_dump"):
         if callable(way := getattr(value, name, None)):
             return way()
@@ -101,6 +103,7 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
         import pyarrow.parquet as pq
 
         from batcher.read import parquet
+        from batcher.read.columns import is_deep
 
         def write_table(file: IO[bytes]) -> None:
             try:
@@ -109,6 +112,12 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
                 else:
                     reader = pa.RecordBatchReader.from_stream(given)
                 parquet.check_names(reader.schema.names, "rows")
+                for field in reader.schema:
+                    if is_deep(field.type):
+                        raise JobError(
+                            f"rows: the column {field.name!r} is nested more deeply than Parquet can be read; "
+                            "make it JSON text."
+                        )
                 fields = [field.with_type(parquet.plain(field.type)) for field in reader.schema]
                 with pq.ParquetWriter(file, pa.schema(fields), compression="zstd") as writer:
                     for batch in reader:

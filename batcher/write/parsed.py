@@ -13,6 +13,8 @@ import pyarrow as pa
 
 __all__ = ["TEXT", "Shape", "shape_of"]
 
+_DEEPEST = 24  # pyarrow cannot read a Parquet schema of more than 100 levels; a list takes three.
+
 _text = msgspec.json.Encoder().encode
 _SCALARS = {
     "string": pa.string(),
@@ -40,10 +42,12 @@ class Shape(NamedTuple):
         Raises:
             pa.ArrowInvalid: A value is none of the type: too large, or checked by another schema.
         """
+        if self is TEXT:  # However deep it is nested.
+            return pa.array(texts, pa.string())
         values = (None if text is None else msgspec.json.decode(text) for text in texts)
         try:
             return pa.array([None if v is None else self.fit(v) for v in values], self.type)
-        except (OverflowError, AttributeError, TypeError, ValueError) as error:
+        except (OverflowError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise pa.ArrowInvalid(str(error)) from None
 
 
@@ -53,7 +57,7 @@ def shape_of(schema: Mapping[str, Any]) -> Shape:
     >>> shape_of({"type": "array", "items": {"type": ["integer", "null"]}}).type
     ListType(list<item: int64>)
     """
-    return _shape(schema, schema, ())
+    return _shape(schema, schema, (), 0)
 
 
 TEXT = Shape(pa.string(), lambda value: _text(value).decode())
@@ -64,37 +68,39 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _shape(schema: Any, root: Mapping[str, Any], above: tuple[str, ...]) -> Shape:
-    if not isinstance(schema, Mapping):
+def _shape(schema: Any, root: Mapping[str, Any], above: tuple[str, ...], level: int) -> Shape:
+    if not isinstance(schema, Mapping) or level > _DEEPEST:
         return TEXT
     if isinstance(ref := schema.get("$ref"), str):
         if ref in above or not ref.startswith("#/"):
             return TEXT
-        return _shape(_pointed(root, ref), root, (*above, ref))
+        return _shape(_pointed(root, ref), root, (*above, ref), level + 1)
     if schema.keys() & {"oneOf", "allOf", "not", "if"}:
         return TEXT
     if isinstance(several := schema.get("anyOf"), list):  # A type or null, as pydantic writes it.
         real = [one for one in several if one != {"type": "null"}]
-        return _shape(real[0], root, above) if len(real) == 1 else TEXT
+        return _shape(real[0], root, above, level + 1) if len(real) == 1 else TEXT
     kinds = _kinds(schema)
     if len(kinds) != 1:
         return TEXT
     kind = kinds.pop()
     if kind == "array":
-        item = _shape(schema.get("items"), root, above)
+        item = _shape(schema.get("items"), root, above, level + 1)
         return Shape(pa.list_(item.type), lambda value: [_or_none(item, one) for one in value])
     if kind == "object":
-        return _struct(schema, root, above)
+        return _struct(schema, root, above, level)
     return Shape(_SCALARS[kind], float if kind == "number" else _same)
 
 
-def _struct(schema: Mapping[str, Any], root: Mapping[str, Any], above: tuple[str, ...]) -> Shape:
+def _struct(
+    schema: Mapping[str, Any], root: Mapping[str, Any], above: tuple[str, ...], level: int
+) -> Shape:
     properties = schema.get("properties")
     if not isinstance(properties, Mapping) or not properties:
         return TEXT
     if schema.get("additionalProperties", False) is not False or "patternProperties" in schema:
         return TEXT
-    inside = {name: _shape(of, root, above) for name, of in properties.items()}
+    inside = {name: _shape(of, root, above, level + 1) for name, of in properties.items()}
 
     def fit(value: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _or_none(of, value.get(name)) for name, of in inside.items()}

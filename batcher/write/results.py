@@ -15,6 +15,7 @@ from typing import IO, Self
 
 from batcher.errors import OutputError
 from batcher.write import index, parts
+from batcher.write.lock import FULL
 from batcher.write.segment import sync_folder
 from batcher.write.winners import Place, Winners
 
@@ -230,7 +231,8 @@ def _beside(path: Path, *, of_run: bool) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             parts.remove(temporary)
         if isinstance(error, OSError):
-            safe = f" All answers are in {path}.run; make room and run the same command again."
+            mend = "make room" if error.errno in FULL else "see to it"
+            safe = f" All answers are in {path}.run; {mend}, and run the same command again."
             raise OutputError(
                 f"{path}: it cannot be written: {error.strerror or error}.{safe if of_run else ''}"
             ) from None

@@ -1,11 +1,13 @@
 """Rows that exist only once, kept so that a run can be resumed."""
 
 import gzip
+import json
 import os
 import stat
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -134,3 +136,19 @@ def test_a_terminal_is_no_input(tmp_path, monkeypatch, stdin):
     monkeypatch.setattr("sys.stdin", stdin)
     with pytest.raises(JobError, match="pipe JSONL into it"):
         spool.stdin(tmp_path)
+
+
+def test_short_floats_of_numpy_keep_the_digits_they_were_meant_with(tmp_path):
+    """0.1 in 32 bits is 0.10000000149011612 in 64, which nobody wrote."""
+    row = {"a": np.float32(0.1), "b": np.array([0.1, 2], np.float32), "c": np.float16(0.1)}
+    copy = spool.rows(tmp_path, [row])
+    assert json.loads(Path(copy.path).read_bytes()) == {"a": 0.1, "b": [0.1, 2.0], "c": 0.1}
+
+
+def test_a_table_that_is_nested_too_deeply_for_parquet_is_refused(tmp_path):
+    """Before anything is paid for: pyarrow writes such a file, and cannot read it any more."""
+    kind = pa.int64()
+    for _ in range(40):
+        kind = pa.list_(kind)
+    with pytest.raises(JobError, match="'a' is nested more deeply"):
+        spool.rows(tmp_path, pa.table({"a": pa.nulls(1, kind)}))

@@ -4,10 +4,12 @@ import json
 
 import jsonschema_rs
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batcher.write import parsed
 from batcher.write.parsed import shape_of
 
 TEXT = pa.string()
@@ -103,3 +105,21 @@ def test_whatever_fits_the_schema_fits_the_column(schema, found):
     column = shape_of(schema).array([json.dumps(value) for value in valid])
     assert len(column) == len(valid)
     assert [value is None for value in column.to_pylist()] == [value is None for value in valid]
+
+
+def test_what_is_nested_too_deeply_for_parquet_is_text(tmp_path):
+    """pyarrow writes such a file, and cannot read it any more."""
+    lists, objects = {"type": "integer"}, {"type": "integer"}
+    for _ in range(900):
+        lists = {"type": "array", "items": lists}
+        objects = {"type": "object", "properties": {"x": objects}, "additionalProperties": False}
+    table = pa.table(
+        {
+            "lists": pa.nulls(1, shape_of(lists).type),
+            "objects": pa.nulls(1, shape_of(objects).type),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert pq.read_schema(tmp_path / "a.parquet").types == table.schema.types
+    deep = "[" * 5000 + "]" * 5000
+    assert parsed.TEXT.array([deep, None]).to_pylist() == [deep, None]
