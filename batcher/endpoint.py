@@ -7,8 +7,9 @@ that stands beside it.
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # Not in typeshed.
 
@@ -47,10 +48,20 @@ class Endpoint:
     unsent: tuple[str, ...] = ()
 
     @property
-    def with_version(self) -> str | None:
-        """The base address with `/v1` behind it; None where it names a version."""
-        base = self.url.removesuffix(_CHAT)
-        return None if re.search(r"/v\d", urlsplit(base).path) else f"{base}/v1"
+    def base(self) -> str:
+        """The base address, as `--base-url` names it."""
+        return self.url.removesuffix(_CHAT)
+
+    @property
+    def host(self) -> str:
+        """Host and port."""
+        return urlsplit(self.url).netloc
+
+    def at_version(self) -> Endpoint | None:
+        """The same with `/v1` behind the base address; None where that names a version."""
+        if re.search(r"/v\d", urlsplit(self.base).path):
+            return None
+        return replace(self, url=f"{self.base}/v1{_CHAT}")
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,15 @@ class Proxy:
 
     url: str
     login: tuple[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What it is to be sent besides."""
+        if self.login is None:
+            return {}
+        return {
+            "Proxy-Authorization": f"Basic {b64encode(':'.join(self.login).encode()).decode()}"
+        }
 
 
 def endpoint_of(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -18,7 +19,7 @@ from itertools import groupby, pairwise
 from typing import TypeVar
 
 from batcher.endpoint import Endpoint
-from batcher.errors import JobError, RunStopped
+from batcher.errors import BadResponse, JobError, NoAnswer, RunStopped
 from batcher.job import Job
 from batcher.lanes import (
     PENDING,
@@ -57,6 +58,8 @@ _CANARY_SECONDS = 10.0
 _DECIDE_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 _POLL_SECONDS = 0.02
+_NOWHERE_SECONDS = 4.0  # Tries without a connection, before the address is taken to be wrong.
+_VERSION_SECONDS = 10.0
 
 
 class Engine:
@@ -105,7 +108,10 @@ class Engine:
         self._emit = emit
         self._twins = twins
         self._prices = prices or Prices()
+        self._endpoint = endpoint
         self._client = Client(endpoint, clear=self._journal_room)
+        self._alone = gate_of is None
+        self._tried_version = False
         self._key_gate = KeyGate(job.total)
         self._gate_of = gate_of or (lambda model: Gate(job.limits(model), self._key_gate))
         self._lanes: dict[str, EngineLane] = {}
@@ -182,9 +188,9 @@ class Engine:
             of.given_up = lane.way.forms.why
         self._summary.total_limit_used = self._key_gate.share()
         if self.stopped is None and lanes and all(lane.hopeless for lane in lanes):
-            self.stopped = JobError(why_dead(lanes))
+            self.stopped = JobError(why_dead(lanes, self._endpoint))
         if self.stopped is None and (dropped := [lane for lane in lanes if lane.dropped]):
-            self.stopped = RunStopped(why_dead(dropped))
+            self.stopped = RunStopped(why_dead(dropped, self._endpoint))
         if isinstance(self.stopped, JobError) and any(lane.alive for lane in lanes):
             self.stopped = RunStopped(str(self.stopped))  # An answer came in while it drained.
 
@@ -289,6 +295,8 @@ class Engine:
         before = None if self._split is None else self._split.before(prompt)
         talk = None if before is not None else self._talk_of(request)
         ended = await self._sender.first(request, lane.way, before, talk)
+        if not self._tried_version:
+            await self._try_version(ended)
         if isinstance(ended, Result):
             await self._done(lane, prompt, ended)
             return
@@ -306,6 +314,37 @@ class Engine:
         task.add_done_callback(partial(self._retried, lane))
         if len(lane.retrying) > 2 * lane.gate.places:
             await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _try_version(self, ended: Result | Again) -> None:
+        """Asks once with `/v1` behind the address, where that may be what the first answer lacks.
+
+        Only to say so: the address is part of what a request is known by. The body is one that no
+        server answers with a completion, so that nothing is paid.
+        """
+        if isinstance(ended, Again):
+            wrong, status = isinstance(ended.error, BadResponse), ended.error.status
+        else:
+            wrong, status = ended.status is Outcome.NOT_FOUND, ended.http_status
+        if not wrong:
+            # What answers is the right address.
+            self._tried_version = not isinstance(ended, Again) and ended.status.answered
+            return
+        self._tried_version = True
+        versioned = self._endpoint.at_version()
+        if versioned is None or any(lane.alive or lane.proven for lane in self._lanes.values()):
+            return
+        with contextlib.suppress(NoAnswer, BadResponse):
+            async with Client(versioned) as client:
+                reply = await client.post(b"{}", _VERSION_SECONDS)
+            is_page = reply.status < 300 and not reply.body.lstrip().startswith(b"{")
+            if not is_page and not 300 <= reply.status < 400 and reply.status not in (404, 405):
+                what = f"answers {status}" if status != 200 else "answers with something else"
+                self.stop(
+                    JobError(
+                        f"{self._endpoint.url} {what}, and {versioned.url} answers {reply.status}: "
+                        f"write --base-url {versioned.base}."
+                    )
+                )
 
     def _talk_of(self, request: Request) -> Talk | None:
         """What was said about a request before a run was stopped; None for nothing, most often."""
@@ -396,6 +435,11 @@ class Engine:
         async def look() -> None:
             while True:
                 await asyncio.sleep(_LOOK_SECONDS)
+                if self._is_nowhere():
+                    for lane in self._lanes.values():
+                        said = f"{self._endpoint.base} cannot be reached: {lane.last}"
+                        self._close_lane(lane, lost_result(lane, said))
+                        lane.gate.close()
                 for lane in list(self._lanes.values()):
                     most = lane.gate.silent(self._job.row_timeout, alive=lane.alive)
                     if lane.dead is None and most and not may_answer(lane):
@@ -408,6 +452,17 @@ class Engine:
         finally:
             for task in tasks:
                 task.cancel()
+
+    def _is_nowhere(self) -> bool:
+        """Whether nothing was ever found at the address, in this run and in earlier ones.
+
+        A worker of a cluster does not know that of the others.
+        """
+        since = self._client.unreached_since
+        if since is None or self._client.reached or not self._alone:
+            return False
+        known = any(lane.alive or lane.proven for lane in self._lanes.values())
+        return not known and time.monotonic() - since >= _NOWHERE_SECONDS
 
     async def _warm(self) -> None:
         """While the first answers are waited for, connections are opened for who told how many.
@@ -432,7 +487,7 @@ class Engine:
         self._settled.set()
         known = self._job.models or self._read_all  # Later rows may name a model that works.
         if known and all(other.dead for other in self._lanes.values()):
-            self.stop(JobError(why_dead(self._lanes.values())))
+            self.stop(JobError(why_dead(self._lanes.values(), self._endpoint)))
 
     async def _bury(self, lane: EngineLane, prompt: Prompt) -> bool:
         """What becomes of a row whose model is closed; False when the worker should end.
@@ -584,7 +639,8 @@ class Engine:
     @property
     def closed(self) -> str:
         """Which models were given up on the way, and why; nothing if none was."""
-        return why_dead(lane for lane in self._lanes.values() if lane.dead is not None)
+        dead = (lane for lane in self._lanes.values() if lane.dead is not None)
+        return why_dead(dead, self._endpoint)
 
     @property
     def equals(self) -> Mapping[str, int]:

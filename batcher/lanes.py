@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
+from batcher.endpoint import Endpoint
 from batcher.errors import SUSPENDED
 from batcher.prices import Bill, Price, is_free
 from batcher.records import Outcome, Prompt, Result
@@ -354,16 +355,29 @@ def lost_result(lane: EngineLane, error: str) -> Result:
     )
 
 
-def why_dead(lanes: Iterable[EngineLane]) -> str:
+def why_dead(lanes: Iterable[EngineLane], endpoint: Endpoint) -> str:
     """A sentence for each way in which these lanes ended, and what to do about it."""
     ways: dict[str, list[str]] = {}
     for lane in lanes:
         if (last := lane.dead or lane.fatal) is not None:
             what = f"the gateway answers {last.http_status}: " if last.http_status else ""
-            advice = _SUSPENDED if last.error_type == SUSPENDED else _ADVICE[last.status]
-            way = f"{what}{last.error} — {advice}."
+            way = f"{what}{last.error} — {_advice(last, endpoint)}."
             ways.setdefault(way, []).append(lane.model)
     return " ".join(f"{', '.join(models)}: {way}" for way, models in ways.items())
+
+
+def _advice(last: Result, endpoint: Endpoint) -> str:
+    if last.error_type == SUSPENDED:
+        return _SUSPENDED
+    if last.status is Outcome.AUTH and endpoint.key is None:
+        names = " or ".join(endpoint.unsent)
+        how = (
+            f"{names} is set, and goes there with --api-key-env {endpoint.unsent[0]}"
+            if names
+            else ("set a variable to the key and name it with --api-key-env")
+        )
+        return f"no API key was sent to {endpoint.host}: {how}"
+    return _ADVICE[last.status]
 
 
 def _words(result: Result) -> str:

@@ -339,16 +339,14 @@ def test_a_gateway_that_is_not_there_ends_the_run_with_a_sentence(tmp_path, rows
     """Not a hundred thousand rows one by one, nor a wait without end."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/v1"
     began = time.monotonic()
-    ended = batcher(
-        "run", rows, "-o", "out.jsonl", "-m", "m", "--row-timeout", "4", "--max-retries", "9",
-        cwd=tmp_path, url=f"http://127.0.0.1:{port}/v1",
-    )  # fmt: skip
+    ended = batcher("run", rows, "-o", "out.jsonl", "-m", "m", cwd=tmp_path, url=url)
     text = ended.stderr.decode()
     assert ended.returncode == 2, text
-    assert "m: no answer for 4 s; the last failure: no connection" in text
+    assert f"m: {url} cannot be reached: no connection" in text
     assert "check --base-url" in text
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 30  # A minute, where something answered before.
 
 
 @pytest.mark.parametrize(

@@ -92,22 +92,22 @@ async def _get(url: str, endpoint: Endpoint | None = None) -> bytes:
     """What stands there; asked for by the user of an endpoint, who is not redirected to another host."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     proxy = proxy_of(url, os.environ)
-    login = (
-        None if proxy is None or proxy.login is None else aiohttp.BasicAuth(*proxy.login, "utf-8")
-    )
+    login = {} if proxy is None else proxy.headers
     async with aiohttp.ClientSession(timeout=timeout) as session:
         headers = CIMultiDict({"User-Agent": "batcher"})
         if endpoint is not None:
             headers.update(endpoint.headers)
             if endpoint.key:
                 headers["Authorization"] = f"Bearer {endpoint.key}"
+        if urlsplit(url).scheme == "http":  # Else only the tunnel's beginning carries it.
+            headers.update(login)
         known = endpoint is not None and (endpoint.key or endpoint.headers)
         async with session.get(
             url,
             headers=headers,
             allow_redirects=not known,
             proxy=None if proxy is None else proxy.url,
-            proxy_auth=login,
+            proxy_headers=login,
         ) as reply:
             reply.raise_for_status()
             content = await reply.content.read(_MOST_BYTES)

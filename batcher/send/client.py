@@ -130,6 +130,8 @@ class Client:
         self._secrets_by_chance = not all(map(_is_random, kept))
         self._anchor = max(re.findall(rb"[A-Za-z0-9]+", self._key_bytes), key=len, default=b"")
         self._proxy = proxy_of(endpoint.url, os.environ)
+        login = () if self._proxy is None else self._proxy.login or ()
+        self._logins = [word for word in (*login[1:], *self._tokens()) if len(word) > 3]
         self._memory = _Memory(_ALL_BYTES, clear)
         self._connector: aiohttp.TCPConnector | None = None
         # Those that rest, the longest first, and those that did, the last one last.
@@ -147,23 +149,20 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
         # What a connection is asked for with, and what each request begins with.
-        proxy, login = self._proxy, None
-        if proxy is not None and proxy.login is not None:
-            login = aiohttp.BasicAuth(*proxy.login, encoding="utf-8")
+        proxy, login = self._proxy, {} if self._proxy is None else self._proxy.headers
         self._request = aiohttp.ClientRequest(
             "POST",
             self._url,
             headers=self._headers,
             proxy=None if proxy is None else URL(proxy.url),
-            proxy_auth=login,
+            proxy_headers=login,
         )
         target = self._url.raw_path_qs
         lines = [f"{name}: {value}" for name, value in self._request.headers.items()
                  if name.lower() not in ("content-length", "transfer-encoding")]  # fmt: skip
         if proxy is not None and self._url.scheme == "http":  # Of https it only sees a tunnel.
             target = str(self._url)
-            if login is not None:
-                lines.append(f"Proxy-Authorization: {login.encode()}")
+            lines += [f"{name}: {value}" for name, value in login.items()]
         lines.insert(0, f"POST {target} HTTP/1.1")
         self._head = "\r\n".join((*lines, "Content-Length: ")).encode()
         return self
@@ -413,7 +412,14 @@ class Client:
         text: str = clean(" ".join((str(error) or type(error).__name__).split()))
         if self._anyhow is not None:
             text = self._anyhow.sub(b"[key]", text.encode()).decode()
+        for word in self._logins:
+            text = text.replace(word, "[password]")
         return self._without_secrets(text.encode()).decode()[:300]
+
+    def _tokens(self) -> list[str]:
+        """What the proxy is sent, without the word `Basic`."""
+        sent = {} if self._proxy is None else self._proxy.headers
+        return [value.partition(" ")[2] for value in sent.values()]
 
     def _without_secrets(self, text: bytes) -> bytes:
         """Without what secret headers hold, which some gateways repeat as they do the key."""
@@ -462,6 +468,9 @@ class Client:
                     (name, self._without_secrets(value.encode()).decode())
                     for name, value in headers.items()
                 )
+        if status >= 400:  # Perhaps of the proxy.
+            for word in self._logins:
+                body = body.replace(word.encode(), b"[password]")
         return Reply(status, headers, body, came)
 
 

@@ -112,6 +112,12 @@ _NO_MODEL = re.compile(
 _KEY = re.compile(
     r"api[_ ]?key[_ ](is[_ ])?(not valid|invalid|expired)|(invalid|incorrect|expired) api[_ ]?key"
 )
+# Also by servers that say 500 when there is no key at all.
+_NO_KEY = re.compile(
+    r"\b(no|missing|without) (an? |the |your |valid )?(api[_ -]?key|auth(entication|orization) (header|token)|bearer|credentials)"
+    r"|(api[_ -]?key|authorization header|bearer token|credentials)[^.]{0,20} (missing|required|not (provided|set|found|passed|given))"
+    r"|(provide|supply|include) (an? |the |your |valid )?(api[_ -]?key|authorization header)|not authenticated|authentication required"
+)
 _TOO_LARGE = re.compile(r"request too large|reduce your message size")
 _OF_TOKENS = re.compile(r"tokens? per|\btpm\b|token.?limit|dynamic_token|tokens_limit")
 _OF_REQUESTS = re.compile(r"requests? per|\brpm\b|dynamic_request|on requests")
@@ -327,7 +333,11 @@ def _told(
         return BadRequest(message, outcome=Outcome.CONTEXT_LENGTH, **facts)
     if _FILTER.search(words) and status in (400, 403, 422):
         return BadRequest(message, outcome=Outcome.FILTERED, **facts)
-    if status in (401, 403, 407) or (status == 400 and own.says(_KEY)):
+    if (
+        status in (401, 403, 407)
+        or (status == 400 and own.says(_KEY))
+        or (status in (400, 422, 500) and own.says(_NO_KEY))
+    ):
         return NotAllowed(message, **facts)
     if status in (404, 405) or 300 <= status < 400:
         return NotFound(message, **facts)
