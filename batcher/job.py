@@ -34,6 +34,7 @@ from batcher.words import (
     limit_of,
     text_of,
     variables_of,
+    wins,
 )
 
 __all__ = ["Job", "Limits", "LogLevel"]
@@ -52,11 +53,18 @@ _LENGTH = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user told about one model's limits, or about all of a key; None is "not told"."""
+    """What the user told about one model's limits, or about all of a key; None is "not told".
+
+    Attributes:
+        rpm_wins: Whether headers that say something else do not count (`6000!`).
+        tpm_wins: Likewise.
+    """
 
     rpm: float | None = None
     tpm: float | None = None
     concurrency: int | None = None
+    rpm_wins: bool = False
+    tpm_wins: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +152,14 @@ class Job:
         tuple[str, ...],
         Parameter(group=_PACE, negative_iterable="", consume_multiple=False),
     ] = ()
-    """Requests a minute, per model: N, or MODEL=N for one. Repeatable."""
+    """Requests a minute, per model: N, or MODEL=N for one. N! counts whatever the gateway's headers say;
+    its 429s count in any case. Repeatable."""
 
     tpm: Annotated[
         tuple[str, ...],
         Parameter(group=_PACE, negative_iterable="", consume_multiple=False),
     ] = ()
-    """Tokens a minute, per model: N, or MODEL=N for one. Repeatable."""
+    """Tokens a minute, per model: N, or MODEL=N for one; N! as for --rpm. Repeatable."""
 
     concurrency: Annotated[
         tuple[str, ...],
@@ -546,6 +555,8 @@ class Job:
             rpm=limit_of("--rpm", self.rpm, model),
             tpm=limit_of("--tpm", self.tpm, model),
             concurrency=concurrency_of(self.concurrency, model),
+            rpm_wins=wins(self.rpm, model),
+            tpm_wins=wins(self.tpm, model),
         )
 
     @property

@@ -23,6 +23,7 @@ __all__ = [
     "limit_of",
     "text_of",
     "variables_of",
+    "wins",
 ]
 
 _MOST_LEVELS = 100
@@ -202,7 +203,7 @@ def labels_of(text: str) -> tuple[str, ...]:
 
 
 def limit_of(flag: str, told: tuple[str, ...], model: str) -> float | None:
-    """The number told for a model, by `N` for all or `MODEL=N`; None for none.
+    """The number told for a model, by `N` for all or `MODEL=N`, perhaps with "!"; None for none.
 
     Raises:
         JobError: It is no number above 0.
@@ -211,12 +212,21 @@ def limit_of(flag: str, told: tuple[str, ...], model: str) -> float | None:
     if found is None:
         return None
     try:
-        number = float(found)
+        number = float(found.removesuffix("!"))
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
         raise JobError(f"{flag} {found!r}: it must be a number above 0, or MODEL=N.")
     return number
+
+
+def wins(told: tuple[str, ...], model: str) -> bool:
+    """Whether the number told for a model counts whatever headers say: `N!`.
+
+    >>> wins(("60!", "m=5"), "m"), wins(("60!", "m=5"), "n")
+    (False, True)
+    """
+    return (_of_model(told, model) or "").endswith("!")
 
 
 def concurrency_of(told: tuple[str, ...], model: str) -> int | None:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.job import Job
+from batcher.job import Job, Limits
 from batcher.plan.earlier import Earlier
+from batcher.plan.forecast import Forecast
 from batcher.plan.requests import Plan, settings_of
 from batcher.plan.survey import survey
 from batcher.read.files import expand
@@ -211,3 +212,17 @@ def test_a_row_that_cannot_be_read_takes_no_other_rows_name(tmp_path):
     assert note.endswith(
         "in.csv:5: fewer cells than the header has, and the missing ones are null."
     )
+
+
+def test_a_claude_without_a_bound_is_warned_of_before_anything_is_sent():
+    """Its default of 4,096 tokens cuts answers."""
+    forecast = Forecast(("claude-sonnet-5", "gpt-6"), one=False)
+    forecast.add(Prompt(0, "0", b"x"), (0, 1), 1)
+    forecast.add(Prompt(1, "1", b"y", max_tokens=9), (0, 1), 1)
+    told = [
+        line
+        for line in forecast.lines(lambda _: None, lambda _: Limits())
+        if "max_tokens=N" in line
+    ]
+    assert len(told) == 1
+    assert told[0].startswith("claude-sonnet-5: 1 request without max_tokens")

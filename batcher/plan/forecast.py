@@ -120,6 +120,11 @@ class Forecast:
                 f"{about} prompt tokens ({low} to {high})"
             )
             yield f"{told}{_money(share, price_of(model))}{_time(share, limits_of(model))}."
+            if share.unbound and "claude" in model.lower():
+                yield (
+                    f"{model}: {counted(share.unbound)} without max_tokens; gateways such as AiHubMix cut Claude's "
+                    "answers at 4,096 tokens then. Set --param max_tokens=N."
+                )
 
     def asdict(self, price_of: PriceOf, limits_of: LimitsOf) -> dict[str, object]:
         """The same for `--json`; what is not known is None."""

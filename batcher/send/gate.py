@@ -478,7 +478,7 @@ class Gate:
 
     def _learn(self, ticket: Ticket, heard: Heard, now: float) -> None:
         if heard.said or self._told_limits:
-            self._hear_limits(heard, now)
+            self._hear_limits(ticket, heard, now)
         breakers = (self.breaker, self._key.breaker)
         if heard.how in ("answered", "rejected"):
             self._unheard_since = None
@@ -516,21 +516,16 @@ class Gate:
                 for breaker in breakers:
                     breaker.unsent(ticket.sent_at, now)
 
-    def _hear_limits(self, heard: Heard, now: float) -> None:
-        if not heard.said:
-            if heard.how == "answered":
-                self._own.requests.read(None, now)
-                self._own.tokens.read(None, now)
+    def _hear_limits(self, ticket: Ticket, heard: Heard, now: float) -> None:
+        answered = heard.how == "answered"
+        if not heard.said and not answered:
             return
-        self._told_limits = True
+        self._told_limits |= bool(heard.said)
         for what, measure in (("requests", self._own.requests), ("tokens", self._own.tokens)):
             said = [one for one in heard.said if one.what == what]
-            paces = [pace for one in said if (pace := one.per_minute) is not None and pace >= 1.0]
-            if paces or heard.how == "answered":
-                measure.read(min(paces, default=None), now)
-            for one in said:
-                if (pause := one.pause) is not None:
-                    measure.hold(now + pause)
+            measure.hear(said, ticket.sent_at, now, answered=answered)
+            if self._line and measure.send_ahead(now):
+                self.look()
 
     def _refused(self, ticket: Ticket, heard: Heard, now: float) -> None:
         requests, tokens = self._own.requests, self._own.tokens

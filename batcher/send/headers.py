@@ -21,7 +21,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-__all__ = ["Said", "limits", "span"]
+__all__ = ["Said", "ShortWindow", "limits", "span"]
 
 _SHORT = 3.0
 _FIELDS = frozenset({"limit", "remaining", "reset"})
@@ -41,6 +41,7 @@ class Said(NamedTuple):
         remaining: Units left in it; None when not told.
         reset: Seconds until it is whole again, or turns; None when not told.
         window: Its length in seconds.
+        named: Whether the header names the window; else it is inferred.
     """
 
     what: Literal["requests", "tokens"]
@@ -48,6 +49,7 @@ class Said(NamedTuple):
     remaining: float | None
     reset: float | None
     window: float
+    named: bool = True
 
     @property
     def per_minute(self) -> float | None:
@@ -131,9 +133,63 @@ def _said(key: _Key, fields: Mapping[str, str], by_second: bool, now: float) -> 
     if limit is None or limit <= 0:
         return None
     reset, what, window = _reset(fields.get("reset"), now), key.what, key.window
+    named = window is not None or by_second
     if window is None:
         window = 1.0 if by_second else _window(limit, remaining, reset)
-    return Said(what, limit, remaining, reset, window)
+    return Said(what, limit, remaining, reset, window, named)
+
+
+class ShortWindow:
+    """Tells a limit of a second from one of a minute, where headers name no window.
+
+    "limit 50, reset 1s" may be either. A minute's bucket takes `used / limit × 60 s` to fill, and a minute's
+    fixed window has up to 60 s left; one of a second is always whole within a second. What one request at a
+    time uses does not show it, so a few are sent ahead (`ahead`), while at least half of the limit remains
+    by the server's own word.
+
+    Attributes:
+        found: Whether it is a second's.
+    """
+
+    _MOST, _SECONDS, _ANSWERS = 1.5, 4.0, 4
+
+    def __init__(self) -> None:
+        self.found = False
+        self._refuted = False
+        self._limit = 0.0
+        self._since = self._ahead_at = 0.0
+        self._heard = self._votes = 0
+        self._enough = False
+
+    def observe(self, said: Said, now: float) -> None:
+        """What an answer's headers say."""
+        if self._refuted or said.named or said.window != 60.0 or said.reset is None:
+            return
+        if said.limit != self._limit:
+            self.found, self._limit, self._since = False, said.limit, now
+            self._heard = self._votes = 0
+        if said.reset > self._MOST or said.remaining is None:
+            self.refute()
+            return
+        self._heard += 1
+        # Where less is left the limit is a minute's, and what is left that of a shorter span of it.
+        self._enough = said.remaining >= said.limit / 2
+        to_fill = (said.limit - said.remaining) / said.limit * 60.0
+        self._votes += self._enough and to_fill > 2.0 * max(said.reset, 0.5)
+        self.found = self.found or (self._votes >= 3 and now - self._since >= self._SECONDS)
+
+    def refute(self) -> None:
+        """It is none of a second, for good."""
+        self._refuted, self.found = True, False
+
+    def ahead(self, now: float) -> int:
+        """How many requests to send ahead of a minute's pace, to see which it is; 0 for none."""
+        if self._refuted or self.found or self._heard < self._ANSWERS or not self._enough:
+            return 0
+        if now - self._since < 1.0 or now - self._ahead_at < 1.2:
+            return 0
+        self._ahead_at = now
+        return max(2, min(int(self._limit / 24) + 1, int(self._limit / 4)))
 
 
 def _window(limit: float, remaining: float | None, reset: float | None) -> float:

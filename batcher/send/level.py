@@ -5,8 +5,11 @@ Each unit has three sources, told, read and learned; the strictest counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from batcher.job import Limits
 from batcher.send.concurrency import Concurrency
+from batcher.send.headers import Said, ShortWindow
 from batcher.send.limits import Allowance, Learned, Recent
 
 __all__ = ["NEVER", "Level", "Measure"]
@@ -18,11 +21,28 @@ _READ_LASTS = 120.0
 class Measure:
     """One kind of unit of one level: what was told, what headers say, what refusals teach.
 
+    What succeeds beats what headers say: a minute's limit may be a second's, and nothing left may be enough.
+
+    Args:
+        told: Units a minute; None for nothing told.
+        now: The clock at the start.
+        learns: Whether refusals teach it.
+        wins: Whether headers do not count, as what was told says so.
+
     Attributes:
         used: Units that were let through and not refused.
     """
 
-    def __init__(self, told: float | None, now: float, *, learns: bool) -> None:
+    def __init__(
+        self, told: float | None, now: float, *, learns: bool, wins: bool = False
+    ) -> None:
+        self.wins = wins
+        self._short = ShortWindow()
+        self._ahead = 0  # May go before what headers say allows it.
+        self._empty_until: float | None = (
+            None  # Until when a header said that there is nothing left.
+        )
+        self._empty_ignored = False
         self._told = Allowance(told, now) if told else None
         self._read: Allowance | None = None
         self.learned = Learned() if learns else None
@@ -58,7 +78,11 @@ class Measure:
     def wait(self, amount: float, now: float) -> float:
         """Seconds until all three sources allow so much."""
         longest = 0.0 if self._told is None else self._told.wait(amount, now)
-        if self._read is not None and (wait := self._read.wait(amount, now)) > longest:
+        if (
+            self._read is not None
+            and not self._ahead
+            and (wait := self._read.wait(amount, now)) > longest
+        ):
             longest = wait
         learned = self.learned
         if learned is not None and learned.rate is not None:
@@ -73,7 +97,9 @@ class Measure:
         self.used += amount
         if self._told is not None:
             self._told.take(amount, now)
-        if self._read is not None:
+        if self._ahead:
+            self._ahead -= 1
+        elif self._read is not None:
             self._read.take(amount, now)
         if self.learned is not None:
             self.learned.take(amount, now)
@@ -93,6 +119,37 @@ class Measure:
         for allowance in (self._told, self._read):
             if allowance is not None:
                 allowance.hold(until)
+
+    def hear(self, said: Sequence[Said], sent_at: float, now: float, *, answered: bool) -> None:
+        """What the headers of a reply say of these units; `answered` for no refusal and no failure."""
+        if self.wins:
+            return
+        for one in said:
+            if answered:
+                self._short.observe(one, now)
+        faster = 60.0 if self._short.found else 1.0
+        told = [
+            (one, pace) for one in said if (pace := one.per_minute) is not None and pace >= 1.0
+        ]
+        paces = [pace if one.named else pace * faster for one, pace in told]
+        if paces or answered:
+            self.read(min(paces, default=None), now)
+        pauses = [pause for one in said if (pause := one.pause) is not None]
+        if not pauses or self._empty_ignored:
+            return
+        if answered and self._empty_until is not None and sent_at >= self._empty_until:
+            # The window turned, there is nothing left still, and it was answered: that means nothing.
+            self._empty_ignored = True
+            return
+        self._empty_until = now + max(pauses)
+        self.hold(self._empty_until)
+
+    def send_ahead(self, now: float) -> bool:
+        """Whether some may go ahead of what headers say, for somebody waits for that."""
+        if self._read is None or self._ahead or self._told is not None:
+            return False
+        self._ahead = self._short.ahead(now)
+        return self._ahead > 0
 
     def read(self, per_minute: float | None, now: float) -> None:
         """What the headers of an answer say; None when they say nothing."""
@@ -115,9 +172,13 @@ class Measure:
         first came back is one.
         """
         assert self.learned is not None
+        self._ahead = 0
+        self._empty_ignored, self._empty_until = False, None
         if sent_at >= self._refused_at:
             self._refused_at = now
             self._refusals.add(1, now)
+        if self._refusals.sum(now) > max(5.0, 0.05 * self.learned.sent(now)):
+            self._short.refute()
         few = self._refusals.sum(now) < max(5.0, 0.02 * self.learned.sent(now))
         if self.limit is not None and few and self.learned.rate is None:
             return False
@@ -131,8 +192,8 @@ class Level:
     def __init__(
         self, limits: Limits, concurrency: Concurrency, now: float, *, learns: bool
     ) -> None:
-        self.requests = Measure(limits.rpm, now, learns=learns)
-        self.tokens = Measure(limits.tpm, now, learns=learns)
+        self.requests = Measure(limits.rpm, now, learns=learns, wins=limits.rpm_wins)
+        self.tokens = Measure(limits.tpm, now, learns=learns, wins=limits.tpm_wins)
         self.concurrency = concurrency
         self.in_flight = 0
 

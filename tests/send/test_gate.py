@@ -9,6 +9,7 @@ from batcher.job import Limits
 from batcher.send.gate import Closed, Gate, Heard, KeyGate
 from batcher.send.headers import limits
 from tests.support import clock
+from tests.torture import times
 
 
 def a_gate(limits=None, key=None):
@@ -169,16 +170,16 @@ def test_the_line_says_what_it_waits_for_and_for_how_long():
 def test_overloads_mean_fewer_at_once_and_429s_do_not():
     """503, 529 and timeouts tell of load, once there are three; a 429 tells of a rate."""
 
-    async def work(how, times):
+    async def work(how, often):
         gate = a_gate()
         before = gate.concurrency.limit
-        for _ in range(times):
+        for _ in range(often):
             await goes(gate, Heard(how))
         return before, gate.concurrency.limit
 
-    for how, times, part in (("overloaded", 2, 1), ("overloaded", 3, 2), ("refused", 3, 1)):
-        before, after = clock.run(work(how, times))
-        assert after == before // part, (how, times)
+    for how, often, part in (("overloaded", 2, 1), ("overloaded", 3, 2), ("refused", 3, 1)):
+        before, after = clock.run(work(how, often))
+        assert after == before // part, (how, often)
 
 
 def test_a_probe_that_hangs_is_not_waited_for_without_end():
@@ -368,3 +369,81 @@ def test_a_model_is_given_up_only_after_the_wait_it_named(how, named, waits):
 
     given_up = clock.run(work())
     assert waits <= given_up <= waits + 35.0  # A probe that is under way is waited for.
+
+
+async def windowed(told, seconds, span, limit, headers, workers=40, latency=0.2):
+    """Answers by a server that takes `limit` in each window of `span` seconds: (answered, refused)."""
+    loop, gate = asyncio.get_running_loop(), a_gate(told)
+    window, used, answered, refused = -1, 0, 0, 0
+
+    async def worker():
+        nonlocal window, used, answered, refused
+        while loop.time() < seconds:
+            ticket = await gate.enter(100.0)
+            if (now := int(loop.time() // span)) != window:
+                window, used = now, 0
+            used += 1
+            told = limits(headers(limit, max(0, limit - used), span - loop.time() % span), 0.0)
+            if used > limit:
+                refused += 1
+                await asyncio.sleep(0.02)
+                gate.leave(ticket, Heard("refused", said=told))
+                continue
+            await asyncio.sleep(latency)
+            answered += 1
+            gate.leave(ticket, Heard("answered", latency, 100.0, said=told))
+
+    await clock.busy((worker() for _ in range(workers)), seconds, gate)
+    return answered, refused
+
+
+def told_of(limit, left, reset):
+    return {
+        "x-ratelimit-limit-requests": str(limit),
+        "x-ratelimit-remaining-requests": str(left),
+        "x-ratelimit-reset-requests": reset if isinstance(reset, str) else f"{reset:.3f}s",
+    }
+
+
+@pytest.mark.parametrize("limit", [50, 300][: times(1, 2)])
+@pytest.mark.parametrize("whole", [True, False], ids=["1s", "what is left of it"])
+def test_a_limit_of_a_second_is_told_from_one_of_a_minute(limit, whole):
+    """Read as a minute's it would be a sixtieth of what the server takes."""
+
+    def headers(limit, left, reset):
+        return told_of(limit, left, "1s" if whole else reset)
+
+    answered, refused = clock.run(windowed(None, 20.0, 1.0, limit, headers, workers=100))
+    assert answered >= 9 * limit
+    assert refused <= 0.02 * answered
+
+
+@pytest.mark.parametrize("limit", [50, 300, 3000][: times(2, 3)])
+def test_a_limit_of_a_minute_is_not_taken_for_one_of_a_second(limit):
+    """Also where the window turns soon."""
+    answered, refused = clock.run(windowed(None, 240.0, 60.0, limit, told_of, workers=200))
+    assert 3.2 * limit <= answered <= 4 * limit
+    assert refused <= max(12, 0.02 * answered)
+
+
+def test_nothing_left_means_nothing_where_answers_come_all_the_same():
+    """Some servers say so always; and where it is so, the window is waited for."""
+
+    def headers(_limit, _left, _reset):
+        return told_of(600, 0, "30s")
+
+    answered, _refused = clock.run(windowed(None, 90.0, 60.0, 1 << 30, headers))
+    assert answered >= 550
+
+
+@pytest.mark.parametrize(
+    ("told", "least"), [(Limits(rpm=600), 0), (Limits(rpm=600, rpm_wins=True), 550)]
+)
+def test_a_limit_that_is_told_to_count_does_so_whatever_headers_say(told, least):
+    """`--rpm 600!`: a user may know better."""
+
+    def headers(_limit, _left, _reset):
+        return told_of(60, 0, "20s")
+
+    answered, _refused = clock.run(windowed(told, 60.0, 60.0, 1 << 30, headers))
+    assert least <= answered <= (70 if not least else 600)
