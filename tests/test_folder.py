@@ -19,6 +19,7 @@ from batcher.output import check_output, sweep
 from batcher.read import marks, spool
 from batcher.read.files import expand
 from batcher.records import Outcome, Result
+from batcher.send import client
 from batcher.write import lock, spending, status
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.lock import Lock
@@ -506,3 +507,10 @@ def test_a_file_that_looks_like_an_option_can_be_named():
     words = ["run", "-m", "x", "--", "-dash.jsonl", "-", "in.jsonl"]
     assert app._after_dashes(words) == [*words[:4], "./-dash.jsonl", "-", "in.jsonl"]
     assert app._after_dashes(words[:3]) == words[:3]
+
+
+def test_a_limit_of_ten_open_files_is_said(tmp_path, monkeypatch):
+    """Less than a run needs to begin: it would end in the middle of some library."""
+    monkeypatch.setattr(client, "open_files", lambda: 10)
+    with pytest.raises(JobError, match=r"10 files open.*ulimit -n"):
+        cli.run("in.jsonl", job=Job(output="o.jsonl", models=("m",)))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "run"]
 
+_LEAST_FILES = 32  # For one request at a time: loop, journal, input, output, what libraries open.
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Input = Annotated[str, Parameter(allow_leading_hyphen=True)]  # For "-", stdin.
 
@@ -98,7 +99,13 @@ def _run(job: Job) -> int:
     import uvloop
 
     from batcher.cli.stderr import Machines, People
+    from batcher.send.client import open_files
 
+    if (files := open_files()) < _LEAST_FILES:
+        raise JobError(
+            f"This process may have {files} files open, and a run needs {_LEAST_FILES} or more. Raise the limit: "
+            "ulimit -n 1024"
+        )
     # What was imported is never garbage, and what a row leaves is freed without a search for circles.
     gc.freeze()
     gc.set_threshold(10_000)
