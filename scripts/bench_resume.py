@@ -76,14 +76,14 @@ def written(folder: Path, rows: int, models: list[str], *, whole: bool, suffix: 
     settings = msgspec.to_builtins(settings_of(job, f"{url}/chat/completions"))
     os.chdir(folder)
     pins = [msgspec.to_builtins(file.pin) for file in expand(["in.jsonl"])]
-    epoch = Epoch(inputs=pins, settings=settings, first_segment=1, started=now(), rows=rows)
+    epoch = Epoch(inputs=pins, settings=settings, runs=[RUN], started=now(), rows=rows)
     asked = Asked(models=tuple(models))
     Manifest(output=f"out.{suffix}", epochs=[epoch], asked=asked).save(run)
     inputs = Inputs(expand(["in.jsonl"]))
     deque(inputs.rows(), 0)
     marks.save(run, inputs.pins, inputs.marks)
     if whole:
-        log = Journal(run)
+        log = Journal(run, run=RUN)
         order = np.arange(rows - 1)
         rng = np.random.default_rng(0)
         for start in range(0, rows - 1, 1000):
@@ -108,9 +108,7 @@ def written(folder: Path, rows: int, models: list[str], *, whole: bool, suffix: 
         segment = run / f"journal-{number:06}.jsonl"
         with segment.open("wb") as file:
             file.truncate(len(at) * LINE)
-        index.save(
-            segment.with_suffix(".idx"), index.Segment(number, models, entries), len(at) * LINE
-        )
+        index.save(segment, index.Segment(number, models, [RUN], entries))
     return words
 
 
@@ -187,6 +185,7 @@ def main() -> None:
 
 
 PORT = 18431
+RUN = "0123456789ab"
 
 if __name__ == "__main__":
     main()
