@@ -478,7 +478,7 @@ def test_help_is_light_and_names_every_option(tmp_path):
 
     text = batcher("run", "--help", cwd=tmp_path).stdout.decode()
     for field in fields(Job):
-        if field.name not in ("inputs", "models", "params"):
+        if field.name not in ("inputs", "models", "params", "headers"):
             assert f"--{field.name.replace('_', '-')}" in text
     loaded = subprocess.run(
         [sys.executable, "-c", "import batcher.cli.app, sys; print(*sys.modules)"],

@@ -119,7 +119,10 @@ def plain(value: Any) -> str:
     >>> plain(" **Billing**. "), plain(3.0), plain(True), plain('{"b":1, "a":[]}')
     ('billing', '3', 'true', '{"a": [], "b": 1}')
     """
-    return plain_text(_label_text(value))
+    said = _read(value)
+    if isinstance(said, dict | list):  # Its brackets are no marks around it.
+        return " ".join(text(said).casefold().split())
+    return plain_text(_label_text(said))
 
 
 def same_by(labels: Labels) -> Callable[[Any], str]:
@@ -128,7 +131,7 @@ def same_by(labels: Labels) -> Callable[[Any], str]:
     def same(value: Any) -> str:
         said = _label_text(value)
         label = labels.match(said)
-        return plain_text(said) if label is None else label
+        return plain(value) if label is None else label
 
     return same
 

@@ -219,7 +219,7 @@ def test_an_upload_that_fails_costs_no_answer(tmp_path, echo):
     assert process.wait(60) == 1
     said = (tmp_path / "log").read_text()
     assert f"{of.root}/o.jsonl: the upload failed" in said
-    assert "All rows are in o.jsonl" in said
+    assert f"All rows are in {tmp_path}/o.jsonl" in said
     assert "Go on with: batcher run" in said
     assert len(read_jsonl(tmp_path / "o.jsonl")) == 30
     (tmp_path / "again").mkdir()

@@ -76,6 +76,7 @@ class Acknowledged:
 
     def __init__(self, process):
         self._heard = []
+        self._begun = threading.Event()
         self._process = process
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
@@ -83,6 +84,11 @@ class Acknowledged:
     def _listen(self):
         for said in self._process.stdout:
             self._heard.append((time.monotonic(), int(said)))
+            self._begun.set()
+
+    def some(self):
+        """Waits until some rows are on the disk: on a busy machine the writer's start takes seconds."""
+        assert self._begun.wait(120)
 
     def before(self, moment):
         """How many rows were on the disk then; ends the writer."""
@@ -132,7 +138,8 @@ def test_what_was_synced_survives_a_power_cut(tmp_path):
             os.sync()
             process = writer(place / "out.run", first, rng)
             heard = Acknowledged(process)
-            time.sleep(rng.uniform(0.6, 2.0))
+            heard.some()
+            time.sleep(rng.uniform(0.1, 1.5))
             moment = cut_power(place)
             last = heard.before(moment)
         with ext4(disk, place):
@@ -173,7 +180,8 @@ def test_a_power_cut_after_a_kill_and_a_start_accepts_nothing_that_is_gone(tmp_p
             os.sync()
             process = writer(folder, 0, rng)
             heard = Acknowledged(process)
-            time.sleep(rng.uniform(0.6, 1.2))
+            heard.some()
+            time.sleep(rng.uniform(0.1, 0.7))
             last = heard.before(time.monotonic())  # Killed.
             found(folder)
             for path in folder.glob("*.idx"):  # The kernel happens to write this one first.
