@@ -257,5 +257,5 @@ def test_any_mixture_of_two_states_gives_each_row_its_own_answer_or_none(gateway
             shutil.rmtree(state[0].parent)
         for bench in benches:
             shutil.rmtree(bench.folder)
-        refused += bench.ended
+        refused += benches[0].ended
     tell("mixtures", tried=tried, rows=rows, refused=len(refused), wrong=0)
