@@ -49,9 +49,9 @@ _MONEY = re.compile(
     r"|credits?[^.]{0,30} (been |is |are )(depleted|exhausted|used up)|free tier[^.]{0,40} exhausted"
     r"|used all available credits|credit_balance_exhausted|requires more credits|can only afford|purchase (more )?credits"
     r"|budget[_ ]?(has been |was |is )?(exceeded|exhausted)|exceeded[_ ]?((your|the|its) )?((monthly|daily|max|current) )?budget"
-    r"|over budget|crossed budget"
+    r"|over budget|crossed budget|exceeded\w{0,20}budget|key limit exceeded|setlimitexceeded|reached the set inference limit"
     r"|(spend|spending|billing|usage|cost)[_ ](hard[_ ])?(limit|cap|quota)[_ ](has been |was |is )?(exceeded|reached)"
-    r"|reached (your|its|the) ((monthly|daily|weekly|specified|project|account) )*(spend|spending|billing|usage|cost) (limit|cap)"
+    r"|reached (your|its|the) ((monthly|daily|weekly|specified|project|account|workspace|organization|api) )*(spend|spending|billing|usage|cost) (limit|cap)"
     r"|spend_limit|spending limit|usage_limit_(exceeded|reached)|billing_hard_limit|billing_not_active|billing_error"
     r"|check your billing details|exceeded_current_quota|account is in good standing"
     r"|pre_consume_token_quota_failed|quota is not enough|entitlement_|payment[_ ]required|to prevent abuse"
@@ -86,6 +86,9 @@ _CAPACITY = re.compile(
 )
 _DAY = re.compile(
     r"free-models-per-day|per ?day|\((tpd|rpd)\)|daily (limit|quota|request|token)|perday|per-day"
+    r"|(daily|weekly|monthly)( [\w-]+){0,3} (has been |was |is )?(reached|exceeded|exhausted|used up)"
+    r"|(reached|exceeded|exhausted|used up)( [\w-]+){0,3} (daily|weekly|monthly)\b"
+    r"|(今[日天]|[当當][日天]|每[日天]|本[周週月]|每[周週月])[^，。,.]{0,12}(上限|超限|用完|用尽|用盡|已满|已滿)"
 )
 _MINUTE = re.compile(
     r"per ?min|perminute|per-minute|per ?second|\((tpm|rpm)\)|\b(tpm|rpm)\b"

@@ -184,7 +184,7 @@ class _Pieces:
         self._logprobs: dict[str, list[Any]] = {}
         self._more: dict[str, Any] = {}
         self._usage: Any = None
-        self._answers = False
+        self._answers = self._in_pieces = False
         self.content: list[str] = []
         self.finish: Any = None
 
@@ -193,16 +193,16 @@ class _Pieces:
         for name in _HEAD:
             if chunk.get(name) is not None:
                 self._head.setdefault(name, chunk[name])
-        if isinstance(
-            chunk.get("usage"), dict
-        ):  # Gemini sends one with each chunk: the last counts.
-            self._usage = chunk["usage"]
+        self._use(chunk.get("usage"))
+        if isinstance(groq := chunk.get("x_groq"), dict):
+            self._use(groq.get("usage"))
         choices = chunk.get("choices")
         own = (of for of in choices if isinstance(of, dict)) if isinstance(choices, list) else ()
         choice = next((of for of in own if not of.get("index")), None)
         if choice is None:
             return False
         self._answers = True
+        self._use(choice.get("usage"))  # Moonshot
         for name in ("error", "content_filter_results"):
             if choice.get(name) is not None:
                 self._more[name] = choice[name]
@@ -212,8 +212,31 @@ class _Pieces:
             for name, of in sure.items():
                 if isinstance(of, list):
                     self._logprobs.setdefault(name, []).extend(of)
-        delta = choice.get("delta") or choice.get("message")
-        return isinstance(delta, dict) and self._delta(delta)
+        delta, message = choice.get("delta"), choice.get("message")
+        if isinstance(delta, dict) and delta:
+            told = self._delta(delta)
+            self._in_pieces = self._in_pieces or told
+            return told
+        return isinstance(message, dict) and self._delta(self._whole_message(message))
+
+    def _use(self, usage: Any) -> None:
+        """Takes a usage; Gemini sends one with each chunk, and the last that tells anything counts."""
+        if isinstance(usage, dict) and (self._usage is None or any(usage.values())):
+            self._usage = usage
+
+    def _whole_message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message that comes where pieces are expected; behind pieces it is all of them again (MiniMax)."""
+        if self._in_pieces:
+            if message.get("content"):
+                self.content.clear()
+            for name in _TEXTS:
+                if message.get(name):
+                    self._texts.pop(name, None)
+            if message.get("tool_calls"):
+                self._calls.clear()
+            if message.get("function_call"):
+                self._function = None
+        return message
 
     def _delta(self, delta: dict[str, Any]) -> bool:
         said = delta.get("content")

@@ -90,7 +90,8 @@ class _Counts(msgspec.Struct, gc=False):
     total_tokens: _Tokens | None = None
     prompt_cache_hit_tokens: _Tokens | None = None
     cost_in_usd_ticks: _Tokens | None = None  # xAI
-    cost: Any = None
+    cost: Any = None  # Perplexity: an object, as it bills more than tokens
+    estimated_cost: Any = None  # DeepInfra
     is_byok: Any = (
         None  # OpenRouter: with a key of one's own `cost` leaves out what the provider takes,
     )
@@ -98,6 +99,10 @@ class _Counts(msgspec.Struct, gc=False):
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Answered | None = None
     cached_tokens: _Tokens | None = None  # Moonshot
+    input_tokens: _Tokens | None = None  # Anthropic's and the Responses API's names
+    output_tokens: _Tokens | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Answered | None = None
     cache_read_input_tokens: _Tokens | None = None  # Anthropic's names, as one-api passes them on
     cache_creation_input_tokens: _Tokens | None = None
     cache_creation_tokens: _Tokens | None = None
@@ -310,6 +315,8 @@ def _content(content: Any) -> str | None:
 _INSIDE: dict[str, type[msgspec.Struct]] = {
     "prompt_tokens_details": _Details,
     "completion_tokens_details": _Answered,
+    "input_tokens_details": _Details,
+    "output_tokens_details": _Answered,
     "cache_creation": _Writes,
     "cache_creation_token_details": _Writes,
 }
@@ -319,7 +326,7 @@ def _counts(usage: Any) -> _Counts | None:
     """The usage in whatever a server sent; what is no number counts as not there."""
     counts: _Counts | None = _numbers(usage, _Counts)
     if counts is not None:
-        for name in ("cost", "is_byok", "cost_details"):
+        for name in ("cost", "estimated_cost", "is_byok", "cost_details"):
             setattr(counts, name, usage.get(name))
         counts.service_tier = _text(usage.get("service_tier"))
     return counts
@@ -348,8 +355,10 @@ def _usage(counts: _Counts | None, tier: str | None = None, *, wrote: bool | Non
     """
     if counts is None:
         return Usage(service_tier=tier_of(tier))
-    prompt, completion = counts.prompt_tokens, counts.completion_tokens
-    total, inside = counts.total_tokens, counts.prompt_tokens_details
+    prompt = _filled(counts.prompt_tokens, counts.input_tokens)
+    completion = _filled(counts.completion_tokens, counts.output_tokens)
+    total = counts.total_tokens
+    inside = counts.prompt_tokens_details or counts.input_tokens_details
     cached = None if inside is None else inside.cached_tokens
     if cached is None:
         cached = counts.prompt_cache_hit_tokens
@@ -367,6 +376,12 @@ def _usage(counts: _Counts | None, tier: str | None = None, *, wrote: bool | Non
             or (total is None and reads + writes > prompt)
             or total == prompt + reads + writes + (completion or 0)
             or (inside is None and counts.cache_creation_input_tokens is not None)
+            or (inside is None and not counts.prompt_tokens)
+            or (
+                inside is not None
+                and bool(inside.cached_creation_tokens)
+                and counts.input_tokens == 0
+            )
         )
         if beside:
             prompt += reads + writes
@@ -374,17 +389,20 @@ def _usage(counts: _Counts | None, tier: str | None = None, *, wrote: bool | Non
             written = min(written, prompt - reads)  # What was read is not billed as written.
     if wrote is not None and not prompt:
         prompt = None
-    answered = counts.completion_tokens_details
+    answered = counts.completion_tokens_details or counts.output_tokens_details
     reasoning = None if answered is None else answered.reasoning_tokens
     # xAI and Gemini leave thinking out of completion_tokens but not out of the total.
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
+    if reasoning and completion is not None and reasoning > completion:
+        completion += reasoning  # More than all cannot be a part of it.
     if wrote is not None:
         completion = (completion or None) if wrote else completion
         least = (prompt or 0) + (completion or 0)
         if not total or (None in (prompt, completion) and total <= least):
             total = None
-    cost = counts.cost
+    cost = counts.cost.get("total_cost") if isinstance(counts.cost, dict) else counts.cost
+    cost = counts.estimated_cost if cost is None else cost
     if cost is None and counts.cost_in_usd_ticks is not None:
         cost = counts.cost_in_usd_ticks / 10_000_000_000
     if cost is not None:
@@ -396,6 +414,11 @@ def _usage(counts: _Counts | None, tier: str | None = None, *, wrote: bool | Non
     if (tier := tier or counts.service_tier) is not None:
         tier = None if tier == "default" else tier_of(tier)
     return Usage(prompt, completion, total, cached, reasoning, cost, written, hour, tier)
+
+
+def _filled(usual: int | None, other: int | None) -> int | None:
+    """A count that has two names; relays that know both send 0 under the one that they do not fill."""
+    return other if other and not usual else usual
 
 
 def _written(counts: _Counts, inside: _Details | None) -> tuple[int | None, int | None]:

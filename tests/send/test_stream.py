@@ -328,3 +328,45 @@ def test_the_first_of_two_choices_is_the_answer():
 def test_an_error_in_the_middle_counts_as_the_status_that_it_names(fault):
     with pytest.raises(RateLimited):
         read(chunk({"content": "half"}), fault)
+
+
+@pytest.mark.parametrize("delta", [{}, {"delta": {}}, {"delta": None}])
+def test_a_whole_message_behind_its_pieces_is_not_said_twice(delta):
+    """MiniMax ends a stream with the answer as it would have come whole."""
+    call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {
+        "role": "assistant",
+        "content": "Hello",
+        "reasoning_content": "Hm",
+        "tool_calls": [call],
+    }
+    last = {"index": 0, "message": message, "finish_reason": "stop", **delta}
+    pieces = [
+        chunk({"role": "", "content": "", "reasoning_content": "H"}), chunk({"reasoning_content": "m"}),
+        chunk({"content": "Hel"}), chunk({"content": "lo"}), chunk({"tool_calls": [{"index": 0, **call}]}),
+    ]  # fmt: skip
+    end = {"object": "chat.completion", "choices": [last], "usage": USAGE}
+    answer = json.loads(stream.whole(body(*pieces, end))[0])
+    assert answer["choices"][0]["message"] == message
+    assert answer["usage"] == USAGE
+
+
+def test_pieces_by_another_name_are_joined():
+    pieces = [{"choices": [{"index": 0, "message": {"content": of}}]} for of in ("ha", "ha")]
+    assert read(*pieces).content == "haha"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {
+            "choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}]
+        },  # Moonshot
+        {**chunk({}, "stop"), "x_groq": {"id": "r", "usage": USAGE}},
+        chunk({}, "stop", usage=USAGE),
+    ],
+)
+def test_the_usage_is_found_wherever_it_stands(end):
+    zero = dict.fromkeys(USAGE, 0)
+    used = read(chunk({"content": "a"}, usage=zero), end, {"choices": [], "usage": zero}).usage
+    assert used.total_tokens == 12

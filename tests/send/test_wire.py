@@ -220,6 +220,14 @@ TABLE += [
         "You have no credits remaining",
         "用户额度不足", "该令牌额度已用尽", "余额不足或无可用资源包,请充值。", "您的账户已欠费", "預算超出，餘額不足",
         "Your account org-1 is suspended, please check your plan and billing details",
+        "ExceededTokenBudget: Current spend for token: 7.2e-05; Max Budget for Token: 2e-07",
+        "You have reached your specified API usage limits. You will regain access on 2027-01-01 at 00:00 UTC.",
+        "Key limit exceeded (monthly limit). Manage it using https://host/settings/keys",
+        "Your account [2100] has reached the set inference limit for the [x] model, and the model service has been paused.",
+    )),
+    *((status, said(text), "OutOfQuota quota") for status in (403, 429) for text in (
+        "Monthly token quota reached for this workspace", "You exceeded your weekly quota", "weekly limit has been reached",
+        "今日调用次数已达上限", "每日请求次数超限", "達到每月用量上限",
     )),
     *((status, said(text), "OutOfQuota quota") for status in (401, 403, 429) for text in (
         "Your prepayment credits are depleted.", "You have reached your monthly usage limit.", "Your free trial has ended.",
@@ -312,6 +320,9 @@ def gemini(quota: str | None, delay: str | None) -> object:
          "BadResponse"),
         (200, b"<html>429 Too Many Requests: the request too large", {}, "BadResponse"),
         (200, {"error": {"message": "Rate limit exceeded"}}, {}, "RateLimited"),
+        (429, {"error": {"message": "Too many requests. See your plan for daily, weekly and monthly limits."}}, {},
+         "RateLimited"),
+        (429, {"error": {"message": "每分钟请求次数已达上限"}}, {}, "RateLimited"),
     ],
 )  # fmt: skip
 def test_a_rate_is_told_from_money_and_a_minute_from_a_day(status, body, headers, expected):
@@ -514,6 +525,15 @@ USED = {"prompt_tokens": 10, "completion_tokens": 5}
         ({**USED, "total_tokens": 15, "prompt_tokens_details": {"cached_tokens": 7}}, (10, 5, 7)),
         ({**USED, "total_tokens": 60, "prompt_cache_hit_tokens": 8}, (10, 50, 8)),
         ({**USED, "total_tokens": 60}, (10, 50, None)),
+        # More thoughts than answer are none of it, whatever the total.
+        ({**USED, "completion_tokens_details": {"reasoning_tokens": 93}}, (10, 98, None)),
+        ({**USED, "total_tokens": 15, "completion_tokens_details": {"reasoning_tokens": 93}}, (10, 98, None)),
+        # Other names, alone or beside the usual ones.
+        ({"input_tokens": 10, "output_tokens": 5}, (10, 5, None)),
+        ({"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 7}, (17, 5, 7)),
+        ({"input_tokens": 10, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 7}}, (10, 5, 7)),
+        ({**USED, "total_tokens": 15, "input_tokens": 0, "output_tokens": 0}, (10, 5, None)),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 10, "output_tokens": 5}, (10, 5, None)),
     ],
 )  # fmt: skip
 def test_cached_tokens_are_a_part_of_the_prompts_or_beside_them(usage, expected):
@@ -673,6 +693,9 @@ ALL = {"prompt_tokens": 1000, "completion_tokens": 5, "total_tokens": 1005}
           "claude_cache_creation_5_m_tokens": 0, "claude_cache_creation_1_h_tokens": 400}, (1000, 0, 400, 400)),
         ({**ALL, "prompt_tokens_details": {"cached_tokens": 0, "cached_creation_tokens": 400},
           "claude_cache_creation_5_m_tokens": 0, "claude_cache_creation_1_h_tokens": 0}, (1000, 0, 400, None)),
+        # An older one: beside the prompt's.
+        ({**ALL, "input_tokens": 0, "prompt_tokens_details": {"cached_tokens": 200, "cached_creation_tokens": 400}},
+         (1600, 200, 400, None)),
         # Anthropic's numbers as they are: beside the prompt's.
         ({"prompt_tokens": 3, "completion_tokens": 5, "cache_creation_input_tokens": 12304,
           "cache_read_input_tokens": 0}, (12307, 0, 12304, None)),
@@ -761,6 +784,9 @@ def test_an_empty_answer_may_have_no_tokens_and_an_error_none_at_all():
         ({"is_byok": True, "cost_details": {"upstream_inference_cost": 0.002}}, 0.002),
         ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0}}, None),
         ({"cost": 0.003, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.002}}, 0.003),
+        # Perplexity, which bills each request and search besides; DeepInfra.
+        ({"cost": {"input_tokens_cost": 0.001, "request_cost": 0.005, "total_cost": 0.006}}, 0.006),
+        ({"cost": {"request_cost": 0.005}}, None), ({"estimated_cost": 0.0002}, 0.0002),
         ({"cost": -1}, None), ({"cost": "0.1"}, None), ({"cost": 1e9}, None), ({"cost": True}, None),
     ],
 )  # fmt: skip
