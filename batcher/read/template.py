@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -30,6 +30,11 @@ __all__ = ["MissingColumn", "Template"]
 
 _ROW, _ROW_ITSELF = "row", "batcher_row"
 _SCALARS = (str, int, float, Decimal, date, time, timedelta, UUID)
+# Jinja2's filters that make a text of what they are given.
+_OF_TEXT = (
+    *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
+    *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount", "wordwrap"),
+)
 _EXPRESSION = re.compile(r"\{\{-?([^{}]{1,200}?)-?\}\}|\{([^{}]{1,200})\}")
 
 
@@ -53,12 +58,14 @@ class _Row:
 class _Method:
     """A method of a value, which can be called and not shown."""
 
-    def __init__(self, method: Any) -> None:
+    def __init__(self, method: Any, name: str) -> None:
         self.method = method
+        self.name = name
 
     def __str__(self) -> str:
-        name = getattr(self.method, "__name__", "it")
-        raise MissingColumn(f"template: {name} is a method; call it, or name a field of the row")
+        raise MissingColumn(
+            f"template: {self.name} is a method; call it, or name a field of the row"
+        )
 
     __repr__ = __str__
 
@@ -80,6 +87,42 @@ def _shown(value: object) -> object:
     if isinstance(value, Undefined | _Method):
         return str(value)  # Raises, and says why.
     raise MissingColumn(f"template: a value it shows is {_kind(value)}, which has no text")
+
+
+class _Named(dict[str, object]):
+    """An object behind `%`: shown as JSON as a whole, or each of its items as it is in braces."""
+
+    def __getitem__(self, name: str) -> object:
+        return _shown(super().__getitem__(name))
+
+    def __str__(self) -> str:
+        return _json(self)
+
+    __repr__ = __str__
+
+
+def _operand(value: object) -> object:
+    """What stands behind `%`, which puts it into a text, or divides by it."""
+    if isinstance(value, dict):
+        return _Named(value)
+    return tuple(map(_shown, value)) if isinstance(value, tuple) else _shown(value)
+
+
+def _of_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, given what `{{ … }}` would put in."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @wraps(function)
+    def of_shown(*given: Any, **named: Any) -> Any:
+        value, *rest = given[first:]
+        rest = [one if one is None else _shown(one) for one in rest]
+        return function(*given[:first], _shown(value), *rest, **named)
+
+    return of_shown
+
+
+def _format(text: object, *given: object, **named: object) -> object:
+    return str(_shown(text)) % (_Named(named) if named else tuple(map(_shown, given)))
 
 
 def _json(value: object) -> str:
@@ -111,7 +154,11 @@ def _kind(value: object) -> str:
 def _environment() -> Environment:
     from jinja2 import StrictUndefined, Undefined, pass_environment
     from jinja2.filters import make_attrgetter
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+
+    class Formatter(SandboxedFormatter):
+        def convert_field(self, value: Any, conversion: Any) -> Any:
+            return super().convert_field(_shown(value), conversion)
 
     class Sandbox(ImmutableSandboxedEnvironment):
         def getattr(self, obj: Any, attribute: str) -> Any:
@@ -122,9 +169,19 @@ def _environment() -> Environment:
             return self.method(obj, attribute)
 
         def method(self, obj: Any, attribute: str) -> Any:
+            if isinstance(obj, _Row):
+                raise MissingColumn(_WHOLE)
+            if isinstance(obj, str) and attribute == "format":
+                return _Method(
+                    lambda *given, **named: Formatter(self).vformat(obj, given, named), attribute
+                )
+            if isinstance(obj, str) and attribute == "format_map":
+                return _Method(
+                    lambda columns: Formatter(self).vformat(obj, (), columns), attribute
+                )
             value = super().getattr(obj, attribute)
             is_data = isinstance(value, Undefined) or not callable(value)
-            return value if is_data else _Method(value)
+            return value if is_data else _Method(value, attribute)
 
         def getitem(self, obj: Any, argument: Any) -> Any:
             if isinstance(obj, _Row):
@@ -135,11 +192,16 @@ def _environment() -> Environment:
                 return obj[argument] if argument in obj else self.undefined(obj=obj, name=argument)
             value = super().getitem(obj, argument)
             is_data = isinstance(value, Undefined) or not callable(value)
-            return value if is_data else _Method(value)
+            return value if is_data else _Method(value, str(argument))
 
         def call(self, context: Any, function: Any, /, *args: Any, **named: Any) -> Any:
             if isinstance(function, _Method):
                 function = function.method
+            of, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+            if isinstance(of, str) and name == "format":
+                return Formatter(self).vformat(of, args, named)
+            if isinstance(of, str) and name == "format_map":
+                return Formatter(self).vformat(of, (), *args)
             return super().call(context, function, *args, **named)
 
     @pass_environment
@@ -162,7 +224,11 @@ def _environment() -> Environment:
     # `range` with a huge end would fill the memory; templates have loops over columns instead.
     environment.globals.clear()
     environment.filters |= {"attr": attr, "join": join, "string": lambda value: str(_shown(value))}
-    environment.filters |= {"shown": _shown, "method": method}
+    environment.filters |= {"shown": _shown, "method": method, "operand": _operand}
+    environment.filters |= {name: _of_text(environment.filters[name]) for name in _OF_TEXT}
+    environment.filters |= {"format": _format, "pprint": environment.filters["string"]}
+    # Each start would send other words, and pay for them.
+    del environment.filters["random"]
     return environment
 
 
@@ -245,7 +311,7 @@ class Template:
         texts = [
             name
             for name, value in columns.items()
-            if isinstance(value, str) and name != "custom_id"
+            if name and isinstance(value, str) and name != "custom_id"
         ]
         return _expression(next(iter([*named, *texts, *columns]), "name"))
 
@@ -283,7 +349,7 @@ def _by_row(flag: str, tree: nodes.Template) -> set[str]:
 
 
 def _settle(tree: nodes.Template) -> None:
-    """Has what `~` joins shown as what stands in braces is, and methods found where they are called."""
+    """Has what `~` and `%` put in shown as in braces, and methods found where they are called."""
     from jinja2 import nodes
 
     for call in tree.find_all(nodes.Call):
@@ -295,6 +361,8 @@ def _settle(tree: nodes.Template) -> None:
         joined.nodes = [
             nodes.Filter(of, "shown", [], [], None, None, lineno=of.lineno) for of in joined.nodes
         ]
+    for rest in tree.find_all(nodes.Mod):
+        rest.right = nodes.Filter(rest.right, "operand", [], [], None, None, lineno=rest.lineno)
     tree.set_environment(_environment())
 
 
