@@ -96,7 +96,7 @@ def test_a_header_that_says_who_is_asking_needs_no_key_and_does_not_stand_beside
 
 
 def test_headers_are_sent_and_a_secret_one_is_shown_nowhere(tmp_path):
-    """Not by a gateway that repeats it, in a file of the run, a log, an error, or the command that goes on."""
+    """Not by a gateway that repeats it, in pieces of a stream too: in no file, log, error, or command that goes on."""
     seen = []
 
     async def answer(request):
@@ -108,6 +108,10 @@ def test_headers_are_sent_and_a_secret_one_is_shown_nowhere(tmp_path):
             return web.json_response(
                 {"choices": [{"message": {"content": f"yes {SECRET}"}}], "usage": USED}
             )
+        if len(seen) == 2:
+            pieces = [{"choices": [{"delta": {"content": of}}]} for of in f"yes {SECRET}"]
+            told = "".join(f"data: {json.dumps(of)}\n\n" for of in pieces) + "data: [DONE]\n\n"
+            return web.Response(text=told, content_type="text/event-stream")
         return web.json_response(error, status=429, headers={"x-request-id": SECRET})
 
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"{n}"} for n in range(5)])

@@ -421,6 +421,30 @@ class Client:
         sent = {} if self._proxy is None else self._proxy.headers
         return [value.partition(" ")[2] for value in sent.values()]
 
+    def without_keys(self, status: int, body: bytes) -> bytes:
+        """A body without the key and secret headers; also for one that was put together from pieces.
+
+        What may stand in an answer by chance, such as 00000000, is left in it.
+        """
+        if key := self._key_bytes:
+            is_answer = self._by_chance and 200 <= status < 300
+            is_answer = is_answer and (b'"choices"' in body or b'"error"' not in body)
+            if not is_answer and key in body:
+                body = body.replace(key, b"[key]")
+            # Nobody writes letters and digits in another way, or only in an error.
+            if (
+                not is_answer
+                and self._anyhow is not None
+                and (b"\\u" in body or b"\\/" in body)
+                and (self._anchor in body or (status >= 400 and len(body) <= _JOINED_BYTES))
+            ):
+                body = self._anyhow.sub(b"[key]", body)
+        if self._secrets:
+            is_answer = 200 <= status < 300 and (b'"choices"' in body or b'"error"' not in body)
+            if not (is_answer and self._secrets_by_chance):
+                body = self._without_secrets(body)
+        return body
+
     def _without_secrets(self, text: bytes) -> bytes:
         """Without what secret headers hold, which some gateways repeat as they do the key."""
         for secret in filter(None, self._secrets):
@@ -435,39 +459,20 @@ class Client:
         body: bytes,
         came: Sequence[tuple[int, float]],
     ) -> Reply:
-        """The reply without the key, which some gateways repeat in their errors, or in a header.
-
-        What may stand in an answer by chance, such as 00000000, is left in it.
-        """
+        """The reply without the key, which some gateways repeat in their errors, or in a header."""
         head = b"".join(chain.from_iterable(raw))
         if not head.isascii():  # Bytes that are no UTF-8 could not be written anywhere.
             headers = CIMultiDict((name, clean(value)) for name, value in headers.items())
-        if key := self._key_bytes:
-            is_answer = self._by_chance and 200 <= status < 300
-            is_answer = is_answer and (b'"choices"' in body or b'"error"' not in body)
-            if not is_answer and key in body:
-                body = body.replace(key, b"[key]")
-            # Nobody writes letters and digits in another way, or only in an error.
-            if (
-                not is_answer
-                and self._anyhow is not None
-                and (b"\\u" in body or b"\\/" in body)
-                and (self._anchor in body or (status >= 400 and len(body) <= _JOINED_BYTES))
-            ):
-                body = self._anyhow.sub(b"[key]", body)
-            if key in head:
-                headers = CIMultiDict(
-                    (name, value.replace(self._key, "[key]")) for name, value in headers.items()
-                )
-        if self._secrets:
-            is_answer = 200 <= status < 300 and (b'"choices"' in body or b'"error"' not in body)
-            if not (is_answer and self._secrets_by_chance):
-                body = self._without_secrets(body)
-            if self._without_secrets(head) != head:
-                headers = CIMultiDict(
-                    (name, self._without_secrets(value.encode()).decode())
-                    for name, value in headers.items()
-                )
+        if (key := self._key_bytes) and key in head:
+            headers = CIMultiDict(
+                (name, value.replace(self._key, "[key]")) for name, value in headers.items()
+            )
+        if self._secrets and self._without_secrets(head) != head:
+            headers = CIMultiDict(
+                (name, self._without_secrets(value.encode()).decode())
+                for name, value in headers.items()
+            )
+        body = self.without_keys(status, body)
         if status >= 400:  # Perhaps of the proxy.
             for word in self._logins:
                 body = body.replace(word.encode(), b"[password]")

@@ -338,6 +338,7 @@ class Sender:
         answer, at = reply.body, None
         if streamed := stream.is_stream(reply.headers, answer):
             answer, at = stream.whole(answer)
+            answer = self._client.without_keys(reply.status, answer)
         came = wire.read(reply.status, reply.headers, answer, keep_raw=self._keep_raw, asked=asked)
         return came, streamed, at
 
