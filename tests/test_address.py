@@ -268,8 +268,37 @@ def test_a_proxy_that_is_not_there_or_refuses_shows_no_password(monkeypatch):
                 with pytest.raises(NoAnswer) as error:
                     await client.post(b"{}", 5.0)
             assert not error.value.sent
+            assert error.value.lasting == (
+                to == port
+            )  # Another password does not come by waiting.
+            assert "the proxy of the environment (HTTPS_PROXY)" in str(error.value)
             assert SECRET not in str(error.value)
             assert "dXNlcjpz" not in str(error.value)
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("status", ["302 Found", "407 No", "502 Bad"])
+def test_a_proxy_that_repeats_its_password_in_headers_is_not_quoted(monkeypatch, status):
+    """As a request id, say, or in the address of a page to log in at."""
+
+    async def work():
+        async def serve(reader, writer):
+            login = (await reader.readuntil(b"\r\n\r\n")).split(b"asic ")[1].split(b"\r\n")[0]
+            told = f"HTTP/1.1 {status}\r\nX-Request-Id: {SECRET}\r\nLocation: http://in.test/?".encode()
+            writer.write(told + login + b"\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        monkeypatch.setenv(
+            "HTTP_PROXY", f"user:{SECRET}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        )
+        async with Client(Endpoint("http://gateway.test/v1", "")) as client:
+            reply = await client.post(b"{}", 5.0)
+        assert reply.headers["X-Request-Id"] == "[password]"
+        assert reply.headers["Location"] == "http://in.test/?[password]"
         server.close()
         await server.wait_closed()
 

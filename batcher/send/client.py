@@ -59,6 +59,7 @@ _USAGE_SECONDS = 5.0  # For its end after the reason why the answer ended.
 _TIMES, _TAIL = 256, 128
 _JOINED_BYTES = 64 << 10  # Up to here one copy is cheaper than two writes.
 _CODING = "content-encoding"
+_OF_PROXY = "the proxy of the environment (HTTPS_PROXY)"
 _ESCAPED = r"\\{1,8}"  # Without a bound, a long run of them would be read again from each of them.
 # How long a connection rests before it is used again: with other requests in flight, and with none, when
 # the next one has to wait for it. So many rest at most; beyond that the one that rested longest is used.
@@ -217,7 +218,10 @@ class Client:
             raise NoAnswer(f"the answer was cut: {self._told(error)}") from None
         except aiohttp.ClientHttpProxyError as error:
             told = f"{error.status} {self._told(error.message)}"
-            refused = NoAnswer(f"the proxy of the environment refuses: {told}")
+            refused = NoAnswer(f"{_OF_PROXY} refuses: {told}")
+            if error.status == 407:
+                refused = NoAnswer(f"{refused}; it wants another user and password")
+                refused.lasting = True
             raise self._unreached(refused, began) from None
         except (aiohttp.ClientResponseError, HttpProcessingError) as error:
             if _CODING in error.message:
@@ -228,7 +232,8 @@ class Client:
             raise self._unreached(strange, began, sent=True) from None
         except aiohttp.ClientConnectorError as error:
             mended_by = _mended_by(error)
-            failed = NoAnswer(f"no connection: {self._told(error)}{mended_by}")
+            where = "" if self._proxy is None else f" to {_OF_PROXY}"
+            failed = NoAnswer(f"no connection{where}: {self._told(error)}{mended_by}")
             failed.lasting = bool(mended_by)
             raise self._unreached(failed, began) from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
@@ -473,9 +478,14 @@ class Client:
                 for name, value in headers.items()
             )
         body = self.without_keys(status, body)
-        if status >= 400:  # Perhaps of the proxy.
+        if status >= 300:  # Perhaps of the proxy.
             for word in self._logins:
                 body = body.replace(word.encode(), b"[password]")
+                if word.encode() in head:
+                    headers = CIMultiDict(
+                        (name, value.replace(word, "[password]"))
+                        for name, value in headers.items()
+                    )
         return Reply(status, headers, body, came)
 
 
