@@ -4,16 +4,14 @@ import asyncio
 import contextlib
 import gzip
 import json
-import subprocess
-import sys
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
 
-from tests.support.program import command, environment, read_jsonl, write_jsonl
+from tests.support.program import command, read_jsonl, write_jsonl
 from tests.torture import LONG, tell
+from tests.torture.memory import peak
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 MB = 1 << 20
@@ -152,28 +150,6 @@ def serving():
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
-
-
-# A process that starts another lends it its own peak: the one that measures must be a small one.
-MEASURE = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
-_, status, used = os.wait4(pid, 0)
-print(os.waitstatus_to_exitcode(status), used.ru_maxrss // 1024)
-"""
-
-
-def peak(words, url):
-    """(exit status, peak memory in MB, seconds) of a run; limited, so that a fault ends it and not the machine."""
-    began = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", MEASURE, *words],
-        env=environment(OPENAI_BASE_URL=url, OPENAI_API_KEY="none"),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=300,
-    )  # fmt: skip
-    status, megabytes = (int(part) for part in ended.stdout.split())
-    return status, megabytes, time.monotonic() - began
 
 
 @pytest.mark.parametrize(
