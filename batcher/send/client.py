@@ -346,7 +346,8 @@ class Client:
             raise
         if len(protocol):  # A second response came with the first one.
             self._unasked()
-        if reused and answer == opened.last and _NAMED.search(answer, 0, _NAMED_WITHIN):
+        copied = reused and answer == opened.last and _NAMED.search(answer, 0, _NAMED_WITHIN)
+        if copied and body != opened.asked:  # A gateway's cache answers an equal request so.
             self._unasked()  # It was sent twice, and the second time too late to be noticed at once.
         if reused and self._sends_unasked:
             opened.drop()
@@ -361,6 +362,7 @@ class Client:
             opened.drop()
         else:
             opened.last = answer if len(answer) <= _JOINED_BYTES else b""
+            opened.asked = body if len(body) <= _JOINED_BYTES else b""
             opened.rests(now)
             self._resting.append(opened)
         reply = self._reply(message.code, message.headers, message.raw_headers, answer, came)
@@ -504,14 +506,15 @@ class _Open:
         transport: Of the connection, as
         protocol: is this, which reads answers.
         since: Since when it is idle (monotonic clock).
-        last: The last answer that came over it, unless it was long.
+        asked: The last request that went over it, unless it was long.
+        last: The answer to it, unless it was long.
         expired: Whether it was aborted because the time was over.
         unasked: Whether something came while no request was in flight.
     """
 
     __slots__ = (
         "_fires", "_guard", "_loop", "_poll", "_until", "_watch",
-        "connection", "expired", "last", "protocol", "since", "transport", "unasked",
+        "asked", "connection", "expired", "last", "protocol", "since", "transport", "unasked",
     )  # fmt: skip
 
     def __init__(
@@ -526,7 +529,7 @@ class _Open:
         self.transport = connection.transport
         self.protocol = connection.protocol
         self.since = time.monotonic()
-        self.last = b""
+        self.asked = self.last = b""
         self.expired = self.unasked = False
         self._loop = loop
         self._until = self._fires = float("inf")

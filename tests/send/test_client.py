@@ -283,6 +283,14 @@ def test_equal_answers_without_a_name_are_no_copies():
     assert server.connections == 1
 
 
+def test_a_gateway_s_cache_may_answer_an_equal_request_with_the_same_bytes():
+    """The identifier is the same as well; such an answer is right, and the connection is kept."""
+    said = b'{"id": "chatcmpl-0123456789abcdef"}'
+    found, server = ended(OK + b"Content-Length: %d\r\n\r\n" % len(said) + said, times=4)
+    assert [one[2] for one in found] == [said] * 4
+    assert server.connections == 1
+
+
 @pytest.mark.usefixtures("long_rests")
 def test_a_host_that_sent_something_unasked_is_given_new_connections_only():
     """From then on nothing can be taken for the answer to another request."""
