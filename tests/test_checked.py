@@ -308,6 +308,15 @@ def test_a_re_ask_that_fails_keeps_the_answer_that_was_paid_for(tmp_path):
     assert [message["role"] for message in bodies[1]["messages"]] == ["user", "assistant", "user"]
 
 
+def test_an_answer_of_many_kilobytes_is_not_sent_back(tmp_path):
+    """It would be paid for once more, as input."""
+    with answering(lambda _body, n: (200, "x" * 70_000 if n == 1 else "a")) as (url, bodies):
+        how = {"models": ["m"], "base_url": url, "labels": ["a", "b"]}
+        batcher.run([{"prompt": "x"}], output=tmp_path / "o.jsonl", **how)
+    assert read_jsonl(tmp_path / "o.jsonl")[0]["status"] == "invalid"
+    assert len(bodies) == 1
+
+
 def test_a_schema_may_be_a_model_of_pydantic(tmp_path, gateway):
     """Or whatever has its method."""
 

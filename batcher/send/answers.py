@@ -228,9 +228,21 @@ def _loads(text: str) -> Any:
     if text[:1] not in _BEGINS_JSON or is_excessive(text):
         return _NONE
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+    except Unfit:
+        raise
     except (ValueError, RecursionError):
         return _NONE
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object that gives each of its names one value; which of several is meant is not guessed."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise Unfit(f"it gives {name!r} several values")
+    return found
 
 
 def _no_number(name: str) -> Any:
@@ -248,7 +260,7 @@ def _values(text: str) -> Iterator[Any]:
         return
     if is_excessive(text):
         return
-    read = json.JSONDecoder(parse_constant=_no_number).raw_decode
+    read = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_object).raw_decode
     at, looked, left = 0, 0, _MOST_CHARS + 4 * len(text)
     while (match := _OPENS.search(text, at)) and looked < _OBJECTS and left > 0:
         looked += 1

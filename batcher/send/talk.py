@@ -30,6 +30,7 @@ _ABOUT = (
     "requested parameters",
 )
 _REFUSALS = 3
+_MOST_REASKED = 1 << 16  # Characters of an answer that is sent back: it is paid for as input.
 
 
 STOPPED = "; asked again: the run was stopped"
@@ -207,7 +208,8 @@ class Terms:
 
     def goes_on(self, completion: Completion, request: Request, talk: Talk) -> bool:
         """Whether an answer is to be asked for once more; notes how."""
-        if completion.outcome is Outcome.INVALID and talk.reasked < self._reask:
+        short = len(completion.content or "") <= _MOST_REASKED
+        if completion.outcome is Outcome.INVALID and talk.reasked < self._reask and short:
             talk.answer, talk.reasked = completion, talk.reasked + 1
             return True
         bound = talk.max_tokens or request.max_tokens

@@ -57,6 +57,8 @@ def test_a_label_is_found_where_there_is_one(answer, label, loose):
         ("bugs", "none of the labels bug, billing, Feature request"),
         ("buggy billing", "none of the labels"),
         ('{"label": "spam"}', "none of the labels"),
+        ('{"label": "bug", "label": "billing"}', "it gives 'label' several values"),
+        ('```json\n{"label": "bug", "label": "billing"}\n```', "it gives 'label' several values"),
     ],
 )
 def test_what_may_mean_several_things_is_no_label(answer, why):
