@@ -71,7 +71,7 @@ def export(
     models = len(asked.models or ("",))
     rows = manifest.epochs[-1].rows or 0
     winners = Winners(models, folder, rows, samples=asked.samples)
-    held = proof.sizes(folder)
+    held = proof.ends(folder)
     lost: dict[int, int] = {}
     for segment in placed(folder, runs, keep=locked):
         go_on()

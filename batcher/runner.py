@@ -671,9 +671,17 @@ class Runner:
 
     def _kept(self, journal: Journal) -> str:
         """Where the answers are, when the run folder is not where it was."""
-        if journal.put_back is not None:
-            return f"What could be kept of the answers is in {journal.put_back}. Run the same command again."
         assert self._lock is not None
+        folder = self._lock.folder
+        if journal.put_back is not None:
+            kept = f"What could be kept of the answers is in {journal.put_back}."
+            if journal.put_back.parent == folder:
+                return f"{kept} Run the same command again."
+            last = max((number for number, _path in segments(folder)), default=0)
+            return (
+                f"{kept} Copy that file to {folder}/journal-{last + 1:06}.jsonl, else its answers are bought again; "
+                "then run the same command again."
+            )
         if (where := self._lock.where) is None:
             return "Answers that it held are lost, unless it was moved: then move it back. Run the same command again."
         return f"All answers are in {where}. Move it back, and run the same command again."

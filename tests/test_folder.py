@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 from decimal import Decimal
@@ -110,23 +111,50 @@ def test_a_run_that_begins_in_the_place_of_a_moved_folder_stays_its_own(gateway)
     assert answers("out.jsonl") == right(ROWS)
 
 
-@pytest.mark.parametrize("what", ["folder", "files"])
+@pytest.mark.parametrize("what", ["folder", "files", "linked", "moved", "replaced"])
 def test_what_is_removed_under_a_run_is_put_back(gateway, noticed, what):
     """What was paid for and is still in memory or in an open file is not lost; nothing more is bought."""
 
     def removed():
+        journal = Path("out.jsonl.run/journal-000001.jsonl")
         if what == "folder":
             shutil.rmtree("out.jsonl.run")
+        elif what == "linked":  # A backup of hard links: the file has a name still.
+            os.link(journal, "backup")
+            shutil.rmtree("out.jsonl.run")
+        elif what == "moved":
+            journal.rename("aside")
+        elif what == "replaced":  # As sed -i does it, with a backup.
+            journal.rename("aside")
+            shutil.copy("aside", journal)
         else:
             for path in Path("out.jsonl.run").iterdir():
                 path.unlink()
 
     after(gateway, 8, removed, noticed)
     with pytest.raises(
-        OutputError, match=r"removed while .*nothing more was sent.*journal-000001"
+        OutputError, match=r"removed while .*nothing more was sent.*journal-00000[12]"
     ):
         run()
     assert len(gateway.bought) < len(ROWS)
+    run()
+    assert answers("out.jsonl") == right(ROWS)
+    assert set(gateway.bought.values()) == {1}
+
+
+def test_answers_that_no_folder_could_take_are_not_bought_again(gateway, noticed):
+    """An older state in the place of a removed folder: the message says where a copy of the answers counts."""
+
+    def restored():
+        shutil.copytree("out.jsonl.run", "old", ignore=shutil.ignore_patterns("reserve"))
+        shutil.rmtree("out.jsonl.run")
+        os.rename("old", "out.jsonl.run")
+
+    after(gateway, 8, restored, noticed)
+    with pytest.raises(OutputError) as stop:
+        run()
+    said = re.search(r"answers is in (\S+)\. Copy that file to (\S+), else", str(stop.value))
+    shutil.copy(*said.groups())
     run()
     assert answers("out.jsonl") == right(ROWS)
     assert set(gateway.bought.values()) == {1}
@@ -277,6 +305,18 @@ def test_clean_takes_an_output_that_was_copied_or_touched(gateway, name):
     os.utime(name, (1, 1))
     cli.clean(name)
     assert not Path(f"{name}.run").exists()
+
+
+def test_clean_knows_another_runs_journal_of_the_same_size(gateway):
+    """Its answers are in no output here."""
+    run()
+    journal = Path("out.jsonl.run/journal-000001.jsonl")
+    size = journal.stat().st_size
+    run([{"prompt": "q"}], output="q.jsonl")
+    line = Path("q.jsonl.run/journal-000001.jsonl").read_bytes()
+    journal.write_bytes(b" " * (size - len(line) - 1) + b"\n" + line)
+    with pytest.raises(JobError, match=r"were not written to out.jsonl"):
+        cli.clean("out.jsonl")
 
 
 def test_clean_removes_no_answers_that_came_after_the_output(gateway):

@@ -1,7 +1,7 @@
 """`written.json`: what shows that an output holds the answers of its journal. Touches: files, the network (reads).
 
 Times of files tell nothing of what is in them. When an output was written, its content is known by a hash, and
-the journal by its segments, which only ever grow. While both are as they were, every answer that counts is in
+the journal by its segments, which only ever grow: by the size of each, and the checksum that ends it. While both are as they were, every answer that counts is in
 the output.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from pathlib import Path
 
 import msgspec
@@ -18,36 +19,43 @@ from batcher.write import folder as folders
 from batcher.write import parts
 from batcher.write.segment import segments
 
-__all__ = ["holds_all", "is_whole", "note", "sizes"]
+__all__ = ["ends", "holds_all", "is_whole", "note"]
 
 _NAME = "written.json"
 _BLOCK = 4 << 20
+_END = 16  # Bytes: the checksum of a segment's last line, which names its run and its key.
 
 
 class _Proof(msgspec.Struct):
     """What the file holds.
 
     Attributes:
-        segments: Number and size of each when the output was begun.
+        segments: Number, size and end of each when the output was begun.
         files: Name, size and hash of the output, or of each of its parts.
     """
 
-    segments: list[tuple[int, int]]
+    segments: list[tuple[int, int, str]]
     files: list[tuple[str, int, str]]
 
 
-def sizes(folder: Path) -> list[tuple[int, int]]:
-    """Number and size of each segment of the journal."""
-    return [(number, path.stat().st_size) for number, path in segments(folder)]
+def ends(folder: Path) -> list[tuple[int, int, str]]:
+    """Number, size and end of each segment of the journal; another run's may have the same size."""
+    found = []
+    for number, path in segments(folder):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END))
+            found.append((number, size, file.read().hex()))
+    return found
 
 
-def note(folder: Path, output: Path, before: list[tuple[int, int]]) -> None:
+def note(folder: Path, output: Path, before: list[tuple[int, int, str]]) -> None:
     """Notes that an output was written; where that fails, `clean` asks for another start.
 
     Args:
         folder: The run folder.
         output: What was written.
-        before: `sizes` when it was begun.
+        before: `ends` when it was begun.
     """
     proof = _Proof(before, _contents(output))
     with contextlib.suppress(OSError):
@@ -57,7 +65,7 @@ def note(folder: Path, output: Path, before: list[tuple[int, int]]) -> None:
 def holds_all(folder: Path) -> bool:
     """Whether the journal holds nothing but what it held when the output was written last."""
     proof = _load(folder)
-    return proof is not None and proof.segments == sizes(folder)
+    return proof is not None and proof.segments == ends(folder)
 
 
 def is_whole(folder: Path, output: Path, address: str) -> bool:

@@ -182,7 +182,7 @@ class OpenSegment:
         file, self._file = self._file, -1
         if file >= 0:
             try:
-                if self.size and not os.fstat(file).st_nlink:
+                if self.size and self._displaced(file):
                     self.put_back = _copied(file, self._path, self.number)
             finally:
                 with contextlib.suppress(OSError):  # What counts is what was synced.
@@ -190,8 +190,17 @@ class OpenSegment:
 
     @property
     def removed(self) -> bool:
-        """Whether somebody removed its file."""
-        return self._file >= 0 and not os.fstat(self._file).st_nlink
+        """Whether somebody removed its file, moved it, or put another one in its place."""
+        return self._file >= 0 and self._displaced(self._file)
+
+    def _displaced(self, file: int) -> bool:
+        """Whether the name leads to this file no more; other names, as of a backup's links, do not count."""
+        try:
+            with folders.opened(self._path.parent) as handle:
+                found = os.stat(self._path.name, dir_fd=handle, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return not os.path.samestat(found, os.fstat(file))
 
 
 def _encoded(item: Result) -> bytes:
