@@ -104,8 +104,9 @@ def endpoint_of(
     Raises:
         JobError: The address is not one, or the key that goes with it is not set.
     """
-    base = (base_url or _default_base(key_env, environment)).strip()
-    origin = "--base-url" if base_url else "OPENAI_BASE_URL"
+    # An empty --base-url is a variable that is not set: no other host is meant.
+    base = (_default_base(key_env, environment) if base_url is None else base_url).strip()
+    origin = "OPENAI_BASE_URL" if base_url is None else "--base-url"
     parts = _address(base)
     host = None if parts is None else parts.hostname
     if parts is None or parts.scheme not in ("http", "https") or not host:
@@ -178,7 +179,9 @@ def _key_name(base: str, host: str, environment: Mapping[str, str]) -> str | Non
 
 def _address(text: str) -> SplitResult | None:
     """The parts of an address that a connection can be made to; None for any other text."""
-    if re.search(r"[\x00-\x20\x7f-\xa0\\\ufffd]", text):  # urlsplit drops some of these.
+    if re.search(
+        r"[\x00-\x20\x7f-\xa0\\\ufffd\ud800-\udfff]", text
+    ):  # urlsplit drops some of these.
         return None
     try:
         parts = urlsplit(text)
@@ -194,7 +197,7 @@ def _address(text: str) -> SplitResult | None:
 def _without_secrets(text: str) -> str:
     """An address for a message, without what may be a password or a key in it."""
     text = re.split(r"[?#]", text.rpartition("@")[2])[0]
-    return re.sub(r"(?<=[^/:]):(?!\d{1,5}(?:/|$))[^/]*", ":…", text)[:200]
+    return re.sub(r"(?<=[^/:]):(?!//|\d{1,5}(?:/|$))[^/]*", ":...", text)[:200]
 
 
 def proxy_of(url: str, environment: Mapping[str, str]) -> Proxy | None:

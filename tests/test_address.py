@@ -44,6 +44,20 @@ def test_what_is_no_address_is_said_in_a_sentence(address, by):
         endpoint_of(given_by[0], "OPENAI_API_KEY", {"OPENAI_API_KEY": "k" * 9, **given_by[1]})
 
 
+def test_an_empty_base_url_is_no_other_host():
+    """It is a variable that is not set: the rows and the key would go to the default gateway."""
+    with pytest.raises(JobError, match=r"^--base-url '' is not an address"):
+        endpoint_of("", "MINE", KEY)
+
+
+def test_an_address_is_shown_as_it_was_given():
+    """But for what may be a secret."""
+    with pytest.raises(JobError, match=r"^--base-url 'ftp://gateway\.test:80/v1' is not"):
+        endpoint_of("ftp://gateway.test:80/v1", "MINE", KEY)
+    with pytest.raises(JobError, match=r"^--base-url 'http://user:\.\.\.' is not"):
+        endpoint_of(f"http://user:{SECRET}", "MINE", KEY)
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -136,7 +150,7 @@ def test_the_proxy_is_the_one_that_the_environment_names(environment, expected):
         f"http://user:{SECRET}@proxy:99999", f"http://user:{SECRET}@proxy:x", f"http://user:{SECRET}@", f"http://user:{SECRET}@:80",
         f"http://user:pa/{SECRET}@proxy:80", f"http://user:pa#{SECRET}@proxy:80", f"http://user:pa?{SECRET}@proxy:80", f"us%3Aer:{SECRET}@proxy",
         f"http://user:pa {SECRET}@proxy", f"http://user:{SECRET}\n@proxy", f"http://user:{SECRET}@pro xy:80", f"http://user:{SECRET}@[::1:80",
-        f"user:{SECRET}", f"http://http://user:{SECRET}@proxy",
+        f"http://user:{SECRET}\udcff@proxy:80", f"user:{SECRET}", f"http://http://user:{SECRET}@proxy",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
@@ -243,6 +257,28 @@ def test_a_key_that_was_not_sent_is_not_blamed(tmp_path, monkeypatch, status, wo
     assert said in str(error.value)
     assert f"--api-key-env {name}" in str(error.value) or name is None
     assert "sk-0123456789abcdef" not in str(error.value)
+
+
+def test_a_proxy_that_repeats_its_login_in_a_header_shows_no_password(monkeypatch):
+    """The id of the request is written to the output."""
+
+    async def work():
+        async def serve(reader, writer):
+            login = (await reader.readuntil(b"\r\n\r\n")).split(b"asic ")[1].split(b"\r\n")[0]
+            writer.write(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\nX-Request-Id: " + login)
+            writer.write(b" %b\r\n\r\n" % SECRET.encode())
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("HTTP_PROXY", f"user:{SECRET}@127.0.0.1:{port}")
+        async with Client(Endpoint("http://gateway.test/v1", "")) as client:
+            reply = await client.post(b"{}", 5.0)
+        assert reply.headers["x-request-id"] == "[password] [password]"
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(work())
 
 
 def test_a_proxy_that_is_not_there_or_refuses_shows_no_password(monkeypatch):

@@ -5,7 +5,8 @@ write of bytes that are the same each time but for the body: half of what aiohtt
 
 HTTP/1.1 does not say which request a response belongs to. A server that sends one too many would have
 it taken for the answer to the next request on that connection, so a connection rests a moment before it
-is used again, and after the first byte that a host sends unasked no connection to it is used twice.
+is used again, and after the first byte that a host sends unasked no connection to it is used twice; once
+it sent something on a new one, new ones rest as well.
 
 aiohttp's exceptions end here: what goes wrong below HTTP comes out as `NoAnswer`.
 """
@@ -64,6 +65,7 @@ _ESCAPED = r"\\{1,8}"  # Without a bound, a long run of them would be read again
 # How long a connection rests before it is used again: with other requests in flight, and with none, when
 # the next one has to wait for it. So many rest at most; beyond that the one that rested longest is used.
 _REST_SECONDS, _LONE_REST_SECONDS, _MOST_RESTING = 0.02, 0.005, 64
+_EARLY_REST_SECONDS = 0.1  # Of a new one, to a host that sent something before it was asked.
 _WATCHED_FIRST = 100  # Of so many connections it is seen whether answers come unasked.
 _MOST_INTERIM = 1000  # 1xx responses to one request; some servers send one every second.
 _LATE_SECONDS, _GRACE_SECONDS = 1.0, 5.0
@@ -141,7 +143,7 @@ class Client:
         self._in_flight = 0
         # How often one was used again, how often that failed, and how many were made since.
         self._reused = self._lost = self._made = 0
-        self._keeps, self._sends_unasked = True, False
+        self._keeps, self._sends_unasked, self._sends_early = True, False, False
         self.reached = False
         self.unreached_since: float | None = None
 
@@ -288,12 +290,17 @@ class Client:
                 self._keeps = True
         transport, protocol = opened.transport, opened.protocol
         heard, share = False, None
+        proved = False
         try:
             if not reused and (self._sends_unasked or self._made <= _WATCHED_FIRST):
                 opened.rests(time.monotonic())
                 await asyncio.sleep(_LONE_REST_SECONDS)
-                if opened.unasked:
-                    raise _unsent(NoAnswer("the server sends an answer before it is asked"))
+                if proved := self._sends_early:
+                    await asyncio.sleep(_EARLY_REST_SECONDS)
+            if not reused and (opened.unasked or (opened.fresh and protocol.should_close)):
+                self._sends_early = True
+                self._unasked()
+                raise _unsent(NoAnswer("the server sends an answer before it is asked"))
             if not opened.fresh:
                 raise aiohttp.ServerDisconnectedError
             transport.set_protocol(protocol)
@@ -349,7 +356,7 @@ class Client:
         copied = reused and answer == opened.last and _NAMED.search(answer, 0, _NAMED_WITHIN)
         if copied and body != opened.asked:  # A gateway's cache answers an equal request so.
             self._unasked()  # It was sent twice, and the second time too late to be noticed at once.
-        if reused and self._sends_unasked:
+        if (reused and self._sends_unasked) or (self._sends_early and not proved):
             opened.drop()
             if share is not None:
                 share.give()

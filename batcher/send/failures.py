@@ -207,7 +207,7 @@ def failure(
     if 300 <= status < 400 and (to := headers.get("Location")):
         message = f"it is at {to} now, which --base-url may name; redirects are not followed, as they would take the key along"
     elif status == 407:
-        message = f"the proxy of the environment (HTTPS_PROXY) refuses: {message}"
+        message = f"the proxy of the environment refuses: {message}"
     wait = retry_after(headers, data, message)
     facts: dict[str, Any] = {
         "status": named or status,

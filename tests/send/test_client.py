@@ -338,6 +338,26 @@ def test_an_answer_before_the_question_is_the_answer_to_nothing():
     asyncio.run(work())
 
 
+@pytest.mark.usefixtures("long_rests")
+def test_a_host_that_once_answered_before_the_question_is_waited_for(monkeypatch):
+    """What it sends on a new connection comes later than a first look, under load."""
+    monkeypatch.setattr(client_module, "_EARLY_REST_SECONDS", 0.4)
+
+    class Early(Chatty):
+        async def _serve(self, reader, writer):
+            if self.connections % 2:
+                await asyncio.sleep(0.1 if self.connections > 1 else 0.0)
+                writer.write(STRAY)
+            await super()._serve(reader, writer)
+
+    async def work():
+        async with Early(often=1000) as server, Client(Endpoint(server.url, "")) as client:
+            assert await asked(client, 8) == 0
+            assert len(server.requests) <= 8 + 8
+
+    asyncio.run(work())
+
+
 def test_a_flood_of_interim_responses_is_no_answer():
     """It held up the others for as long as it lasted; a few are usual."""
     some = b"HTTP/1.1 102 Processing\r\n\r\n" * 900
