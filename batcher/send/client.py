@@ -353,8 +353,12 @@ class Client:
             raise
         if len(protocol):  # A second response came with the first one.
             self._unasked()
-        copied = reused and answer == opened.last and _NAMED.search(answer, 0, _NAMED_WITHIN)
-        if copied and body != opened.asked:  # A gateway's cache answers an equal request so.
+        if (
+            reused
+            and answer == opened.last
+            and body != opened.asked  # A gateway's cache answers an equal request so.
+            and _NAMED.search(answer, 0, _NAMED_WITHIN)
+        ):
             self._unasked()  # It was sent twice, and the second time too late to be noticed at once.
         if (reused and self._sends_unasked) or (self._sends_early and not proved):
             opened.drop()
