@@ -57,7 +57,8 @@ class Output:
             ran(Runner(job, say=self.said.append))
         finally:
             self.gateway.heard = lambda _body: None
-        assert self.each_has_its_own("out.jsonl") == len(read_jsonl(Path("in.jsonl")))
+        samples = options.get("samples", 1)
+        assert self.each_has_its_own("out.jsonl") == samples * len(read_jsonl(Path("in.jsonl")))
         return self.gateway.bought.total() - before
 
     def each_has_its_own(self, path):
@@ -271,3 +272,17 @@ def test_moves_are_believed_only_of_a_known_run_and_of_the_same_lines(tmp_path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(True)[1:]))
     (segment,) = loaded(tmp_path)
     assert not np.any(Moved.load(tmp_path).of(segment)[0])
+
+
+@pytest.mark.parametrize("more", [{}, {"samples": 2}])
+def test_an_answer_whose_line_was_copied_is_given_to_one_row(output, more):
+    """Neither an equal row nor another sample takes the copy: it was bought once."""
+    output.rows(texts := [f"c{n} {more}" for n in range(4)])
+    output.run()
+    output.rows(["first", *texts])
+    output.run()
+    shutil.copy(FIRST, RUN / "journal-000007.jsonl")
+    output.rows(rows := ["first", *texts] if more else ["first", *texts, texts[0]])
+    assert output.run(**more) == (5 if more else 1)
+    answers = [row["content"] for row in read_jsonl(Path("out.jsonl"))]
+    assert len({*answers}) == len(answers) == len(rows) * more.get("samples", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,7 +196,9 @@ def resume(
     healed = None
     plan = Plan(job, settings, inputs, winners)
     if unplaced and not (inputs.whole and epoch.rows and plan.all_settled(epoch.rows)):
-        earlier = Earlier(_at_last_places(segment, runs, moved, before) for segment in read.all())
+        earlier = Earlier(
+            _at_last_places(segment, before)[free] for segment, free in _free(read, runs, moved)
+        )
         for _batch in Plan(job, settings, inputs, winners, earlier, epoch.accepts).batches():
             go_on()
         if len(found := earlier.taken()):
@@ -212,14 +215,43 @@ def _unplaced(segment: index.Segment, runs: Collection[str], moved: Moved) -> An
     return ~(moved.of(segment)[0] | written_by(segment, runs))
 
 
-def _at_last_places(
-    segment: index.Segment, runs: Collection[str], moved: Moved, before: Moved
-) -> Any:
-    """These entries at the rows that they were of last: equal rows keep an answer each."""
+def _free(
+    read: _Reader, runs: Collection[str], moved: Moved
+) -> Iterator[tuple[index.Segment, Any]]:
+    """Each segment, and which entries are of no present row; a line that was copied is one answer, and counts once."""
+    lines = np.sort(np.concatenate([_lines(segment) for segment in read.all()]))
+    copied = np.unique(lines[1:][lines[1:] == lines[:-1]])
+    del lines
+    used: set[int] = set()
+    for segment in read.all() if len(copied) else ():
+        placed = _lines(segment)[~_unplaced(segment, runs, moved)]
+        used.update(placed[np.isin(placed, copied)].tolist())
+    for segment in read.all():
+        free = _unplaced(segment, runs, moved)
+        if len(copied):
+            of = _lines(segment)
+            for at in np.flatnonzero(free & np.isin(of, copied)):
+                free[at] = int(of[at]) not in used
+                used.add(int(of[at]))
+        yield segment, free
+
+
+def _lines(segment: index.Segment) -> Any:
+    """What each line is known by wherever it stands: run, row, sample, outcome and key."""
+    entries = segment.entries
+    runs = np.array([zlib.crc32(run.encode()) for run in segment.runs], "<u8")
+    found = runs[entries["run"]]
+    for name in ("row", "sample", "outcome"):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + entries[name].astype("<u8")
+    return found ^ entries["key_high"]
+
+
+def _at_last_places(segment: index.Segment, before: Moved) -> Any:
+    """The entries, those that moved at the rows that they were of last: equal rows keep an answer each."""
     last, there = before.of(segment)
     entries = segment.entries.copy()
     entries[last] = there
-    return entries[_unplaced(segment, runs, moved)]
+    return entries
 
 
 class _Reader:
