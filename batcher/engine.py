@@ -250,6 +250,8 @@ class Engine:
             while lane.workers <= max(1, lane.gate.places):
                 while lane.next is not None and lane.next.queue.full and not self._stop.is_set():  # noqa: ASYNC110 (rare)
                     await asyncio.sleep(_POLL_SECONDS)
+                while lane.in_doubt and not self._stop.is_set():  # noqa: ASYNC110 (once, for seconds)
+                    await asyncio.sleep(_POLL_SECONDS)
                 prompt = await self._take(lane)
                 if prompt is None:
                     break

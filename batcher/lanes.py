@@ -274,6 +274,16 @@ class EngineLane:
         """Whether answers may still come: its workers end with its rows."""
         return self.dead is None and bool(self.workers or self.retrying)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether all were refused alike so far, and what was sent before may still be answered.
+
+        Nothing more is sent meanwhile: it would be refused as well.
+        """
+        if self.streak < _SAME_FIRST or self.dead is not None or self.alive or self.proven:
+            return False
+        return any(t <= self._doubted for _name, t in self.way.flying.values())
+
     def judge(self, result: Result) -> bool:
         """Takes a result into account; whether it is one too many of those that stay.
 
