@@ -131,7 +131,7 @@ class _Text:
 
     def _contents(self, file: InputFile) -> Iterator[tuple[int, Any]]:
         """(place in the file, JSON text | `csv.Record` | Damaged | None for a place without a row)."""
-        raise NotImplementedError
+        raise NotImplementedError  # Each format of text has its own.
 
     def _where(self, file: InputFile, place: int) -> str:
         return f"{file.name}:{place}"

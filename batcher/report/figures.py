@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -423,14 +423,8 @@ def _keep(heap: list[Any], one: Any) -> None:
         heapq.heappushpop(heap, one)
 
 
-def _ms(time: Any) -> int:
-    """Unix time in milliseconds of `created_at`: a time in Parquet, a text in JSONL, pandas' number."""
-    if isinstance(time, int):
-        return time
-    if isinstance(time, str):
-        time = datetime.fromisoformat(time)
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
+def _ms(time: datetime) -> int:
+    """Unix time in milliseconds of `created_at`, as `cli.outputs.typed` reads it."""
     return int(time.timestamp() * 1000)
 
 
