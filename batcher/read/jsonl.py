@@ -98,7 +98,7 @@ def shallow(line: bytes) -> bytes:
     >>> shallow(b'{"a": 1, "b": ' + b"[" * 201 + b"]" * 201 + b"}")[:20]
     b'{"a": 1, "b": "[[[[['
     """
-    if line.count(b"[") + line.count(b"{") <= _DEEPEST:
+    if len(line) <= 2 * _DEEPEST or line.count(b"[") + line.count(b"{") <= _DEEPEST:
         return line
     parts: list[bytes] = []
     depth = deepest = start = done = 0
