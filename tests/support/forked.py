@@ -62,6 +62,8 @@ def _parent() -> str:
 
 def serve() -> None:
     """Forks for each connection, until killed."""
+    import pyarrow.parquet  # noqa: F401
+
     import batcher.cli.app
     import batcher.cli.rows
     import batcher.runner  # noqa: F401
