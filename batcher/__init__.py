@@ -1,16 +1,21 @@
 """Rows of a file × model IDs → answered rows in a file.
 
-    read/      FILE TO PROMPTS      what stands in the input, row by row
-    plan       which requests are still to send
-    send/      REQUEST TO RESULT    limits, attempts, retries, outcomes
-    write/     RESULTS TO FILE      the journal, and the output made from it
-    report/    RESULTS TO TOTALS    the live view and the table at the end
-    engine     one run's moving parts, over lanes; runner: a job from first check to last word
-    finish     journal and input put together to one output
-    prices     dollars per million tokens, and what a usage costs
-    cluster/   the same run on several machines
-    api        batcher.run and batcher.stream; ray: the same for datasets; cli/: the commands
+    read/      file to prompts: formats, inputs, templates
+    write/     results to file: the journal while the run goes on, then the output
+    job/       what was asked: the job, its checks, the gateway's address
+    limits/    how fast: rate limits, concurrency, the gate that waits
+    money/     how much: prices, the budget
+    send/      request to result: attempts, retries, what an answer or an error says
+    live/      the terminal while the run goes on
+    plan/      which requests are still to send
+    evaluate/  answers to findings: scores, votes, comparisons, the report
+    batches/   batch files of providers
+    runtime/   one run, from its first check to its output
+    cluster/   the same run on Ray
+    cli/       one file per command
     simulate/  the embedded gateway
+    records    the data that flows; errors: one tree of exceptions
+    api        batcher.run and batcher.stream; ray: the same for datasets
 
 The names below are the promise; they are loaded when first used.
 """
@@ -33,11 +38,11 @@ __all__ = [
 
 _HOMES = {
     "BatcherError": "errors",
-    "Job": "job",
+    "Job": "job.job",
     "JobError": "errors",
     "Outcome": "records",
     "OutputError": "errors",
-    "Report": "runner",
+    "Report": "runtime.runner",
     "Result": "records",
     "RunStopped": "errors",
     "run": "api",

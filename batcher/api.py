@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import Any
 
 from batcher.errors import JobError
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.records import Prompt, Result
-from batcher.runner import Report, Runner
+from batcher.runtime.runner import Report, Runner
 
 __all__ = ["run", "stream"]
 

@@ -195,8 +195,8 @@ def hub(workers: int, seconds: float) -> None:
 
     from batcher.cluster.hub import Hub
     from batcher.cluster.link import Link
-    from batcher.job import Limits
-    from batcher.send.gate import Heard
+    from batcher.job.job import Limits
+    from batcher.limits.gate import Heard
 
     turns = sent = size = 0
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.plan.requests import settings_of
-from batcher.read import marks
+from batcher.read import line_index
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Result
@@ -81,7 +81,7 @@ def written(folder: Path, rows: int, models: list[str], *, whole: bool, suffix: 
     Manifest(output=f"out.{suffix}", epochs=[epoch], asked=asked).save(run)
     inputs = Inputs(expand(["in.jsonl"]))
     deque(inputs.rows(), 0)
-    marks.save(run, inputs.pins, inputs.marks)
+    line_index.save(run, inputs.pins, inputs.marks)
     if whole:
         log = Journal(run, run=RUN)
         order = np.arange(rows - 1)

@@ -157,8 +157,8 @@ def probe(who, source, target, in_flight):
         if who == "bare":
             await bare(os.environ["OPENAI_BASE_URL"], source, target, int(in_flight))
         else:
-            from batcher.job import Job
-            from batcher.runner import Runner
+            from batcher.job.job import Job
+            from batcher.runtime.runner import Runner
 
             asked = {"concurrency": (in_flight,), "overwrite": True, "quiet": True}
             await Runner(Job.of(inputs=[source], output=target, models=["m"], **asked)).run()

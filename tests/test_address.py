@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import batcher
-from batcher import engine
-from batcher.endpoint import Endpoint, endpoint_of, proxy_of
 from batcher.errors import JobError, NoAnswer
-from batcher.send.client import Client
+from batcher.job.endpoint import Endpoint, endpoint_of, proxy_of
+from batcher.runtime import engine
+from batcher.send.http import Client
 from tests.support.echo import running
 
 KEY = {"MINE": "sk-0123456789abcdef"}

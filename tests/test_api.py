@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import batcher
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support.program import environment

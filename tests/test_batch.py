@@ -7,7 +7,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.batch import answers_in, row_of
+from batcher.batches.batch_file import answers_in, row_of
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support import program

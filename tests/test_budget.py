@@ -13,9 +13,9 @@ from decimal import Decimal
 import pytest
 from aiohttp import web
 
+from batcher.money import spending
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
-from batcher.write import spending
 from tests.support import echo, program
 from tests.support.program import read_jsonl, started, write_jsonl
 

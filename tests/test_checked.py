@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 
 import batcher
-from batcher.job import Job
-from batcher.runner import Runner
-from batcher.write import spending
+from batcher.job.job import Job
+from batcher.money import spending
+from batcher.runtime.runner import Runner
 from tests.support import program
 from tests.support.program import read_jsonl, write_jsonl
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batcher.errors import JobError
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support.program import SECRET, batcher, command, environment, read_jsonl, write_jsonl
@@ -474,7 +474,7 @@ def test_help_is_light_and_names_every_option(tmp_path):
     """`batcher run --help` is what people read first."""
     from dataclasses import fields
 
-    from batcher.job import Job
+    from batcher.job.job import Job
 
     text = batcher("run", "--help", cwd=tmp_path).stdout.decode()
     for field in fields(Job):

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batcher
-from batcher.prices import Price
+from batcher.live.log import Log
+from batcher.live.summary import Summary
+from batcher.live.table import table
+from batcher.live.terminal import escaped, in_line, quoted, safe
+from batcher.money.prices import Price
 from batcher.records import Outcome, Result
-from batcher.report.log import Log
-from batcher.report.summary import Summary
-from batcher.report.table import table
-from batcher.terminal import escaped, in_line, quoted, safe
 from tests.support import echo, program
 from tests.support.program import write_jsonl
 

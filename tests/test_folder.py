@@ -13,15 +13,16 @@ import pytest
 import batcher
 from batcher.cli import app
 from batcher.cli import app as cli
-from batcher.engine import Engine
 from batcher.errors import JobError, OutputError, RunStopped
-from batcher.job import Job
-from batcher.output import check_output, sweep
-from batcher.read import marks, spool
+from batcher.job.job import Job
+from batcher.money import spending
+from batcher.read import copies, line_index
 from batcher.read.files import expand
 from batcher.records import Outcome, Result
-from batcher.send import client
-from batcher.write import lock, spending, status
+from batcher.runtime.engine import Engine
+from batcher.runtime.output import check_output, sweep
+from batcher.send import http
+from batcher.write import lock, status
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.lock import Lock
 from batcher.write.manifest import Manifest
@@ -253,7 +254,7 @@ def test_what_is_planted_later_is_replaced_and_not_followed(folder, name, tmp_pa
     Manifest(output="out.jsonl").save(folder)
     status.save(folder, {"state": "running"})
     spending.save(folder, Decimal(1), 1, spending.Spent())
-    marks.save(folder, [], {})
+    line_index.save(folder, [], {})
     Journal(folder).close()
     held.release()
     assert target.read_text() == "precious"
@@ -456,7 +457,7 @@ def test_files_in_the_folder_that_only_look_like_ours_stay(folder):
     names = {"reserve-notes", "rows-2024.jsonl", "stdin-a.jsonl", "x.copying"}
     for one in (*names, "rows-0123456789abcdef.jsonl", "stdin.copying", "reserve-000101"):
         (folder / one).touch()
-    spool.sweep(folder, [])
+    copies.sweep(folder, [])
     sweep_reserves(folder)
     assert set(os.listdir(folder)) == names
 
@@ -551,6 +552,6 @@ def test_a_file_that_looks_like_an_option_can_be_named():
 
 def test_a_limit_of_ten_open_files_is_said(tmp_path, monkeypatch):
     """Less than a run needs to begin: it would end in the middle of some library."""
-    monkeypatch.setattr(client, "open_files", lambda: 10)
+    monkeypatch.setattr(http, "open_files", lambda: 10)
     with pytest.raises(JobError, match=r"10 files open.*ulimit -n"):
         cli.run("in.jsonl", job=Job(output="o.jsonl", models=("m",)))

@@ -8,8 +8,8 @@ from aiohttp import web
 
 from batcher.cli.config import with_settings
 from batcher.errors import JobError
-from batcher.job import Job
-from batcher.words import headers_of
+from batcher.job.job import Job
+from batcher.job.values import headers_of
 from tests.support import echo, program
 from tests.support.program import write_jsonl
 

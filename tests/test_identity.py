@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from batcher.api import Runner
 from batcher.errors import BatcherError
-from batcher.job import Job
+from batcher.job.job import Job
 from tests.support import echo
 from tests.support.program import read_jsonl, write_jsonl
 

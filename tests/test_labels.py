@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.labels import Labels, plain
+from batcher.send.labels import Labels, plain
 
 
 @pytest.mark.parametrize(

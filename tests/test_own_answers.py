@@ -16,12 +16,13 @@ import pytest
 from batcher.api import Runner
 from batcher.cli.export import export
 from batcher.errors import JobError
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.records import Outcome, Result
 from batcher.write import index
 from batcher.write.journal import Journal
 from batcher.write.manifest import Manifest
-from batcher.write.moved import NAME, Moved
+from batcher.write.moved import Moved
+from batcher.write.names import MOVED
 from batcher.write.segment import loaded
 from tests.support import echo
 from tests.support.program import read_jsonl, write_jsonl
@@ -222,9 +223,9 @@ def test_a_run_folder_of_the_version_before(output):
     (RUN / "run.json").write_bytes(msgspec.json.encode(written))
     assert output.run() == 0
     assert output.said == []
-    moved = (RUN / NAME).stat().st_mtime_ns
+    moved = (RUN / MOVED).stat().st_mtime_ns
     assert output.run() == 0
-    assert (RUN / NAME).stat().st_mtime_ns == moved
+    assert (RUN / MOVED).stat().st_mtime_ns == moved
     output.rows(["new", *TEN])
     assert output.run() == 1
 

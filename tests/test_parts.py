@@ -16,9 +16,9 @@ import pytest
 
 import batcher
 from batcher.errors import BatcherError, JobError, OutputError
-from batcher.job import Job
-from batcher.output import check_output, sweep
-from batcher.runner import Runner
+from batcher.job.job import Job
+from batcher.runtime.output import check_output, sweep
+from batcher.runtime.runner import Runner
 from batcher.write import parquet, parts
 from batcher.write.results import whole_folder
 from tests.support import program

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batcher
-from batcher.lanes import Queue, Room
-from batcher.read import pictures
+from batcher.read import images
 from batcher.records import Prompt
+from batcher.runtime.channel import Queue, Room
 from tests.support import echo as echoes
 from tests.support import program
 from tests.support.program import read_jsonl, write_jsonl
@@ -46,7 +46,7 @@ def folder(tmp_path):
     data.mkdir()
     for name, content in {
         "red.png": RED, "a.jpg": JPEG, "a.gif": GIF, "a.webp": WEBP, "secret.png": b"root:x:0:0",
-        "large.png": RED + bytes(pictures.MOST_BYTES),
+        "large.png": RED + bytes(images.MOST_BYTES),
     }.items():  # fmt: skip
         (data / name).write_bytes(content)
     os.mkfifo(data / "pipe.png")
@@ -87,7 +87,7 @@ def shown(body):
     ],
 )
 def test_a_path_is_read_from_beside_the_input(folder, value, urls):
-    found = [part["image_url"]["url"] for part in pictures.parts(value, str(folder / "data"))]
+    found = [part["image_url"]["url"] for part in images.parts(value, str(folder / "data"))]
     assert found == urls
 
 
@@ -111,8 +111,8 @@ def test_a_path_is_read_from_beside_the_input(folder, value, urls):
 )
 def test_what_is_no_picture_is_not_sent(folder, value, why):
     """No row makes another file of the machine part of a request, nor waits for ever."""
-    with pytest.raises(pictures.NoPicture, match=why):
-        pictures.parts(value, str(folder / "data"))
+    with pytest.raises(images.NoPicture, match=why):
+        images.parts(value, str(folder / "data"))
 
 
 def test_the_folder_of_pictures_may_be_another_one(folder, echo):

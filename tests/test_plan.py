@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.job import Job, Limits
-from batcher.plan.earlier import Earlier
+from batcher.job.job import Job, Limits
 from batcher.plan.forecast import Forecast
+from batcher.plan.preflight import survey
+from batcher.plan.previous import Earlier
 from batcher.plan.requests import Plan, settings_of
-from batcher.plan.survey import survey
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt
 from batcher.write.index import ENTRY, OUTCOMES, entry_bytes
-from batcher.write.winners import Winners
+from batcher.write.latest import Winners
 from tests.support.program import write_jsonl
 
 URL = "https://x/v1/chat/completions"

@@ -9,12 +9,12 @@ import pytest
 from aiohttp import web
 from genai_prices.data_snapshot import get_snapshot
 
-from batcher.endpoint import Endpoint
 from batcher.errors import JobError
-from batcher.prices import Bill, Price, Prices, cost_of, of_catalogue, of_file, of_package
+from batcher.job.endpoint import Endpoint
+from batcher.money.catalogue import address
+from batcher.money.prices import Bill, Price, Prices, cost_of, of_catalogue, of_file, of_package
 from batcher.records import Usage
 from batcher.send import wire
-from batcher.send.catalogue import address
 from batcher.simulate.server import running
 from batcher.simulate.settings import MODELS, Simulation
 from tests.support import echo, program

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.records import Outcome
 from batcher.simulate.faults import FAULTS
 from batcher.simulate.server import running

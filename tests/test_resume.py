@@ -17,7 +17,7 @@ import batcher
 from batcher.errors import JobError
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
-from batcher.write import aside
+from batcher.write import overwrite
 from tests.support import program
 from tests.support.program import read_jsonl, started, write_jsonl
 
@@ -196,14 +196,14 @@ def test_a_kill_at_any_step_of_overwrite_loses_nothing(run, monkeypatch, restori
         with monkeypatch.context() as patched:
             patched.setattr(os, "replace", step)
             try:
-                aside.set_aside(folder)
+                overwrite.set_aside(folder)
                 if restoring:
-                    aside.restore(folder)
+                    overwrite.restore(folder)
             except KeyboardInterrupt:
                 killed = True
             else:
                 killed = False
-        aside.settle(folder)
+        overwrite.settle(folder)
         assert run() == 0
         if not killed:
             break
@@ -225,10 +225,10 @@ def test_overwrite_keeps_what_was_there_when_every_row_fails(run, gateway):
 def test_the_other_commands_know_of_results_set_aside(run, tmp_path):
     """A run with --overwrite was killed: what it set aside is not nothing."""
     run()
-    aside.set_aside(tmp_path / "out.jsonl.run")
+    overwrite.set_aside(tmp_path / "out.jsonl.run")
     told = program.batcher("status", "out.jsonl", cwd=tmp_path)
     assert b"40 ok" in told.stdout
-    aside.set_aside(tmp_path / "out.jsonl.run")
+    overwrite.set_aside(tmp_path / "out.jsonl.run")
     assert program.batcher("export", "out.jsonl", cwd=tmp_path).returncode == 0
     assert len(read_jsonl(Path("out.jsonl"))) == 40
 
@@ -247,7 +247,7 @@ def test_an_exact_answer_goes_before_a_kept_one(run):
 def test_what_vanishes_while_a_run_goes_on_is_sent_again(run, monkeypatch):
     """A whole output is not replaced by what is left."""
     run()
-    from batcher import finish
+    from batcher.write import finish
 
     export, gone = finish.export, []
 
@@ -661,8 +661,8 @@ def test_ctrl_c_while_the_output_is_written(run, tmp_path, monkeypatch):
     run()
     old = Path("out.jsonl").read_bytes()
     write_jsonl(tmp_path / "in.jsonl", ROWS[1:])
-    from batcher import finish
-    from batcher import runner as of
+    from batcher.runtime import runner as of
+    from batcher.write import finish
 
     runners = []
     made, export = of.Runner.__init__, finish.export

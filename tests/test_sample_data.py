@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.report.statistics import wilson
+from batcher.evaluate.statistics import wilson
 from batcher.simulate.answers import answer
 from batcher.simulate.settings import Simulation
 

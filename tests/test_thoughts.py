@@ -2,7 +2,7 @@
 
 import pytest
 
-from batcher.thoughts import answer_in, is_reasoning
+from batcher.send.reasoning import answer_in, is_reasoning
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 
 from batcher.errors import JobError
-from batcher.job import Job
-from batcher.words import text_of
+from batcher.job.job import Job
+from batcher.job.values import text_of
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

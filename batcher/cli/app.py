@@ -24,7 +24,7 @@ from batcher.cli.show import show
 from batcher.cli.simulate import simulate
 from batcher.cli.status import status
 from batcher.errors import BatcherError
-from batcher.terminal import say
+from batcher.live.terminal import say
 
 __all__ = ["app", "main"]
 

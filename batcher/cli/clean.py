@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from batcher import objects
 from batcher.errors import JobError
-from batcher.terminal import say
+from batcher.live.terminal import say
+from batcher.read import object_store
 from batcher.write.manifest import Manifest
 
 __all__ = ["clean"]
@@ -30,7 +30,7 @@ def clean(output: str, /) -> int:
     from batcher.write.segment import segments
 
     folder, manifest = found(output)
-    path = Path(objects.here(output))
+    path = Path(object_store.here(output))
     if not os.access(folder.parent, os.W_OK):
         raise JobError(f"{folder}: it cannot be removed: {folder.parent} cannot be written.")
     lock = Lock(folder)
@@ -70,8 +70,8 @@ def _left_out(folder: Path, manifest: Manifest) -> int:
     import numpy as np
 
     from batcher.cli.folder import inputs_of
+    from batcher.write.latest import ANSWERED, places_of
     from batcher.write.segment import placed
-    from batcher.write.winners import ANSWERED, places_of
 
     asked, left = manifest.asked, 0
     inputs = inputs_of(folder, manifest)

@@ -10,10 +10,10 @@ from cyclopts import Parameter
 
 from batcher.cli.outputs import labels_of, rows_of
 from batcher.errors import JobError
-from batcher.terminal import say
+from batcher.live.terminal import say
 
 if TYPE_CHECKING:
-    from batcher.report.comparison import Comparison
+    from batcher.evaluate.comparison import Comparison
 
 __all__ = ["compare"]
 
@@ -42,10 +42,10 @@ def compare(
             python:MODULE:FUNCTION. Default: label.
         json_: Print one JSON object instead.
     """
-    from batcher.labels import Labels
-    from batcher.report.comparison import compare as compared
-    from batcher.report.scorers import same_by
-    from batcher.report.scorers import scorer as scorer_of
+    from batcher.evaluate.comparison import compare as compared
+    from batcher.evaluate.scorers import same_by
+    from batcher.evaluate.scorers import scorer as scorer_of
+    from batcher.send.labels import Labels
 
     scorer_of(scorer)  # What is none is told before anything is read.
     pairs = _pairs(one, other, gold)
@@ -121,7 +121,7 @@ def _check(output: str, row: Mapping[str, object]) -> None:
 
 
 def _told(of: Comparison, one: str, other: str, *, has_gold: bool) -> list[str]:
-    from batcher.report.statistics import cohen_kappa, mcnemar, wilson
+    from batcher.evaluate.statistics import cohen_kappa, mcnemar, wilson
 
     lines = []
     first = ", by first answers" if of.samples else ""
@@ -172,7 +172,7 @@ def _names(names: list[str], count: int) -> str:
 
 
 def _figures(of: Comparison, *, has_gold: bool) -> dict[str, object]:
-    from batcher.report.statistics import cohen_kappa, mcnemar, wilson
+    from batcher.evaluate.statistics import cohen_kappa, mcnemar, wilson
 
     told: dict[str, object] = {
         "rows": of.rows, "answered": of.answered, "same": of.same, "kappa": cohen_kappa(of.pairs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from batcher.terminal import say
+from batcher.live.terminal import say
 
 __all__ = ["completion"]
 

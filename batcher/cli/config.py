@@ -17,8 +17,8 @@ from typing import Any, get_args, get_type_hints
 from cyclopts import Parameter
 
 from batcher.errors import JobError
-from batcher.job import Job
-from batcher.terminal import say
+from batcher.job.job import Job
+from batcher.live.terminal import say
 
 __all__ = ["of_options", "with_settings"]
 

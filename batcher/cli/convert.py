@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from batcher.errors import JobError
-from batcher.job import Job
-from batcher.terminal import say
+from batcher.job.job import Job
+from batcher.live.terminal import say
 
 if TYPE_CHECKING:
     from batcher.read.inputs import Inputs
@@ -52,7 +52,7 @@ def convert(
         delimiter: Of CSV, as for run.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from batcher import batch
+    from batcher.batches import batch_file
     from batcher.read.files import expand, notes_of
     from batcher.read.inputs import Inputs
     from batcher.read.prompts import Prompter
@@ -74,7 +74,7 @@ def convert(
         say(note, error=True)
     rows = Inputs(files)
     first = next((row.columns for row in rows.rows() if row.columns is not None), {})
-    if batch.is_answer(first):
+    if batch_file.is_answer(first):
         with whole(path, of_run=False) as file:
             count = _write_rows(_answers(rows), file, path.suffix)
         say(f"{count:,} rows in {output}.", error=True)
@@ -87,7 +87,7 @@ def convert(
         raise prompter.not_told_apart(", ".join(inputs), first)
     count = bad = 0
     with whole(path, of_run=False) as file:
-        for line, error in batch.requests_of(rows, prompter, model):
+        for line, error in batch_file.requests_of(rows, prompter, model):
             if line is None:
                 bad += 1
                 if bad <= 20:
@@ -101,14 +101,14 @@ def convert(
 
 
 def _answers(rows: Inputs) -> Iterator[dict[str, Any]]:
-    from batcher import batch
+    from batcher.batches import batch_file
 
     for row in rows.rows():
         if row.columns is None or row.error is not None:
             raise JobError(f"{row.error}.")
-        if not batch.is_answer(row.columns):
+        if not batch_file.is_answer(row.columns):
             raise JobError(f"{row.where}: it is no line of a batch's output.")
-        yield batch.row_of(row.columns, row.position)
+        yield batch_file.row_of(row.columns, row.position)
 
 
 def _write_rows(rows: Iterator[dict[str, Any]], file: IO[bytes], suffix: str) -> int:

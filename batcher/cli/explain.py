@@ -6,10 +6,10 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from batcher import objects
 from batcher.errors import JobError
+from batcher.live.terminal import escaped, in_line, say
+from batcher.read import object_store
 from batcher.records import Attempt, Result
-from batcher.terminal import escaped, in_line, say
 
 __all__ = ["explain"]
 
@@ -23,10 +23,10 @@ def explain(output: str, row: str, /) -> int:
         output: Output of a run, finished or not.
         row: The row's position, from 0, or its custom_id.
     """
-    from batcher.history import results_of
     from batcher.write import folder as folders
+    from batcher.write.history import results_of
 
-    folder = Path(f"{objects.here(output)}.run")
+    folder = Path(f"{object_store.here(output)}.run")
     if not folder.is_dir():
         raise JobError(f"{output}: there is no {folder}; name the --output of a run.")
     folders.check(folder)

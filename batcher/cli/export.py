@@ -8,9 +8,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from batcher import objects
 from batcher.errors import BatcherError, Damaged, JobError
-from batcher.terminal import say
+from batcher.live.terminal import say
+from batcher.read import object_store
 
 __all__ = ["export"]
 
@@ -30,12 +30,11 @@ def export(output: str, to: str | None = None, /) -> int:
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
-    from batcher import finish
     from batcher.cli.folder import found, present
-    from batcher.write import parts
+    from batcher.write import finish, parts
     from batcher.write.results import Written
 
-    path = Path(to or objects.here(output))
+    path = Path(to or object_store.here(output))
     if path.suffix not in (".jsonl", ".parquet", ".csv"):
         if not ((to or output).endswith("/") or path.is_dir()):
             raise JobError(
@@ -52,7 +51,7 @@ def export(output: str, to: str | None = None, /) -> int:
     folder, manifest = found(output)
     inputs, runs = present(folder, manifest)
     if parts.files(path):
-        _check_ours(path, Path(objects.here(output)), [file.path for file in inputs.files])
+        _check_ours(path, Path(object_store.here(output)), [file.path for file in inputs.files])
     before = sum(map(_rows, parts.files(path)))
 
     def enough(written: Written) -> None:

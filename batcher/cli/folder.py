@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from batcher import objects
 from batcher.errors import JobError
-from batcher.write import aside
+from batcher.read import object_store
 from batcher.write import folder as folders
+from batcher.write import overwrite
 from batcher.write.lock import Lock, holder
 from batcher.write.manifest import Manifest
 
@@ -29,11 +29,11 @@ def found(output: str) -> tuple[Path, Manifest]:
     Raises:
         JobError: There is none.
     """
-    folder = Path(f"{objects.here(output)}.run")
-    if (folder / aside.ASIDE).is_dir() and holder(folder) is None:
+    folder = Path(f"{object_store.here(output)}.run")
+    if (folder / overwrite.ASIDE).is_dir() and holder(folder) is None:
         lock = Lock(folder)
         try:
-            aside.settle(folder)  # A run with --overwrite was killed.
+            overwrite.settle(folder)  # A run with --overwrite was killed.
         finally:
             lock.release()
     manifest = None

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from batcher.endpoint import Endpoint
-from batcher.job import Job
-from batcher.prices import Price, Prices, of_catalogue, of_file, of_package
-from batcher.terminal import in_line, say
+from batcher.job.endpoint import Endpoint
+from batcher.job.job import Job
+from batcher.live.terminal import in_line, say
+from batcher.money.prices import Price, Prices, of_catalogue, of_file, of_package
 
 __all__ = ["models"]
 
@@ -68,7 +68,7 @@ def models(
 
 
 async def _asked(endpoint: Endpoint, told: dict[str, Price]) -> tuple[list[str], Prices]:
-    from batcher.send import catalogue  # Brings aiohttp.
+    from batcher.money import catalogue  # Brings aiohttp.
 
     def warn(text: str) -> None:
         say(f"batcher: {text}", error=True)

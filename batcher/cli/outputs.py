@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from batcher import objects
 from batcher.errors import JobError
+from batcher.read import object_store
 from batcher.write.columns import COLUMNS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _PARSED = frozenset({"status", "parsed"})
 
 def labels_of(*outputs: str) -> set[str]:
     """The labels that the answers in outputs were held to; none where they were free."""
-    from batcher.report.panel import labels_in
+    from batcher.evaluate.votes import labels_in
 
     return labels_in(row for output in outputs for row in rows_of(output, _PARSED))
 
@@ -65,10 +65,10 @@ def placed_rows(
         if row.columns is None or row.error is not None:
             raise JobError(f"{row.error}.")
         if "response" in row.columns and "status" not in row.columns:
-            from batcher import batch  # Brings what reads answers.
+            from batcher.batches import batch_file  # Brings what reads answers.
 
-            if batch.is_answer(row.columns):
-                yield row.position, batch.row_of(row.columns, row.position)
+            if batch_file.is_answer(row.columns):
+                yield row.position, batch_file.row_of(row.columns, row.position)
                 continue
         columns_of = _of_texts(row.columns) if texts else row.columns
         yield row.position, typed(columns_of, row.where)
@@ -187,10 +187,10 @@ def source(output: str) -> Inputs:
     from batcher.read.inputs import Inputs
     from batcher.write import parts
 
-    local = not objects.is_object(output)
+    local = not object_store.is_object(output)
     paths = [str(path) for path in parts.files(Path(output))] if local else [output]
     if not paths:
-        unfinished = Path(f"{objects.here(output)}.run").is_dir()
+        unfinished = Path(f"{object_store.here(output)}.run").is_dir()
         how = f"; write what there is with: batcher export {output} FILE" if unfinished else ""
         raise JobError(f"{output}: there is no such output{how}.")
     return Inputs(expand(paths))

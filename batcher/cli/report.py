@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from batcher import objects
 from batcher.cli.outputs import labels_of, placed_rows, source, writable
 from batcher.errors import JobError
-from batcher.terminal import say
+from batcher.live.terminal import say
+from batcher.read import object_store
 
 if TYPE_CHECKING:
-    from batcher.report.figures import Figures
-    from batcher.report.panel import Panel
+    from batcher.evaluate.figures import Figures
+    from batcher.evaluate.votes import Panel
 
 __all__ = ["NEEDED", "fetched", "report"]
 
@@ -56,9 +56,9 @@ def report(
         disputed: File to write, likewise, of the 1,000 rows whose answers differ most.
         json_: Print the figures as one JSON object, and write no page.
     """
-    from batcher.report.figures import Figures
-    from batcher.report.panel import VOTE, panels
-    from batcher.report.scorers import scorer as scorer_of
+    from batcher.evaluate.figures import Figures
+    from batcher.evaluate.scorers import scorer as scorer_of
+    from batcher.evaluate.votes import VOTE, panels
 
     scorer_of(scorer)  # What is none is told before anything is read.
     source(output)
@@ -98,8 +98,8 @@ def report(
         return 0
     from rich.console import Console
 
-    from batcher.report.page import page
-    from batcher.report.scores import agreement, scores
+    from batcher.evaluate.page import page
+    from batcher.evaluate.scores import agreement, scores
     from batcher.write.columns import COLUMNS
     from batcher.write.results import whole
 
@@ -107,7 +107,7 @@ def report(
         "disputed": fetched(output, figures.disputed[:_TEXTS]),
         "wrong": fetched(output, figures.wrong[:_TEXTS]),
     }
-    path = Path(f"{objects.here(output)}.html")
+    path = Path(f"{object_store.here(output)}.html")
     with whole(path, of_run=False) as file:
         name = Path(output).name
         file.write(page(name, figures, told, examples, read, script, COLUMNS).encode())

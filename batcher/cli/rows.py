@@ -7,9 +7,9 @@ from typing import IO
 
 import msgspec
 
+from batcher.live.terminal import escaped
 from batcher.records import Prompt, Result
-from batcher.terminal import escaped
-from batcher.write.batch import batch_line
+from batcher.write.batch_lines import batch_line
 from batcher.write.jsonl import json_row
 
 __all__ = ["RowWriter"]

@@ -16,9 +16,9 @@ from cyclopts import Parameter
 
 from batcher.cli.config import of_options
 from batcher.errors import BatcherError, JobError, RunStopped
-from batcher.job import Job
+from batcher.job.job import Job
+from batcher.live.terminal import quoted, say
 from batcher.records import Prompt, Result
-from batcher.terminal import quoted, say
 
 if TYPE_CHECKING:
     from batcher.cli.stderr import Machines, People
@@ -99,7 +99,7 @@ def _run(job: Job) -> int:
     import uvloop
 
     from batcher.cli.stderr import Machines, People
-    from batcher.send.client import open_files
+    from batcher.send.http import open_files
 
     if (files := open_files()) < _LEAST_FILES:
         raise JobError(
@@ -161,7 +161,7 @@ class _Stops:
 async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
     import asyncio
 
-    from batcher.runner import Runner
+    from batcher.runtime.runner import Runner
 
     emits = [] if shown.row is None else [shown.row]
     if job.output == "-":

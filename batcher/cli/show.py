@@ -12,8 +12,8 @@ from cyclopts import Parameter
 
 from batcher.cli.outputs import labels_of, placed_rows, rows_of
 from batcher.errors import JobError
+from batcher.live.terminal import in_line, say
 from batcher.records import Outcome
-from batcher.terminal import in_line, say
 
 __all__ = ["show"]
 
@@ -64,9 +64,9 @@ def show(
 
 def _disputed(output: str) -> Iterator[Mapping[str, Any]]:
     from batcher.cli.report import NEEDED, fetched
-    from batcher.report.figures import Figures
-    from batcher.report.panel import panels
-    from batcher.report.scorers import scorer
+    from batcher.evaluate.figures import Figures
+    from batcher.evaluate.scorers import scorer
+    from batcher.evaluate.votes import panels
 
     figures = Figures(scorer("label", labels_of(output)))
     for panel in panels(placed_rows(output, NEEDED), output):

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from batcher.errors import JobError
-from batcher.terminal import say
+from batcher.live.terminal import say
 
 __all__ = ["simulate"]
 

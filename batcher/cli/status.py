@@ -5,8 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from batcher.live.terminal import say
 from batcher.records import Outcome
-from batcher.terminal import say
 
 __all__ = ["status"]
 
@@ -20,13 +20,13 @@ def status(output: str, /) -> int:
     import numpy as np
 
     from batcher.cli.folder import found, inputs_of
+    from batcher.live.table import duration, money, others
     from batcher.plan.requests import settled
-    from batcher.report.table import duration, money, others
     from batcher.write import index
     from batcher.write import status as heartbeat
+    from batcher.write.latest import Winners, places_of
     from batcher.write.lock import holder as at_work
     from batcher.write.segment import placed
-    from batcher.write.winners import Winners, places_of
 
     folder, manifest = found(output)
     holder, told = at_work(folder), heartbeat.load(folder) or {}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batcher.engine import Emit
 from batcher.errors import BatcherError
-from batcher.job import Job
-from batcher.report.log import Log
-from batcher.report.progress import Progress, Snapshot, Stderr
-from batcher.report.summary import Summary
-from batcher.report.table import table
-from batcher.terminal import safe
-from batcher.watch import heartbeat
+from batcher.job.job import Job
+from batcher.live.log import Log
+from batcher.live.progress import Progress, Snapshot, Stderr
+from batcher.live.summary import Summary
+from batcher.live.table import table
+from batcher.live.terminal import safe
+from batcher.runtime.engine import Emit
+from batcher.runtime.snapshot import heartbeat
 
 __all__ = ["Machines", "People"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from batcher.cli.outputs import source
-from batcher.report.panel import VOTE, Panel, vote_row
-from batcher.report.scorers import Scorer
+from batcher.evaluate.scorers import Scorer
+from batcher.evaluate.votes import VOTE, Panel, vote_row
 from batcher.write.columns import COLUMNS, renames
 from batcher.write.results import whole
 

@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from batcher.cluster.purse import Lender, Spends
-from batcher.job import Limits
+from batcher.cluster.shared_budget import Lender, Spends
+from batcher.job.job import Limits
+from batcher.limits.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
+from batcher.money.budget import Amount, Budget, State
 from batcher.records import Result
-from batcher.send.budget import Amount, Budget, State
-from batcher.send.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
 
 __all__ = [
     "ALONE_SECONDS",

@@ -25,10 +25,10 @@ from batcher.cluster.hub import (
     View,
     Want,
 )
-from batcher.cluster.purse import SharedBudget, Spends
-from batcher.job import Limits
+from batcher.cluster.shared_budget import SharedBudget, Spends
+from batcher.job.job import Limits
+from batcher.limits.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
 from batcher.records import Result
-from batcher.send.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
 
 __all__ = ["Link", "SharedGate", "Unreachable"]
 

@@ -12,8 +12,8 @@ from decimal import Decimal
 
 import numpy as np
 
-from batcher.job import Limits
-from batcher.prices import Price
+from batcher.job.job import Limits
+from batcher.money.prices import Price
 from batcher.records import Prompt
 
 __all__ = ["Forecast", "counted"]

@@ -15,14 +15,14 @@ import msgspec
 import numpy as np
 
 from batcher.errors import JobError
-from batcher.job import Job
-from batcher.plan.earlier import Earlier
+from batcher.job.job import Job
+from batcher.plan.previous import Earlier
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Outcome, Prompt, Request, Row
 from batcher.send.answers import Expected
 from batcher.write.index import OUTCOMES
-from batcher.write.winners import Winners
+from batcher.write.latest import Winners
 
 __all__ = [
     "Part",

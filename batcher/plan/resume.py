@@ -11,19 +11,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from batcher import objects
 from batcher.errors import JobError
-from batcher.job import Job
-from batcher.plan.earlier import Earlier
+from batcher.job.job import Job
+from batcher.plan.preflight import pictures_of
+from batcher.plan.previous import Earlier
 from batcher.plan.requests import Plan, Settings
-from batcher.plan.survey import pictures_of
+from batcher.read import object_store
 from batcher.read.files import Pin, grown, same_files
 from batcher.read.inputs import Inputs
 from batcher.write import index
+from batcher.write.latest import ANSWERED, Winners, places_of
 from batcher.write.manifest import Asked, Epoch, Manifest, now
 from batcher.write.moved import Moved
+from batcher.write.names import journal_file
 from batcher.write.segment import present, segments, written_by
-from batcher.write.winners import ANSWERED, Winners, places_of
 
 __all__ = ["Resumed", "SettingsChanged", "resume"]
 
@@ -80,7 +81,7 @@ def resume(
     """
     manifest = None if job.overwrite else Manifest.load(folder)
     manifest = manifest or Manifest(output=Path(job.output).name)
-    if objects.is_object(job.output):
+    if object_store.is_object(job.output):
         manifest.uploaded = job.output
     files = [] if job.overwrite else segments(folder)
     read = _Reader(files, go_on, keep=not job.dry_run)
@@ -304,7 +305,7 @@ def _tell_damage(read: _Reader, manifest: Manifest, say: Callable[[str], None]) 
     missing = manifest.gone(read.numbers)
     manifest.missing += missing
     manifest.saw(read.numbers)
-    for name in [f"journal-{number:06}.jsonl" for number in missing]:
+    for name in [journal_file(number) for number in missing]:
         say(f"{name} is gone; the answers in it are lost, and their rows are sent again.")
     for name in read.cut:
         say(f"{name} became shorter; the answers cut off are lost, and their rows are sent again.")

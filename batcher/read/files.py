@@ -12,9 +12,8 @@ from typing import Self
 
 import msgspec
 
-from batcher import objects
 from batcher.errors import JobError, RunStopped
-from batcher.read import formats
+from batcher.read import formats, object_store
 from batcher.read.formats import Format
 from batcher.read.text import is_packed
 from batcher.records import clean
@@ -49,7 +48,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def copied(self) -> bool:
         """Whether it is a copy in the run folder, of stdin or of an iterable."""
-        return not (os.path.isabs(self.path) or objects.is_object(self.path))
+        return not (os.path.isabs(self.path) or object_store.is_object(self.path))
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class InputFile:
     @property
     def folder(self) -> str:
         """Where relative paths in it begin; "" for a copy: where its reader is."""
-        return "" if self.pin.copied else objects.parent(self.path)
+        return "" if self.pin.copied else object_store.parent(self.path)
 
     @classmethod
     def of_pin(cls, pin: Pin, folder: Path) -> Self:
@@ -93,7 +92,7 @@ class InputFile:
 
         What is there has a time that only a new content changes.
         """
-        if self.pin.digest or objects.is_object(self.path):
+        if self.pin.digest or object_store.is_object(self.path):
             return self
         found = digest(self.path, self.pin.size, go_on)
         return replace(self, pin=msgspec.structs.replace(self.pin, digest=found))
@@ -107,9 +106,9 @@ class InputFile:
         try:
             found = _pin(self.path)
         except OSError as error:
-            if objects.is_object(self.path):
+            if object_store.is_object(self.path):
                 raise RunStopped(
-                    f"{self.name}: it cannot be read any further: {objects.why(error)}."
+                    f"{self.name}: it cannot be read any further: {object_store.why(error)}."
                 ) from None
             return None
         known = self.pin
@@ -163,7 +162,7 @@ def expand(
     """
     found: list[str] = []
     for path in paths:
-        if objects.is_object(path):
+        if object_store.is_object(path):
             found += _objects(path, output)
         elif os.path.isdir(path):
             inside = sorted(
@@ -218,10 +217,10 @@ def is_of(output: str, path: str) -> bool:
 
 def _objects(path: str, output: str) -> list[str]:
     try:
-        if objects.stat(path) is not None:
+        if object_store.stat(path) is not None:
             return [path]
         if glob.has_magic(path):
-            matched = [url for url in objects.matching(path) if url != output]
+            matched = [url for url in object_store.matching(path) if url != output]
             if not matched:
                 raise JobError(f"{path}: no object matches.")
             return matched
@@ -229,12 +228,12 @@ def _objects(path: str, output: str) -> list[str]:
         inside = _data(
             [
                 url
-                for url in objects.within(root)
+                for url in object_store.within(root)
                 if _kind(url) and url != output and not _hidden(url[len(root) + 1 :].split("/"))
             ]
         )
     except OSError as error:
-        raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None
+        raise JobError(f"{path}: it cannot be read: {object_store.why(error)}.") from None
     if not inside:
         raise JobError(
             f"{path}: there is no such object, nor one below it that ends in {formats.NAMES}."
@@ -255,10 +254,10 @@ def _pinned(
         raise JobError(
             f"{path}: its format is not known by its name; rename it to end in {formats.NAMES}."
         )
-    if not objects.is_object(path) and not os.path.isfile(path):
+    if not object_store.is_object(path) and not os.path.isfile(path):
         raise JobError(f"{path}: it is no file; JSONL from a pipe is read as - (stdin).")
     try:
-        with objects.opened(path):
+        with object_store.opened(path):
             pin = _pin(path)
             if pin.path != clean(pin.path):
                 raise JobError(
@@ -266,7 +265,7 @@ def _pinned(
                 )
         found, notes = formats.READERS[kind].examined(path, encoding, delimiter)
     except OSError as error:
-        raise JobError(f"{path}: it cannot be read: {objects.why(error)}.") from None
+        raise JobError(f"{path}: it cannot be read: {object_store.why(error)}.") from None
     if found is not None:
         kind, pin = found.kind, msgspec.structs.replace(pin, format=found)
     # The program around it may go to another folder before the file is opened again.
@@ -274,8 +273,8 @@ def _pinned(
 
 
 def _pin(path: str) -> Pin:
-    if objects.is_object(path):
-        size, mtime_ns = objects.stat(path) or (0, 0)
+    if object_store.is_object(path):
+        size, mtime_ns = object_store.stat(path) or (0, 0)
         return Pin(path=path, size=size, mtime_ns=mtime_ns)
     stat = os.stat(path)
     return Pin(
@@ -295,7 +294,7 @@ def digest(path: str, size: int, go_on: Callable[[], None] = lambda: None) -> st
     """Hash of the first `size` bytes; `go_on` is called now and then and may raise."""
     sum_ = hashlib.sha256()
     left = size
-    with objects.opened(path) as file:
+    with object_store.opened(path) as file:
         while left > 0 and (block := file.read(min(left, _BLOCK))):
             sum_.update(block)
             left -= len(block)
@@ -348,6 +347,6 @@ def _whole_lines(file: InputFile, size: int) -> bool:
     """Whether a plain JSONL file has a line end just before this offset."""
     if file.kind != "jsonl" or file.format.encoding or is_packed(file.path):
         return False
-    with objects.opened(file.path) as opened:
+    with object_store.opened(file.path) as opened:
         opened.seek(size - 1)
         return size > 0 and opened.read(1) == b"\n"

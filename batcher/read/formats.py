@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from batcher.read import csv, json, jsonl, text
+from batcher.read import csv, json_array, jsonl, text
 from batcher.read.text import Damaged
 from batcher.records import Row
 
@@ -318,7 +318,7 @@ class _Json(_Text):
 
     def _contents(self, file: InputFile) -> Iterator[tuple[int, Any]]:
         blocks = text.blocks(file.path, file.format.encoding)
-        return enumerate(json.elements(blocks, array=self._array))
+        return enumerate(json_array.elements(blocks, array=self._array))
 
     def _where(self, file: InputFile, place: int) -> str:
         return f"{file.name} item {place}"

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from batcher import objects
 from batcher.errors import JobError
-from batcher.read import jsonl
+from batcher.read import jsonl, object_store
 from batcher.read.files import InputFile, Pin
 from batcher.read.formats import ALL, READERS, Span
 from batcher.records import Row
@@ -86,7 +85,7 @@ class Inputs:
             go_on: Called now and then; what it raises ends the reading.
         """
         for file in self.files:
-            if file.kind != "parquet" or objects.is_object(file.path):
+            if file.kind != "parquet" or object_store.is_object(file.path):
                 continue
             from batcher.read import parquet
 
@@ -131,7 +130,9 @@ class Inputs:
             try:
                 positions, rows = yield from READERS[file.kind].rows(span, columns)
             except OSError as error:
-                raise JobError(f"{file.name}: it cannot be read: {objects.why(error)}.") from None
+                raise JobError(
+                    f"{file.name}: it cannot be read: {object_store.why(error)}."
+                ) from None
             first += positions
             left -= rows
             if left <= 0:

@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from batcher import objects
-from batcher.read import text
+from batcher.read import object_store, text
 from batcher.read.text import BOM, Damaged
 
 __all__ = ["MARK", "Damaged", "decode", "lines", "salvaged", "shallow"]
@@ -56,7 +55,7 @@ def lines(
 
 
 def _plain(path: str, offset: int, marks: array[int] | None) -> Iterator[bytes]:
-    with objects.opened(path) as file:
+    with object_store.opened(path) as file:
         file.seek(offset)
         if marks is None:
             yield from file

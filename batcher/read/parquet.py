@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batcher import objects
 from batcher.errors import JobError
+from batcher.read import object_store
 
 __all__ = [
     "Lost",
@@ -41,13 +41,13 @@ Lost = Callable[[str, Sequence[int], str], None]
 
 def schema(path: str) -> pa.Schema:
     """Names and types of the columns, from the footer, as `plain` gives them."""
-    found = pq.read_schema(objects.source(path))
+    found = pq.read_schema(object_store.source(path))
     return pa.schema([field.with_type(plain(field.type)) for field in found])
 
 
 def count(path: str) -> int:
     """Number of rows, from the footer."""
-    return int(pq.read_metadata(objects.source(path)).num_rows)
+    return int(pq.read_metadata(object_store.source(path)).num_rows)
 
 
 def batches(
@@ -79,7 +79,7 @@ def batches(
 def _batches(
     path: str, columns: Sequence[str] | None, needed: Callable[[int, int], bool], lost: Lost
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    with pq.ParquetFile(objects.source(path), **_LEAN) as file:
+    with pq.ParquetFile(object_store.source(path), **_LEAN) as file:
         footer = file.metadata
         names = [n for n in file.schema_arrow.names if columns is None or n in columns]
         end = 0
@@ -189,7 +189,7 @@ def check(path: str) -> None:
         JobError: Two have one name, or it is no Parquet.
     """
     try:
-        names = pq.read_schema(objects.source(path)).names
+        names = pq.read_schema(object_store.source(path)).names
     except (OSError, pa.ArrowException) as error:
         why = str(error).rstrip(".")
         raise JobError(f"{path}: it cannot be read as Parquet: {why}.") from None

@@ -18,14 +18,14 @@ from typing import Any
 import msgspec
 
 from batcher.errors import JobError
-from batcher.read import pictures
+from batcher.read import images
 from batcher.read.template import MissingColumn, Template
 from batcher.records import BOUNDS, Prompt, Row
 
 __all__ = ["Prompter"]
 
 _NATIVE = frozenset(
-    {"custom_id", "model", "messages", "prompt", "body", "method", "url", pictures.COLUMN}
+    {"custom_id", "model", "messages", "prompt", "body", "method", "url", images.COLUMN}
 )
 # Bytes values of Parquet have no JSON of their own; msgspec writes them as base64.
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
@@ -76,7 +76,7 @@ class Prompter:
                 model = own
             if self._own_model and not (isinstance(model, str) and model):
                 raise _Unusable('no "model" in the row, and none given with -m')
-        except (_Unusable, MissingColumn, pictures.NoPicture) as error:
+        except (_Unusable, MissingColumn, images.NoPicture) as error:
             note = f" ({row.note})" if row.note else ""
             return Prompt(row.position, name, error=f"{row.where}: {error}{note}")
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
@@ -96,7 +96,7 @@ class Prompter:
         if template is None or columns is None:
             return True
         names = template.names | (frozenset() if self._system is None else self._system.names)
-        if not names.isdisjoint(columns) or columns.get(pictures.COLUMN) is not None:
+        if not names.isdisjoint(columns) or columns.get(images.COLUMN) is not None:
             return True
         return not template.fits(columns) and any(
             columns.get(name) is not None for name in ("body", "messages", "prompt")
@@ -151,7 +151,7 @@ class Prompter:
             )
         messages = _with_pictures(self._with_system(messages, columns), columns, folder)
         fields = b'"messages":' + _encode(messages) + self._tail
-        return fields, None, None, pictures.excess(messages)
+        return fields, None, None, images.excess(messages)
 
     def _batch_line(
         self, columns: dict[str, Any], body: object, folder: str
@@ -178,7 +178,7 @@ class Prompter:
         messages = _with_pictures(messages, columns, folder)
         merged = {"messages": messages, **merged}
         own = model if isinstance(model, str) else None
-        return _encode(merged)[1:], own, merged, pictures.excess(messages)
+        return _encode(merged)[1:], own, merged, images.excess(messages)
 
     def _with_system(self, messages: list[Any], columns: dict[str, Any]) -> list[Any]:
         """The messages behind the system message, unless the row brings one of its own."""
@@ -207,8 +207,8 @@ def _checked(messages: object) -> list[Any]:
 
 def _with_pictures(messages: list[Any], columns: Mapping[str, Any], folder: str) -> list[Any]:
     """The messages with the pictures that the row names, behind the words of the last user message."""
-    named = columns.get(pictures.COLUMN)
-    if named is None or not (parts := pictures.parts(named, folder)):
+    named = columns.get(images.COLUMN)
+    if named is None or not (parts := images.parts(named, folder)):
         return messages
     for at in range(len(messages) - 1, -1, -1):
         if messages[at]["role"] == "user":
@@ -216,7 +216,7 @@ def _with_pictures(messages: list[Any], columns: Mapping[str, Any], folder: str)
             said = content if isinstance(content, list) else [{"type": "text", "text": content}]
             shown = {**messages[at], "content": [*said, *parts] if content else parts}
             return [*messages[:at], shown, *messages[at + 1 :]]
-    raise _Unusable(f'"{pictures.COLUMN}" is given, but no message is of the role "user"')
+    raise _Unusable(f'"{images.COLUMN}" is given, but no message is of the role "user"')
 
 
 def _told(body: Mapping[str, object]) -> tuple[int | None, bool]:

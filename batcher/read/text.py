@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from batcher import objects
 from batcher.errors import JobError
+from batcher.read import object_store
 
 __all__ = [
     "BOM",
@@ -90,7 +90,9 @@ def opened(path: str, encoding: str = "") -> Iterator[io.TextIOWrapper]:
     """The same as text with the line ends that it has; a byte that is no UTF-8 is half a surrogate pair."""
     plain = not encoding and not is_packed(path)
     content: IO[bytes]
-    content = objects.opened(path) if plain else io.BufferedReader(_Stream(path, encoding), _BLOCK)
+    content = (
+        object_store.opened(path) if plain else io.BufferedReader(_Stream(path, encoding), _BLOCK)
+    )
     with io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="") as file:
         yield file
 
@@ -118,7 +120,7 @@ class _Stream(io.RawIOBase):
 
 
 def _plain(path: str) -> Iterator[bytes]:
-    with objects.opened(path) as file:
+    with object_store.opened(path) as file:
         while block := file.read(_BLOCK):
             yield block
 
@@ -154,7 +156,7 @@ def _to_the_cut(path: str, start: int) -> bytes:
 
 @contextmanager
 def _open(path: str) -> Iterator[Any]:
-    with objects.opened(path) as packed:
+    with object_store.opened(path) as packed:
         if path.endswith(".gz"):
             with gzip.open(packed, "rb") as file:
                 yield file
@@ -171,7 +173,7 @@ def check_packing(path: str) -> None:
     Raises:
         JobError: It is not; the message names what it is.
     """
-    head = objects.head(path, 4)
+    head = object_store.head(path, 4)
     found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
     end = next((end for end in _PACKED if path.endswith(end)), "")
     if end and head and _ENDS.get(found) != end:
@@ -187,7 +189,7 @@ def check_packing(path: str) -> None:
 
 def look(path: str, size: int) -> bytes:
     """Some of the first bytes, unpacked but as they are encoded: `size` at most, all of them of a plain file."""
-    head = objects.head(path, size)
+    head = object_store.head(path, size)
     if path.endswith(".gz"):
         with suppress(zlib.error):
             return zlib.decompressobj(wbits=31).decompress(head, size)

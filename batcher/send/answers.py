@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import jsonschema_rs
 
-from batcher.labels import Labels, without_marks
 from batcher.send.confidence import confidences
-from batcher.send.loose import is_excessive
-from batcher.thoughts import answer_in
+from batcher.send.labels import Labels, without_marks
+from batcher.send.lenient_json import is_excessive
+from batcher.send.reasoning import answer_in
 
 __all__ = ["Expected", "Form", "Found", "Unfit"]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from batcher.thoughts import answer_in
+from batcher.send.reasoning import answer_in
 
 __all__ = ["confidences"]
 

@@ -27,9 +27,9 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
+from batcher.limits.headers import span
 from batcher.records import Outcome
 from batcher.send.error_body import ErrorBody, layers, read_error, status_in
-from batcher.send.headers import span
 
 __all__ = ["NOT_AN_ANSWER", "cut", "echoed", "failure", "retry_after"]
 

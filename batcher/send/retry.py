@@ -14,21 +14,10 @@ from __future__ import annotations
 
 import random
 
-from batcher.errors import (
-    AskAgain,
-    BadResponse,
-    NoAnswer,
-    RateLimited,
-    RequestError,
-    ServerError,
-)
+from batcher.errors import AskAgain, BadResponse, NoAnswer, RateLimited, RequestError, ServerError
+from batcher.limits.backoff import LONGEST_NAMED, backoff
 
-__all__ = ["FATAL", "LONGEST_NAMED", "backoff", "decide"]
-
-LONGEST_NAMED = 120.0
-"""Seconds that an overloaded server is obeyed; openai-python has the same bound."""
-
-_FIRST, _MOST = 1.0, 60.0
+__all__ = ["FATAL", "decide"]
 
 
 def decide(
@@ -56,14 +45,6 @@ def decide(
             return max(backoff(failures, rng), min(error.retry_after or 0.0, LONGEST_NAMED))
         case _:
             return None
-
-
-def backoff(failures: int, rng: random.Random) -> float:
-    """Full jitter under an exponential cap of 1, 2, 4 … 60 s.
-
-    The jitter comes after the cap, or all requests of an outage would meet again at the cap.
-    """
-    return rng.uniform(0.0, min(_MOST, _FIRST * 2.0 ** min(failures - 1, 10)))
 
 
 FATAL = frozenset({"auth", "quota", "not_found"})

@@ -27,16 +27,16 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.prices import Bill, no_price, tier_asked
+from batcher.limits.gate import Closed, Door, Heard
+from batcher.limits.headers import Said, limits
+from batcher.money.budget import Amount, Hold, Purse
+from batcher.money.prices import Bill, no_price, tier_asked
 from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
-from batcher.send import record, retry, stream, wire
-from batcher.send.budget import Amount, Hold, Purse
-from batcher.send.client import NO_ROOM, Client, Reply
+from batcher.send import result, retry, sse, wire
+from batcher.send.dialect import Forms, Manner, Talk, Terms
 from batcher.send.estimate import Estimate, Patience
-from batcher.send.gate import Closed, Door, Heard
-from batcher.send.headers import Said, limits
-from batcher.send.loose import LARGE_BYTES
-from batcher.send.talk import Forms, Manner, Talk, Terms
+from batcher.send.http import NO_ROOM, Client, Reply
+from batcher.send.lenient_json import LARGE_BYTES
 
 __all__ = ["Again", "Lane", "Sender"]
 
@@ -156,19 +156,19 @@ class Sender:
                 until = time.monotonic() + self._row_timeout - tries[0].latency_ms / 1000
             wait = self._decide(error, tries, until)
             if wait is None:
-                return record.ended(request, error, tries, talk)
+                return result.ended(request, error, tries, talk)
             return Again(request, error, tries, until, wait, talk)
         except _NoTime:
             assert before is not None
-            return record.ended(request, before.error, tries, talk)
+            return result.ended(request, before.error, tries, talk)
         except Closed:
             if (
                 before is None
-                or (kept := record.stopped(request, before.error, tries, talk)) is None
+                or (kept := result.stopped(request, before.error, tries, talk)) is None
             ):
                 raise
             return kept
-        return record.answered(request, completion, tries)
+        return result.answered(request, completion, tries)
 
     async def again(self, failed: Again, lane: Lane) -> Result:
         """The attempts after the first, until one is the last."""
@@ -200,14 +200,14 @@ class Sender:
         try:
             completion: Completion = await retrying(attempt)
         except RequestError as last:
-            return record.ended(request, last, tries, talk)
+            return result.ended(request, last, tries, talk)
         except _NoTime:  # It stood in line until its time was up.
-            return record.ended(request, error, tries, talk)
+            return result.ended(request, error, tries, talk)
         except Closed:
-            if (kept := record.stopped(request, error, tries, talk)) is None:
+            if (kept := result.stopped(request, error, tries, talk)) is None:
                 raise
             return kept
-        return record.answered(request, completion, tries)
+        return result.answered(request, completion, tries)
 
     def _decide(self, error: RequestError, tries: list[Attempt], until: float) -> float | None:
         refusals = sum(1 for t in tries if t.status is Outcome.RATE_LIMITED)
@@ -323,7 +323,7 @@ class Sender:
             if budget.in_dollars:
                 _stop_where_unpriced(budget, request.model, bill, ended.usage)
         cause = _cause(tries, ticket.cause)
-        tries.append(record.attempt(started, latency, waited, cause, ended, first))
+        tries.append(result.attempt(started, latency, waited, cause, ended, first))
         if isinstance(ended, RequestError):
             if self._terms.put_otherwise(ended, request, how, forms, talk):
                 raise AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
@@ -336,8 +336,8 @@ class Sender:
     def _read(self, reply: Reply, asked: bytes) -> tuple[Completion, bool, int | None]:
         """What a reply says, whether it came as a stream, and where the first token ends in that."""
         answer, at = reply.body, None
-        if streamed := stream.is_stream(reply.headers, answer):
-            answer, at = stream.whole(answer)
+        if streamed := sse.is_stream(reply.headers, answer):
+            answer, at = sse.whole(answer)
             answer = self._client.without_keys(reply.status, answer)
         came = wire.read(reply.status, reply.headers, answer, keep_raw=self._keep_raw, asked=asked)
         return came, streamed, at

@@ -17,9 +17,9 @@ from batcher.errors import BadResponse, RequestError
 from batcher.records import FINISHED, NOT_TOLD, Completion, Outcome, Usage, reason_of, tier_of
 from batcher.send.error_body import is_error
 from batcher.send.failures import NOT_AN_ANSWER, cut, failure
-from batcher.send.loose import LARGE_BYTES, loads
-from batcher.send.stream import unwrapped
-from batcher.thoughts import is_reasoning
+from batcher.send.lenient_json import LARGE_BYTES, loads
+from batcher.send.reasoning import is_reasoning
+from batcher.send.sse import unwrapped
 
 __all__ = ["read"]
 

@@ -36,6 +36,7 @@ from batcher.records import Result
 from batcher.write import folder as folders
 from batcher.write.index import checked
 from batcher.write.lock import FULL
+from batcher.write.names import journal_file
 from batcher.write.segment import OpenSegment, segments
 
 __all__ = ["Journal", "sweep_reserves"]
@@ -141,7 +142,7 @@ class Journal:
     def at(self, segment: int, offset: int, length: int) -> Result | None:
         """A line of an earlier segment; None where it is not there any more."""
         try:
-            name = f"journal-{segment:06}.jsonl"
+            name = journal_file(segment)
             with open(
                 os.open(name, os.O_RDONLY | folders.FILE, dir_fd=self._handle), "rb"
             ) as file:

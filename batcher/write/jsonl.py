@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from batcher.write.batch import batch_line
+from batcher.write.batch_lines import batch_line
 from batcher.write.columns import COLUMNS, OPTIONAL, renames
 from batcher.write.results import Confirm, Picks, Written, whole
 

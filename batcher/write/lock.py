@@ -14,12 +14,12 @@ from pathlib import Path
 
 from batcher.errors import JobError, OutputError
 from batcher.write import folder as folders
+from batcher.write.names import LOCK
 
 __all__ = ["FULL", "Lock", "holder"]
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a full disk answers."""
-_NAME = "LOCK"
 _TRIES = 100
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -101,7 +101,7 @@ class Lock:
 
     def _relocked(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):
-            there = os.stat(_NAME, dir_fd=self._handle, follow_symlinks=False)
+            there = os.stat(LOCK, dir_fd=self._handle, follow_symlinks=False)
             if os.path.samestat(there, os.fstat(self._file)):
                 return None
         try:
@@ -138,7 +138,7 @@ def holder(folder: Path) -> str | None:
         stack.callback(os.close, handle)
         files = [handle]
         with contextlib.suppress(OSError):
-            files.append(os.open(_NAME, os.O_RDONLY | folders.FILE, dir_fd=handle))
+            files.append(os.open(LOCK, os.O_RDONLY | folders.FILE, dir_fd=handle))
             stack.callback(os.close, files[-1])
         held = [file for file in files if not _locked(file, fcntl.LOCK_SH)]
         return _told(handle) if held else None
@@ -195,7 +195,7 @@ def _name_of(uid: int) -> str:
 
 def _lock_file(folder: Path, handle: int) -> int:
     """Opens and locks LOCK, by which earlier versions are kept out as well."""
-    file = os.open(_NAME, os.O_RDWR | os.O_CREAT | folders.FILE, 0o600, dir_fd=handle)
+    file = os.open(LOCK, os.O_RDWR | os.O_CREAT | folders.FILE, 0o600, dir_fd=handle)
     try:
         if not _locked(file, fcntl.LOCK_EX):
             raise _at_work(folder, handle)
@@ -234,7 +234,7 @@ def _at_work(folder: Path, handle: int) -> JobError:
 def _told(handle: int) -> str:
     """Who holds a folder, as its LOCK says."""
     with contextlib.suppress(OSError):
-        file = os.open(_NAME, os.O_RDONLY | folders.FILE, dir_fd=handle)
+        file = os.open(LOCK, os.O_RDONLY | folders.FILE, dir_fd=handle)
         with open(file, "rb") as lock:
             return lock.read(200).decode(errors="replace").strip() or "unknown"
     return "unknown"

@@ -20,13 +20,13 @@ import msgspec
 
 from batcher.errors import JobError
 from batcher.write import folder as folders
+from batcher.write.names import RUN
 
 __all__ = ["Asked", "Epoch", "Manifest", "Pictures", "now"]
 
 
 _VERSION = 2
 _SEALED = re.compile(rb'(.*),\n "check": "([0-9a-f]{16})"\n}\n?', re.DOTALL)
-_NAME = "run.json"
 _Rows = Annotated[int, msgspec.Meta(ge=0, lt=1 << 36)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -193,9 +193,9 @@ class Manifest(msgspec.Struct, kw_only=True):
         Raises:
             JobError: It cannot be read, or is of a newer version.
         """
-        path = folder / _NAME
+        path = folder / RUN
         try:
-            content = folders.read(folder, _NAME)
+            content = folders.read(folder, RUN)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -233,7 +233,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         self.edited = False
         body = msgspec.json.format(msgspec.json.encode(self), indent=1).removesuffix(b"\n}")
         content = b'%b,\n "check": "%b"\n}' % (body, _seal(body))
-        folders.replace(folder, _NAME, content, sync=True)
+        folders.replace(folder, RUN, content, sync=True)
 
 
 def _seal(body: bytes) -> bytes:

@@ -23,10 +23,10 @@ import numpy as np
 
 from batcher.write import folder as folders
 from batcher.write.index import Segment
+from batcher.write.names import MOVED
 
-__all__ = ["NAME", "Moved"]
+__all__ = ["MOVED", "Moved"]
 
-NAME = "journal-moved.idx"
 _MAGIC = b"batcher-moved-1\n"
 _SHIFT = np.dtype([("row", "<i8"), ("sample", "<i4"), ("taken", "u1")])
 
@@ -53,7 +53,7 @@ class Moved(msgspec.Struct, frozen=True):
     def load(cls, folder: Path, runs: Collection[str] | None = None) -> Moved:
         """What is kept in a run folder, if one of these runs found it; nothing where it is damaged."""
         try:
-            content = folders.read(folder, NAME)
+            content = folders.read(folder, MOVED)
         except OSError:
             return cls()
         head, body = content[: len(_MAGIC) + 8], content[len(_MAGIC) + 8 :]
@@ -66,7 +66,7 @@ class Moved(msgspec.Struct, frozen=True):
         """Takes the place of what is kept there; where that fails, it is found again next time."""
         body = msgspec.msgpack.encode(self)
         with contextlib.suppress(OSError):
-            folders.replace(folder, NAME, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
+            folders.replace(folder, MOVED, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
 
     def of(self, segment: Segment) -> tuple[Any, Any]:
         """(which entries of a whole segment moved, these entries at their new places)."""

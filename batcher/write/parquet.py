@@ -18,9 +18,9 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from batcher.write.columns import COLUMNS, renames, result_names
-from batcher.write.parsed import Shape
 from batcher.write.parts import name_of
 from batcher.write.results import Confirm, Picks, Written, synced, whole, whole_folder
+from batcher.write.schema_types import Shape
 
 __all__ = ["Block", "NotOfType", "result_schema", "write_parquet"]
 

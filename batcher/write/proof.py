@@ -14,14 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from batcher import objects
+from batcher.read import object_store
 from batcher.write import folder as folders
 from batcher.write import parts
+from batcher.write.names import WRITTEN
 from batcher.write.segment import segments
 
 __all__ = ["ends", "holds_all", "is_whole", "note"]
 
-_NAME = "written.json"
 _BLOCK = 4 << 20
 _END = 16  # Bytes: the checksum of a segment's last line, which names its run and its key.
 
@@ -59,7 +59,7 @@ def note(folder: Path, output: Path, before: list[tuple[int, int, str]]) -> None
     """
     proof = _Proof(before, _contents(output))
     with contextlib.suppress(OSError):
-        folders.replace(folder, _NAME, msgspec.json.encode(proof) + b"\n", sync=True)
+        folders.replace(folder, WRITTEN, msgspec.json.encode(proof) + b"\n", sync=True)
 
 
 def holds_all(folder: Path) -> bool:
@@ -83,14 +83,14 @@ def is_whole(folder: Path, output: Path, address: str) -> bool:
         return True
     return (
         bool(address)
-        and objects.exists(address)
+        and object_store.exists(address)
         and [_content(address)] == [of[1:] for of in proof.files]
     )
 
 
 def _load(folder: Path) -> _Proof | None:
     try:
-        return msgspec.json.decode(folders.read(folder, _NAME), type=_Proof)
+        return msgspec.json.decode(folders.read(folder, WRITTEN), type=_Proof)
     except (OSError, ValueError):
         return None
 
@@ -102,7 +102,7 @@ def _contents(output: Path) -> list[tuple[str, int, str]]:
 def _content(path: str) -> tuple[int, str]:
     """Size and hash."""
     sum_, size = hashlib.sha256(), 0
-    with objects.opened(path) as file:
+    with object_store.opened(path) as file:
         while block := file.read(_BLOCK):
             sum_.update(block)
             size += len(block)

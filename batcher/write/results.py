@@ -15,9 +15,10 @@ from typing import IO, Self
 
 from batcher.errors import OutputError
 from batcher.write import index, parts
+from batcher.write.latest import Place, Winners
 from batcher.write.lock import FULL
+from batcher.write.names import journal_file
 from batcher.write.segment import sync_folder
-from batcher.write.winners import Place, Winners
 
 __all__ = ["Confirm", "Picks", "Written", "beside", "synced", "whole", "whole_folder"]
 
@@ -130,7 +131,7 @@ class Picks:
             return None
         file = self._files.get(segment)
         if file is None:
-            path = self._folder / f"journal-{segment:06}.jsonl"
+            path = self._folder / journal_file(segment)
             try:
                 file = self._files[segment] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -17,10 +16,10 @@ from batcher.records import Outcome, Result, clean
 from batcher.write import folder as folders
 from batcher.write import index
 from batcher.write.moved import Moved
+from batcher.write.names import JOURNAL_FILE, journal_file
 
 __all__ = ["OpenSegment", "loaded", "placed", "present", "segments", "sync_folder", "written_by"]
 
-_NAME = re.compile(r"journal-(\d{6,})\.jsonl")
 _encode = msgspec.json.Encoder().encode
 _MOST_MODELS = 50_000  # Of 65,536, as what is written at once may bring some thousands more.
 _COST = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd", "attempts")
@@ -36,7 +35,7 @@ def segments(folder: Path) -> list[tuple[int, Path]]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    named = [(_NAME.fullmatch(name), folder / name) for name in names]
+    named = [(JOURNAL_FILE.fullmatch(name), folder / name) for name in names]
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
@@ -224,7 +223,7 @@ def _next(folder: Path, number: int) -> tuple[Path, int, int]:
     flags = folders.FILE | os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND
     with folders.opened(folder) as handle:
         while True:  # Whoever else writes into the folder may be about to take the same one.
-            name = f"journal-{number:06}.jsonl"
+            name = journal_file(number)
             try:
                 return folder / name, number, os.open(name, flags, 0o600, dir_fd=handle)
             except FileExistsError:

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import msgspec
 
 from batcher.write import folder as folders
+from batcher.write.names import STATUS
 
 __all__ = ["load", "save"]
 
-_NAME = "status.json"
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 _Figure = Annotated[float, msgspec.Meta(ge=0, lt=1e12)]
 
@@ -51,13 +51,13 @@ def save(folder: Path, told: Mapping[str, object]) -> None:
     }
     text = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
     with contextlib.suppress(OSError):
-        folders.replace(folder, _NAME, text, sync=False)
+        folders.replace(folder, STATUS, text, sync=False)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
     """What the last heartbeat told; None when there is none to be read."""
     try:
-        told: dict[str, Any] = msgspec.json.decode(folders.read(folder, _NAME))
+        told: dict[str, Any] = msgspec.json.decode(folders.read(folder, STATUS))
         msgspec.convert(told, _Shape)
     except (OSError, ValueError):
         return None

@@ -9,8 +9,8 @@ import pytest
 
 from batcher.cluster.hub import Hub
 from batcher.cluster.link import Link, Unreachable
-from batcher.job import Limits
-from batcher.send.gate import Heard
+from batcher.job.job import Limits
+from batcher.limits.gate import Heard
 from batcher.simulate.meters import ModelMeter
 from tests.support import clock
 

@@ -9,9 +9,9 @@ import pytest
 from batcher.cluster.hub import Hub
 from batcher.cluster.link import Link, Unreachable
 from batcher.errors import OutputError, RunStopped
-from batcher.job import Limits
-from batcher.send.budget import Amount, Budget
-from batcher.send.gate import Closed, Heard
+from batcher.job.job import Limits
+from batcher.limits.gate import Closed, Heard
+from batcher.money.budget import Amount, Budget
 from tests.support import clock
 
 TOKENS = 120_000
@@ -25,7 +25,7 @@ def _no_threads(monkeypatch):
         await asyncio.sleep(0.002)
         return function(*args)
 
-    monkeypatch.setattr("batcher.send.budget.asyncio.to_thread", at_once)
+    monkeypatch.setattr("batcher.money.budget.asyncio.to_thread", at_once)
 
 
 class World:

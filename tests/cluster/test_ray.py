@@ -11,7 +11,7 @@ import time
 import pytest
 
 from batcher.errors import JobError
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.ray import map as map_dataset
 from tests.support import echo
 from tests.support.program import batcher, command, environment, read_jsonl, write_jsonl

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from batcher.read.files import expand, notes_of
 from batcher.read.inputs import Inputs
-from batcher.read.json import elements
+from batcher.read.json_array import elements
 from batcher.read.text import Damaged
 
 VALUES = st.recursive(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.report.course import Course
+from batcher.evaluate.timeline import Course
 
 requests = st.lists(
     st.tuples(st.integers(0, 5_000_000), st.integers(0, 90_000)), min_size=1, max_size=200

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from batcher.report.figures import Figures
-from batcher.report.panel import panels
-from batcher.report.scorers import scorer
+from batcher.evaluate.figures import Figures
+from batcher.evaluate.scorers import scorer
+from batcher.evaluate.votes import panels
 
 LABELS = ("bug", "billing", "praise")
 answers = st.one_of(st.none(), st.sampled_from(LABELS))

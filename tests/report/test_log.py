@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from batcher.live.log import Log
 from batcher.records import Outcome, Prompt, Result
-from batcher.report.log import Log
 
 
 def told(level, act):

@@ -7,8 +7,8 @@ from decimal import Decimal
 import pytest
 from rich.console import Console
 
+from batcher.live.progress import ModelSnapshot, Progress, Snapshot, Stderr, line, view
 from batcher.records import Outcome
-from batcher.report.progress import ModelSnapshot, Progress, Snapshot, Stderr, line, view
 
 MODEL = ModelSnapshot(
     model="gpt-4o-mini", done=1_234, total=10_000, ok=1_230,

@@ -3,7 +3,7 @@
 import pytest
 
 from batcher.errors import JobError
-from batcher.report.scorers import scorer
+from batcher.evaluate.scorers import scorer
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from batcher.report import statistics
+from batcher.evaluate import statistics
 
 LABELS = st.sampled_from("abcd")
 pairs = st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=60)

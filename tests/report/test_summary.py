@@ -7,8 +7,8 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batcher.live.summary import Latencies, Summary
 from batcher.records import Attempt, Outcome, Result
-from batcher.report.summary import Latencies, Summary
 
 
 def result(status=Outcome.OK, model="m", **known):

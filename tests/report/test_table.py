@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from batcher.live.summary import Summary
+from batcher.live.table import shown, table
 from batcher.records import Outcome, Result
-from batcher.report.summary import Summary
-from batcher.report.table import shown, table
 
 MODELS = ("gpt-4o-mini", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", "claude-sonnet-4-20250514")
 

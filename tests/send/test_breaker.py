@@ -1,6 +1,6 @@
 """While everything fails, one probe at a time."""
 
-from batcher.send.breaker import Breaker
+from batcher.limits.breaker import Breaker
 
 
 def opened(at=100.0):

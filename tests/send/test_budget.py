@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batcher.errors import RunStopped
-from batcher.send.budget import NOTHING, Amount, Budget
-from batcher.send.gate import Closed
+from batcher.limits.gate import Closed
+from batcher.money.budget import NOTHING, Amount, Budget
 
 CENT = Decimal("0.01")
 

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from batcher.endpoint import Endpoint
 from batcher.errors import BadResponse, NoAnswer
+from batcher.job.endpoint import Endpoint
 from batcher.records import Outcome
-from batcher.send import client as client_module
-from batcher.send.client import Client
+from batcher.send import http as client_module
+from batcher.send.http import Client
 from tests.support.canned import Server
 
 KEY = "sk-secret"

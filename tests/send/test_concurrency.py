@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from batcher.job import Limits
-from batcher.send.gate import Gate, Heard, KeyGate
+from batcher.job.job import Limits
+from batcher.limits.gate import Gate, Heard, KeyGate
 from tests.support import clock
 
 

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from batcher.job import Limits
-from batcher.send.gate import Closed, Gate, Heard, KeyGate
-from batcher.send.headers import limits
+from batcher.job.job import Limits
+from batcher.limits.gate import Closed, Gate, Heard, KeyGate
+from batcher.limits.headers import limits
 from tests.support import clock
 from tests.torture import times
 

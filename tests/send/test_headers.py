@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from batcher.send.headers import limits, span
+from batcher.limits.headers import limits, span
 
 NOW = 1_800_000_000.0
 OPENAI = {

@@ -6,8 +6,8 @@ from statistics import fmean
 
 import pytest
 
-from batcher.job import Limits
-from batcher.send.gate import Gate, Heard, KeyGate
+from batcher.job.job import Limits
+from batcher.limits.gate import Gate, Heard, KeyGate
 from tests.support import clock
 from tests.support.metering import Case, reached
 from tests.torture import times

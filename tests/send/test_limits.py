@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.send.limits import Allowance, Learned, Recent
+from batcher.limits.bucket import Allowance, Learned, Recent
 
 limits = st.floats(1, 100_000)
 # What a client does between two takes: it waits a while, then asks for so much.

@@ -2,14 +2,14 @@
 
 import asyncio
 
-from batcher.job import Limits
-from batcher.prices import Bill
+from batcher.job.job import Limits
+from batcher.limits.gate import Gate, KeyGate
+from batcher.money.prices import Bill
 from batcher.records import Outcome, Request, Result
-from batcher.send.client import Reply
+from batcher.send.dialect import Forms
 from batcher.send.estimate import Estimate, Patience
-from batcher.send.gate import Gate, KeyGate
+from batcher.send.http import Reply
 from batcher.send.sender import Lane, Sender
-from batcher.send.talk import Forms
 
 ASKED = Request(0, "r", "m", 0, "0" * 32, b'{"model":"m","messages":[]}', None)
 EVENTS = (

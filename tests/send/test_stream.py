@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.endpoint import Endpoint
 from batcher.errors import NoAnswer, RateLimited, RequestError
+from batcher.job.endpoint import Endpoint
 from batcher.records import Outcome
-from batcher.send import stream, wire
-from batcher.send.client import Client
+from batcher.send import sse, wire
+from batcher.send.http import Client
 from batcher.simulate.stream import events
 from tests.support.canned import Server
 
@@ -32,7 +32,7 @@ def body(*chunks, done=True, end="\n\n"):
 
 
 def read(*chunks, **how):
-    data, _first = stream.whole(body(*chunks, **how))
+    data, _first = sse.whole(body(*chunks, **how))
     return wire.read(200, {}, data, keep_raw=False)
 
 
@@ -49,7 +49,7 @@ def test_any_answer_is_the_same_in_pieces(content, refusal, finish, told):
         message["refusal"] = None
     usage = USAGE if told else None
     streamed = b"".join(events(data, usage, cut=False))
-    got = wire.read(200, {}, stream.whole(streamed)[0], keep_raw=False)
+    got = wire.read(200, {}, sse.whole(streamed)[0], keep_raw=False)
     want = wire.read(200, {}, json.dumps({**data, "usage": usage}).encode(), keep_raw=False)
     assert (got.response is None) == (want.response is None)  # Where there is none to see.
     assert msgspec.structs.replace(got, response=want.response) == want
@@ -62,7 +62,7 @@ def test_whatever_comes_is_a_row(noise):
     """Nothing but a RequestError ever leaves."""
     for sent in (noise, body(chunk({"content": "a"}), done=False) + noise):
         with contextlib.suppress(RequestError):
-            wire.read(200, SSE, stream.whole(sent)[0], keep_raw=True)
+            wire.read(200, SSE, sse.whole(sent)[0], keep_raw=True)
 
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
@@ -76,7 +76,7 @@ def test_comments_line_ends_and_usages_of_every_kind_are_taken(end):
         end=end,
     )  # fmt: skip
     assert (said.content, said.finish_reason, said.usage.completion_tokens) == ("né là", "stop", 7)
-    data, first = stream.whole(
+    data, first = sse.whole(
         b": keep-alive\n\n: OPENROUTER PROCESSING\n\n" + body(chunk({"content": "x"}, "stop"))
     )
     assert json.loads(data)["choices"][0]["message"]["content"] == "x"
@@ -124,17 +124,17 @@ def test_a_stream_without_its_end_is_no_answer(done):
     with pytest.raises(NoAnswer, match="cut after 4 characters"):
         read(chunk({"content": "half"}), done=False)
     with pytest.raises(NoAnswer, match="middle of a chunk"):
-        stream.whole(body(chunk({"content": "half"}), done=False) + b'data: {"choi')
+        sse.whole(body(chunk({"content": "half"}), done=False) + b'data: {"choi')
 
 
 def test_a_character_may_be_cut_in_two_and_an_event_may_be_empty():
     """Both are as the standard has it; the answer was paid for."""
     halves = body(chunk({"content": "a<1>"}), chunk({"content": "<2>b"}, "stop"))
     halves = halves.replace(b"<1>", rb"\ud83d").replace(b"<2>", rb"\ude00")
-    data, _first = stream.whole(b"data:\n\n" + halves)
+    data, _first = sse.whole(b"data:\n\n" + halves)
     assert json.loads(data)["choices"][0]["message"]["content"] == "a😀b"
     alone = b'data: {"choices":[{"index":0,"delta":{"content":"a\\ud83d"},"finish_reason":"stop"}]}\n\n'
-    assert wire.read(200, {}, stream.whole(alone)[0], keep_raw=False).content == "a\ufffd"
+    assert wire.read(200, {}, sse.whole(alone)[0], keep_raw=False).content == "a\ufffd"
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -164,7 +164,7 @@ def test_pieces_may_be_cut_anywhere(size):
     (first, second), connections = posted(HEAD, *parts(SAID, size), b"0\r\n\r\n", requests=2)
     assert first.body == second.body == SAID
     assert connections == 1
-    data, place = stream.whole(first.body)
+    data, place = sse.whole(first.body)
     assert json.loads(data)["choices"][0]["message"]["content"] == "né là"
     assert 0 <= first.seconds_to(place) < 1
 
@@ -196,19 +196,19 @@ def test_the_first_token_is_timed():
     ]
     sends = [sent for piece in pieces for sent in (0.2, *parts(piece, 10_000))]
     (reply,), _ = posted(HEAD, *sends, b"0\r\n\r\n", idle=2.0)
-    _, place = stream.whole(reply.body)
+    _, place = sse.whole(reply.body)
     assert 0.55 < reply.seconds_to(place) < 2.0
 
 
 @pytest.mark.parametrize("end", [(60.0,), (None,)], ids=["silent", "closed"])
 def test_an_answer_that_has_its_reason_is_whole_without_an_end(end, monkeypatch):
     """It was paid for: the server may fall silent then, or go away."""
-    monkeypatch.setattr("batcher.send.client._USAGE_SECONDS", 0.2)
+    monkeypatch.setattr("batcher.send.http._USAGE_SECONDS", 0.2)
     said = body(
         chunk({"content": "all"}, "stop"), {"id": "c", "choices": [], "usage": USAGE}, done=False
     )
     (reply,), _ = posted(HEAD, *parts(said, 30), *end, idle=2.0)
-    got = wire.read(200, {}, stream.whole(reply.body)[0], keep_raw=False)
+    got = wire.read(200, {}, sse.whole(reply.body)[0], keep_raw=False)
     assert (got.content, got.usage.total_tokens) == ("all", 12)
 
 
@@ -239,8 +239,8 @@ def test_events_are_a_stream_whatever_the_reply_is_called(kind, before):
     whole_in_one = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
     for chunks in ([chunk({"content": "h"}), chunk({"content": "i"}, "stop")], [whole_in_one]):
         sent = before + body(*chunks)
-        assert stream.is_stream(headers, sent)
-        assert wire.read(200, {}, stream.whole(sent)[0], keep_raw=False).content == "hi"
+        assert sse.is_stream(headers, sent)
+        assert wire.read(200, {}, sse.whole(sent)[0], keep_raw=False).content == "hi"
 
 
 def test_an_event_named_error_is_one():
@@ -249,10 +249,10 @@ def test_an_event_named_error_is_one():
         wire.read(
             200,
             {},
-            stream.whole(b'event: error\ndata: {"message": "boom"}\n\n')[0],
+            sse.whole(b'event: error\ndata: {"message": "boom"}\n\n')[0],
             keep_raw=False,
         )
-    assert stream.whole(b"\xef\xbb\xbf" + body(chunk({"content": "x"}, "stop")))[0]
+    assert sse.whole(b"\xef\xbb\xbf" + body(chunk({"content": "x"}, "stop")))[0]
 
 
 NOTHING = ["", "null", "None", " ", None, "FINISH_REASON_UNSPECIFIED"]
@@ -280,14 +280,14 @@ def test_a_reason_that_says_nothing_ends_no_stream(empty):
 @pytest.mark.parametrize("empty", ["", "null"])
 def test_a_pause_after_such_a_reason_is_waited_out(empty, monkeypatch):
     """Patience after a real reason is short, as only the usage is still to come."""
-    monkeypatch.setattr("batcher.send.client._USAGE_SECONDS", 0.05)
+    monkeypatch.setattr("batcher.send.http._USAGE_SECONDS", 0.05)
     first, second = (
         body(chunk({"content": "ha"}, empty), done=False),
         body(chunk({"content": "lf"}, "stop")),
     )
     sends = (HEAD, *parts(first, 10_000), 0.3, *parts(second, 10_000), b"0\r\n\r\n")
     (reply,), _ = posted(*sends, idle=2.0)
-    assert wire.read(200, {}, stream.whole(reply.body)[0], keep_raw=False).content == "half"
+    assert wire.read(200, {}, sse.whole(reply.body)[0], keep_raw=False).content == "half"
     with pytest.raises(NoAnswer):  # Closed in the middle: nothing was whole yet.
         posted(HEAD, *parts(first, 10_000), None)
 
@@ -303,7 +303,7 @@ def test_a_pause_after_such_a_reason_is_waited_out(empty, monkeypatch):
 )
 def test_the_word_for_the_end_ends_a_stream_only_as_an_event(end, done):
     """A model may write it."""
-    assert stream.is_done(end) is done
+    assert sse.is_done(end) is done
 
 
 def test_the_first_of_two_choices_is_the_answer():
@@ -346,7 +346,7 @@ def test_a_whole_message_behind_its_pieces_is_not_said_twice(delta):
         chunk({"content": "Hel"}), chunk({"content": "lo"}), chunk({"tool_calls": [{"index": 0, **call}]}),
     ]  # fmt: skip
     end = {"object": "chat.completion", "choices": [last], "usage": USAGE}
-    answer = json.loads(stream.whole(body(*pieces, end))[0])
+    answer = json.loads(sse.whole(body(*pieces, end))[0])
     assert answer["choices"][0]["message"] == message
     assert answer["usage"] == USAGE
 

@@ -18,7 +18,7 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.send import failures, stream, wire
+from batcher.send import failures, sse, wire
 from tests.torture import dice, tell, times
 
 OK = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
@@ -90,7 +90,7 @@ WHOLE = json.dumps(OK).encode()
 )
 def test_what_servers_of_streams_put_around_an_answer_does_no_harm(body):
     """They keep the connection open before it, and some write the mark of their end behind it."""
-    assert not stream.is_stream({"Content-Type": "text/event-stream"}, body)
+    assert not sse.is_stream({"Content-Type": "text/event-stream"}, body)
     assert outcome(200, body) == "ok"
 
 
@@ -499,8 +499,8 @@ def test_mutated_bodies_never_crash():
         status = rng.choice([200, 200, 200, 400, 429, 500])
         try:
             sent = bytes(body)
-            if stream.is_stream({}, sent):
-                sent, _first = stream.whole(sent)
+            if sse.is_stream({}, sent):
+                sent, _first = sse.whole(sent)
             assert closely(status, sent, keep_raw=False) == closely(status, sent, keep_raw=True)
             came = wire.read(status, {}, sent, keep_raw=True)
             json.dumps(msgspec.to_builtins(came))

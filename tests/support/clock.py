@@ -7,7 +7,7 @@ import selectors
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
-from batcher.send.gate import Gate
+from batcher.limits.gate import Gate
 
 T = TypeVar("T")
 

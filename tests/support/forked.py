@@ -66,7 +66,7 @@ def serve() -> None:
 
     import batcher.cli.app
     import batcher.cli.rows
-    import batcher.runner  # noqa: F401
+    import batcher.runtime.runner  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:

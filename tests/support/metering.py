@@ -7,9 +7,9 @@ import math
 import random
 from typing import Literal, NamedTuple
 
-from batcher.job import Limits
-from batcher.send.gate import Gate, Heard, KeyGate
-from batcher.send.headers import limits
+from batcher.job.job import Limits
+from batcher.limits.gate import Gate, Heard, KeyGate
+from batcher.limits.headers import limits
 from batcher.simulate.meters import Charge, MeterKind, ModelMeter
 from tests.support import clock
 

@@ -334,7 +334,7 @@ def test_no_room_for_rows_from_stdin(tmp_path, disk):
 @long_only
 def test_no_room_for_the_memory_of_a_large_job(tmp_path, disk):
     """What is known of ten million rows is kept in a file; a full disk must not end as SIGBUS."""
-    little = "from batcher.write import winners\nwinners._IN_MEMORY = 0"
+    little = "from batcher.write import latest\nlatest._IN_MEMORY = 0"
     with opened(Simulation(speed=0)) as books:
         words = job(tmp_path, 3000, disk / "out.jsonl")
         fill(disk, 40_000)

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from batcher.job import Job
+from batcher.job.job import Job
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from tests.support.fuzz import damage, options

@@ -19,7 +19,7 @@ from batcher.cli.explain import explain
 from batcher.cli.export import export
 from batcher.cli.status import status
 from batcher.errors import BatcherError
-from batcher.job import Job
+from batcher.job.job import Job
 from tests.support import echo
 from tests.support.program import read_jsonl, write_jsonl
 from tests.test_identity import run as ran

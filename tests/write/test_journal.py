@@ -22,9 +22,9 @@ from batcher.errors import JobError, OutputError
 from batcher.records import Attempt, Outcome, Result
 from batcher.write import index, journal, jsonl, parquet, results, segment
 from batcher.write.journal import Journal
+from batcher.write.latest import Winners
 from batcher.write.lock import Lock
 from batcher.write.segment import segments
-from batcher.write.winners import Winners
 
 KEY = "ab" * 16
 

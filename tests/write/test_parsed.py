@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.write import parsed
-from batcher.write.parsed import shape_of
+from batcher.write import schema_types
+from batcher.write.schema_types import shape_of
 
 TEXT = pa.string()
 NODE = {
@@ -122,4 +122,4 @@ def test_what_is_nested_too_deeply_for_parquet_is_text(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     assert pq.read_schema(tmp_path / "a.parquet").types == table.schema.types
     deep = "[" * 5000 + "]" * 5000
-    assert parsed.TEXT.array([deep, None]).to_pylist() == [deep, None]
+    assert schema_types.TEXT.array([deep, None]).to_pylist() == [deep, None]

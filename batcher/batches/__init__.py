@@ -1,0 +1,1 @@
+"""Batch files of providers: their input, and their output taken as answers."""

@@ -1,0 +1,1 @@
+"""Answers to findings: scores, votes, comparisons, the report."""

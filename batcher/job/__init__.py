@@ -1,0 +1,1 @@
+"""WHAT WAS ASKED: a job, its checks, where its requests go."""

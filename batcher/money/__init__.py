@@ -1,0 +1,1 @@
+"""HOW MUCH: prices, the budget, what was spent."""

@@ -1,0 +1,134 @@
+"""What a run may spend, and by which prices. Touches: files, the network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+
+from batcher.errors import JobError, OutputError
+from batcher.job.endpoint import Endpoint
+from batcher.job.job import Job
+from batcher.money import catalogue, spending
+from batcher.money.budget import Amount, Budget
+from batcher.money.prices import Price, Prices, no_price, of_catalogue, of_package
+from batcher.money.spending import Spent
+from batcher.records import BOUNDS, tier_of
+
+__all__ = ["Account", "known_prices", "opened"]
+
+
+async def known_prices(
+    job: Job, told: Mapping[str, Price], endpoint: Endpoint, say: Callable[[str], None]
+) -> Prices:
+    """Those of `--prices` over those that the gateway lists, and these over those of a package.
+
+    Args:
+        job: Its models are those that matter.
+        told: What `--prices` says.
+        endpoint: The gateway; one without an address lists none.
+        say: Told where sources disagree, and that a list cannot be had where that matters.
+    """
+    package = await asyncio.to_thread(of_package, endpoint.url)
+    needed = not job.models or any(
+        model not in told and package(model) is None for model in job.models
+    )
+    quiet = say if needed else lambda _text: None
+    listed = await catalogue.fetch(endpoint, quiet) if endpoint.url else None
+    prices = Prices(told, of_catalogue(*listed) if listed else None, package)
+    for conflict in prices.conflicts(job.models):
+        say(conflict)
+    return prices
+
+
+async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Account | None:
+    """What may still be spent on this output; None without a bound.
+
+    Args:
+        job: What was asked.
+        prices: What is known of them.
+        folder: The run folder.
+        cut_off: Requests that were in flight when the run before was killed.
+
+    Raises:
+        JobError: The budget cannot be kept, as a price is not known.
+    """
+    bounded = job.max_cost is not None or job.max_total_tokens is not None
+    unknown = [model for model in job.models if prices.of(model) is None]
+    if job.max_cost is not None and unknown:
+        raise JobError(
+            f"--max-cost: the price of {', '.join(unknown)} is not known; tell it with --prices."
+        )
+    tier = tier_of(job.body_params.get("service_tier"))
+    if job.max_cost is not None and tier is not None:
+        for model in job.models:
+            if (price := prices.of(model)) is not None and price.at(tier) is None:
+                raise JobError(no_price(model, tier))
+    begin = partial(
+        spending.begin,
+        folder,
+        cut_off,
+        bounded=bounded,
+        whole=_whole(job, prices) if bounded else None,
+    )
+    spent = await asyncio.to_thread(begin)
+    return Account(job, folder, spent) if bounded else None
+
+
+def _whole(job: Job, prices: Prices) -> Callable[[int], tuple[Decimal, int]] | None:
+    """What a request of this job takes at most, by the tokens of its prompt; None without a bound."""
+    told = [of for name in BOUNDS if type(of := job.body_params.get(name)) is int and of > 0]
+    tier = tier_of(job.body_params.get("service_tier"))
+    defaults = [price for model in job.models if (price := prices.of(model)) is not None]
+    known = [at for of in defaults for at in (of, of.at(tier)) if at is not None]
+    if not told:
+        return None
+
+    def whole(prompt: int) -> tuple[Decimal, int]:
+        bound = max(told)
+        return max((of.most(prompt, bound) for of in known), default=Decimal(0)), prompt + bound
+
+    return whole
+
+
+class Account:
+    """The budget of an output, kept on disk.
+
+    Args:
+        job: What was asked.
+        folder: The run folder.
+        spent: By earlier runs.
+
+    Attributes:
+        budget: What the sender asks.
+        spent: By earlier runs.
+    """
+
+    def __init__(self, job: Job, folder: Path, spent: Spent) -> None:
+        self._job = job
+        self._folder = folder
+        self.spent = spent
+        self.budget = Budget(
+            None if job.max_cost is None else Decimal(str(job.max_cost)),
+            job.max_total_tokens,
+            Amount(spent.dollars, spent.tokens),
+            self._save,
+            Amount(spent.perhaps_dollars, spent.perhaps_tokens),
+        )
+
+    def close(self) -> None:
+        """Records what was spent; where that fails what was claimed before stays, which is more."""
+        with contextlib.suppress(OutputError):
+            self._save(self.budget.committed)
+
+    def _save(self, committed: Amount) -> None:
+        try:
+            spending.save(self._folder, *committed, self.spent)
+        except OSError as error:
+            raise OutputError(
+                f"{self._folder}: {error.strerror}, so what is spent cannot be recorded and nothing more was "
+                "sent. What was answered is written; see to the disk and run the same command again."
+            ) from None

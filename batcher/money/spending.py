@@ -1,0 +1,227 @@
+"""What all runs of an output spent, for `--max-cost`. Touches: files.
+
+The journal tells what was answered. `budget.json` tells what may have been billed besides: during a
+run with a budget what is committed, so that after a kill the difference is known; and of a run
+without one how many requests a kill left in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from batcher.errors import JobError
+from batcher.write import folder as folders
+from batcher.write.index import checked, line_of
+from batcher.write.names import BUDGET
+from batcher.write.segment import segments
+
+__all__ = ["Spent", "begin", "known", "recorded", "save"]
+
+_A_PROMPT = 1000  # Tokens, where no answer tells of any.
+_MOST = 1 << 62  # No figure is as large.
+_DUST = Decimal("1e-9")  # Costs are kept as binary fractions, whose sums differ by less.
+
+
+class Spent(NamedTuple):
+    """What earlier runs of an output spent.
+
+    Attributes:
+        dollars: What is known, and what there may be besides.
+        tokens: Likewise, prompt and answer.
+        perhaps_dollars: The part that is not known.
+        perhaps_tokens: Likewise.
+        cut_off: Requests that may have been billed besides, when no answer tells yet what one costs.
+    """
+
+    dollars: Decimal = Decimal(0)
+    tokens: int = 0
+    perhaps_dollars: Decimal = Decimal(0)
+    perhaps_tokens: int = 0
+    cut_off: int = 0
+
+
+class _Record(msgspec.Struct, omit_defaults=True):
+    """What the file holds.
+
+    Attributes:
+        committed_usd: What a run with a budget spent, or had in flight, at most; None once that is
+            compared with the journal.
+        committed_tokens: Likewise.
+        perhaps_usd: What may have been billed besides what the journal tells.
+        perhaps_tokens: Likewise.
+        cut_off: Requests that kills left in flight, without a budget, and that are not in `perhaps`.
+    """
+
+    committed_usd: Decimal | None = None
+    committed_tokens: int | None = None
+    perhaps_usd: Decimal = Decimal(0)
+    perhaps_tokens: int = 0
+    cut_off: int = 0
+
+
+class _Try(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+
+
+class _Line(_Try):
+    total_tokens: int | None = None
+    attempts: int = 0
+    at: tuple[int, int, int] | None = None
+    tries: list[_Try] | None = None
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+def begin(
+    folder: Path,
+    cut_off: int,
+    *,
+    bounded: bool,
+    whole: Callable[[int], tuple[Decimal, int]] | None = None,
+) -> Spent:
+    """Takes stock before a run; what a kill left in flight is added to what may have been billed.
+
+    Args:
+        folder: The run folder.
+        cut_off: Requests that were in flight when the run before was killed, as far as it told.
+        bounded: Whether this run has a budget. Without one the journal is read only where a run
+            with a budget was the last, and nothing is returned that means anything.
+        whole: (dollars, tokens) that a request with a prompt of so many tokens takes at most; None
+            where that is not known: then each counts as the dearest one that was answered.
+
+    Raises:
+        JobError: The record is damaged, and this run has a budget.
+    """
+    try:
+        record = _load(folder)
+    except ValueError as error:
+        if not bounded:
+            return Spent()  # The file stays as it is, for a run that needs it.
+        dollars, tokens = known(folder)
+        raise JobError(
+            f"{folder / BUDGET}: it is damaged ({error}), so it is not known what earlier runs may have spent besides "
+            f"what the journal proves: ${dollars:f} and {tokens:,} tokens. Remove the file, and give "
+            "--max-cost or --max-total-tokens again; what the journal proves counts against it."
+        ) from None
+    before = msgspec.structs.replace(record)
+    if record.committed_usd is None:
+        record.cut_off += cut_off
+    dollars, tokens = Decimal(0), 0
+    if bounded or record.committed_usd is not None:
+        dollars, tokens, dearest, longest, prompt = _journal(folder)
+        if record.committed_usd is not None:
+            besides = record.committed_usd - dollars
+            if besides > _DUST:
+                record.perhaps_usd = max(record.perhaps_usd, besides)
+            over = (record.committed_tokens or 0) - tokens
+            record.perhaps_tokens = max(record.perhaps_tokens, over)
+        if whole is not None:
+            most = whole(prompt or _A_PROMPT)
+            dearest, longest = max(dearest, most[0]), max(longest, most[1])
+        if longest:  # Else there was no answer yet to tell what one costs.
+            record.perhaps_usd += record.cut_off * dearest
+            record.perhaps_tokens += record.cut_off * longest
+            record.cut_off = 0
+        record.committed_usd = record.committed_tokens = None
+    if record != before:
+        _write(folder, record)
+    perhaps = record.perhaps_usd, record.perhaps_tokens
+    return Spent(dollars + perhaps[0], tokens + perhaps[1], *perhaps, record.cut_off)
+
+
+def recorded(folder: Path, earlier: Spent) -> Spent:
+    """What `save` recorded last in this run; what `begin` gave where it did not.
+
+    Args:
+        folder: The run folder.
+        earlier: As `begin` gave it.
+    """
+    record = _load(folder)
+    if record.committed_usd is None or record.committed_tokens is None:
+        return earlier
+    return earlier._replace(dollars=record.committed_usd, tokens=record.committed_tokens)
+
+
+def _load(folder: Path) -> _Record:
+    """What the file holds; an empty record where there is none.
+
+    Raises:
+        ValueError: It is damaged; the text says how.
+    """
+    try:
+        line = folders.read(folder, BUDGET).rstrip(b"\n")
+    except FileNotFoundError:
+        return _Record()
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    if b'"z":' in line and not checked(line):  # Earlier versions wrote no checksum.
+        raise ValueError("its checksum is wrong")
+    record = msgspec.json.decode(line, type=_Record)
+    for figure in msgspec.structs.astuple(record):
+        if figure is not None and not (Decimal(figure).is_finite() and 0 <= figure < _MOST):
+            raise ValueError(f"{figure} is no amount")
+    return record
+
+
+def known(folder: Path) -> tuple[Decimal, int]:
+    """(dollars, tokens) of all answers in the journal."""
+    return _journal(folder)[:2]
+
+
+def save(folder: Path, dollars: Decimal, tokens: int, earlier: Spent) -> None:
+    """Records what is committed, synced.
+
+    Args:
+        folder: The run folder.
+        dollars: Spent by all runs, and in flight.
+        tokens: Likewise.
+        earlier: As `begin` gave it.
+    """
+    _write(folder, _Record(dollars, tokens, *earlier[2:]))
+
+
+def _write(folder: Path, record: _Record) -> None:
+    folders.replace(folder, BUDGET, line_of(msgspec.json.encode(record)), sync=True)
+
+
+def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int, int]:
+    """(dollars, tokens) of all answers, of the dearest and of the longest; tokens of the longest prompt."""
+    dollars, tokens, dearest, longest, prompt = Decimal(0), 0, Decimal(0), 0, 0
+    for _number, path in segments(folder):
+        with path.open("rb", buffering=1 << 20) as file:
+            for line in file:
+                if not checked(line.rstrip(b"\n")):
+                    continue
+                try:
+                    found = _decode(line)
+                except msgspec.DecodeError:
+                    continue
+                # Else it refers to an answer that another line holds, or that a batch gave.
+                if found.at is None and found.attempts:
+                    cost, used = _of(found)
+                    dollars, tokens = dollars + cost, tokens + used
+                    dearest, longest = max(dearest, cost), max(longest, used)
+                    prompt = max(prompt, found.prompt_tokens or 0)
+    return dollars, tokens, dearest, longest, prompt
+
+
+def _of(line: _Line) -> tuple[Decimal, int]:
+    """What a result cost: in all, or the attempts of which it is known."""
+    told = line.prompt_tokens is not None and line.completion_tokens is not None
+    tokens = (line.prompt_tokens or 0) + (line.completion_tokens or 0)
+    if not told and line.total_tokens is not None:
+        tokens = line.total_tokens
+    elif not told:
+        tokens = sum((t.prompt_tokens or 0) + (t.completion_tokens or 0) for t in line.tries or ())
+    if line.cost_usd is not None:
+        return Decimal(str(line.cost_usd)), tokens
+    costs = (t.cost_usd for t in line.tries or ())
+    return sum((Decimal(str(cost)) for cost in costs if cost is not None), Decimal(0)), tokens

@@ -1,0 +1,113 @@
+"""Answers whose place is not known, found by the bytes that were sent. Touches: nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from batcher.records import Outcome, Request
+from batcher.write.index import ENTRY, OUTCOMES, last_words, where
+from batcher.write.latest import ANSWERED
+
+__all__ = ["Earlier"]
+
+_OK = OUTCOMES.index(Outcome.OK)
+_SAMPLE_BITS = 16
+_OFFSET_BITS = 40
+_COLUMNS = {"high": "<u8", "low": "<u8", "place": "<i8", "where": "<i8", "outcome": "u1"}
+
+
+class Earlier:
+    """Answers that are found by key; each is given away once. 42 bytes each, some 80 while it is made.
+
+    Args:
+        parts: Entries of the journal, in order.
+    """
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        held: dict[str, list[Any]] = {name: [np.empty(0, of)] for name, of in _COLUMNS.items()}
+        for entries in map(last_words, parts):
+            answers = entries[ANSWERED[entries["outcome"]]]
+            for name, column in (
+                ("high", answers["key_high"]),
+                ("low", answers["key_low"]),
+                ("place", answers["row"] << _SAMPLE_BITS | answers["sample"]),
+                ("where", where(answers)),
+                ("outcome", answers["outcome"]),
+            ):
+                held[name].append(np.ascontiguousarray(column))
+        of = {name: np.concatenate(held.pop(name)) for name in _COLUMNS}
+        # Of the answers that one row had, one after the other, the best; else the latest.
+        order = np.lexsort(
+            (-of["where"], of["outcome"] != _OK, of["place"], of["low"], of["high"])
+        )
+        for name, column in of.items():
+            of[name] = column[order]
+        new = np.ones(len(order), np.bool_)
+        same = np.ones(max(0, len(order) - 1), np.bool_)
+        for name in ("high", "low", "place"):
+            same &= of[name][1:] == of[name][:-1]
+        new[1:] = ~same
+        if not new.all():
+            of = {name: column[new] for name, column in of.items()}
+        self._of = of
+        self._highs, self._lows, self._places = of["high"], of["low"], of["place"]
+        self._takers = np.full(len(self._highs), -1, np.int64)
+        self._free: dict[int, int] = {}
+        self._again: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._highs)
+
+    def take(self, request: Request) -> Outcome | None:
+        """How an answer to these bytes ended, which is the request's from now on; None without one.
+
+        The row's own one goes first. The same row asking again gets the same answer again.
+        """
+        if not len(self._highs):
+            return None
+        raw, place = bytes.fromhex(request.key), request.row << _SAMPLE_BITS | request.sample
+        begin, end = _range(self._highs, raw[:8], 0, len(self._highs))
+        begin, end = _range(self._lows, raw[8:], begin, end)
+        if begin == end or (best := self._best(begin, end, place)) < 0:
+            return None
+        self._takers[best] = place
+        return OUTCOMES[int(self._of["outcome"][best])]
+
+    def taken(self) -> Any:
+        """What was taken, as entries at the rows and samples that took it: with their segment and offset alone."""
+        at = np.flatnonzero(self._takers >= 0)
+        places, lines = self._takers[at], self._of["where"][at]
+        found = np.zeros(len(at), ENTRY)
+        found["row"], found["sample"] = places >> _SAMPLE_BITS, places & (1 << _SAMPLE_BITS) - 1
+        found["segment"], found["offset"] = lines >> _OFFSET_BITS, lines & (1 << _OFFSET_BITS) - 1
+        return found
+
+    def _best(self, begin: int, end: int, place: int) -> int:
+        """Among equal requests: the place's own, the one it took before, one that is free; or -1."""
+        if end - begin == 1:  # Most often.
+            return begin if self._takers[begin] in (-1, place) else -1
+        own = begin + int(self._places[begin:end].searchsorted(place))
+        if own < end and self._places[own] == place and self._takers[own] in (-1, place):
+            return own
+        if (before := self._again.get((begin, place))) is not None:
+            return before
+        free = self._free.get(begin, begin)
+        while free < end and self._takers[free] >= 0:
+            free += 1
+        if free == end:
+            return -1
+        self._free[begin] = free + 1
+        self._again[begin, place] = free
+        return free
+
+
+def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
+    """Where a number of 8 bytes stands in a sorted stretch of an array."""
+    number = np.uint64(int.from_bytes(raw, "little"))
+    if end - begin == 1:  # Most often.
+        return (begin, end) if numbers[begin] == number else (begin, begin)
+    of = numbers[begin:end]
+    return begin + int(of.searchsorted(number)), begin + int(of.searchsorted(number, "right"))

@@ -1,1 +1,0 @@
-"""RESULTS TO TOTALS: the live view and the table at the end."""

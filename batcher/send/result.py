@@ -1,0 +1,168 @@
+"""What became of a request, as a Result: its last answer or failure, and all its attempts.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from batcher.errors import AskAgain, NoAnswer, RequestError
+from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
+from batcher.send.dialect import Talk
+
+__all__ = ["answered", "attempt", "ended", "stopped"]
+
+_USAGE = tuple(name for name in Usage.__struct_fields__ if name in Attempt.__struct_fields__)
+_NOTHING = Completion(Outcome.BAD_RESPONSE, *(None,) * 5, Usage(), None, None)
+
+
+def attempt(
+    started: float,
+    latency: float,
+    waited: float,
+    cause: str,
+    came: Completion | RequestError,
+    first: float | None,
+) -> Attempt:
+    """One exchange, for the record; times in seconds, `first` that until its first token."""
+    status: int | None = 200
+    if isinstance(came, RequestError):
+        status, said = came.status, str(came)[:300]
+    else:
+        said = came.unfit or ""
+    usage = came.usage
+    return Attempt(
+        int(started * 1000),
+        round(latency * 1000),
+        round(max(0.0, waited) * 1000),
+        came.outcome,
+        cause,
+        http_status=status,
+        request_id=came.request_id,
+        error=said or None,
+        ttft_ms=None if first is None else round(first * 1000),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cost_usd=usage.cost_usd,
+    )
+
+
+def answered(request: Request, completion: Completion, tries: list[Attempt]) -> Result:
+    """The result of a request that was answered; its tokens are those of all its attempts."""
+    status, error = completion.outcome, completion.unfit
+    return _result(
+        request, tries, status, 200, error, request_id=completion.request_id, answer=completion
+    )
+
+
+def _used(tries: list[Attempt]) -> Usage | Attempt:
+    """What all attempts used together; None where an answer did not tell."""
+    if len(tries) == 1:
+        return tries[0]
+    sums: dict[str, Any] = {}
+    for name in _USAGE:
+        told = [of for t in tries if (of := getattr(t, name)) is not None or t.status.answered]
+        sums[name] = None if not told or None in told else sum(told)
+        if name == "cost_usd" and sums[name] is not None:
+            # By their texts, as binary fractions of cents do not add up to cents.
+            sums[name] = float(sum(Decimal(str(cost)) for cost in told))
+    return Usage(**sums)
+
+
+def stopped(
+    request: Request, error: RequestError, tries: list[Attempt], talk: Talk
+) -> Result | None:
+    """What was paid for a request that is still to be sent; None where nothing was."""
+    if not any(t.paid for t in tries):
+        return None
+    if talk.answer is not None:
+        error = NoAnswer("the run was stopped")
+    return msgspec.structs.replace(ended(request, error, tries, talk), stopped=True)
+
+
+def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:
+    """The last word on a request that failed: an answer that it has all the same, or the failure."""
+    if talk.answer is None:
+        return _result(
+            request,
+            tries,
+            error.outcome,
+            error.status,
+            str(error),
+            request_id=error.request_id,
+            error_type=error.error_type,
+        )
+    result = answered(request, talk.answer, tries)
+    why = talk.answer.unfit or "truncated"
+    if not isinstance(error, AskAgain):
+        why = f"{why}; asked again: {error}"
+    return msgspec.structs.replace(result, error=why)
+
+
+def _result(
+    request: Request,
+    tries: list[Attempt],
+    status: Outcome,
+    http_status: int | None,
+    error: str | None,
+    *,
+    request_id: str | None,
+    error_type: str | None = None,
+    answer: Completion = _NOTHING,
+) -> Result:
+    """How a request ended, with what it was and what its attempts took."""
+    last, used = tries[-1] if tries else None, _used(tries)
+    waited, cause, kept = _waits(tries)
+    return Result(
+        row=request.row,
+        model=request.model,
+        sample=request.sample,
+        key=request.key,
+        status=status,
+        custom_id=request.custom_id,
+        content=answer.content,
+        parsed=answer.parsed,
+        confidences=answer.confidences,
+        finish_reason=answer.finish_reason,
+        refusal=answer.refusal,
+        tool_calls=answer.tool_calls,
+        logprobs=answer.logprobs,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        total_tokens=used.total_tokens,
+        cached_tokens=used.cached_tokens,
+        cache_write_tokens=used.cache_write_tokens,
+        reasoning_tokens=used.reasoning_tokens,
+        cost_usd=used.cost_usd,
+        latency_ms=last.latency_ms if last else None,
+        ttft_ms=last.ttft_ms if last else None,
+        attempts=len(tries),
+        http_status=http_status,
+        error_type=error_type,
+        error=error,
+        response_model=answer.response_model,
+        request_id=request_id,
+        created_at=last.started if last else None,
+        response=answer.response,
+        loose=answer.loose,
+        waited_ms=waited,
+        cause=cause,
+        tries=kept,
+    )
+
+
+def _waits(tries: list[Attempt]) -> tuple[int, str, list[Attempt] | None]:
+    """A single attempt is its own record, with what it waited for; of more, each one is kept."""
+    if len(tries) > 1:
+        return 0, "", tries
+    if tries and tries[0].waited_ms:
+        return tries[0].waited_ms, tries[0].cause, None
+    return 0, "", None
