@@ -177,7 +177,7 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     columns: dict[str, object] | None = None
     sample: int = 0
-    excess: int = 0
+    image_bytes: int = 0
     exact: bool = False
 
 
@@ -197,7 +197,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     key: str
     body: bytes
     max_tokens: int | None
-    excess: int = 0
+    image_bytes: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):

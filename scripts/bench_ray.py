@@ -196,7 +196,7 @@ def hub(workers: int, seconds: float) -> None:
     from batcher.cluster.hub import Hub
     from batcher.cluster.link import Link
     from batcher.job.job import Limits
-    from batcher.limits.gate import Heard
+    from batcher.limits.gate import ExchangeOutcome
 
     turns = sent = size = 0
 
@@ -215,7 +215,7 @@ def hub(workers: int, seconds: float) -> None:
             ticket = await gate.enter(100.0)
             await asyncio.sleep(0.3)
             sent += 1
-            gate.leave(ticket, Heard("answered", 0.3, 100.0))
+            gate.leave(ticket, ExchangeOutcome("answered", 0.3, 100.0))
 
     one = Hub(lambda _model: Limits(concurrency=20_000, rpm=600_000), Limits(), 3600.0)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import batcher
 from batcher.read import images
 from batcher.records import Prompt
-from batcher.runtime.channel import Queue, Room
+from batcher.runtime.channel import MemoryBudget, RowQueue
 from tests.support import echo as echoes
 from tests.support import program
 from tests.support.program import read_jsonl, write_jsonl
@@ -220,9 +220,9 @@ def test_large_prompts_in_flight_never_take_more_than_their_memory(prompts, work
 
     async def work():
         nonlocal most, held, alone
-        room = Room()
+        room = MemoryBudget()
         room._most = 3 << 18  # Three thirds, each with the request made of it.
-        queue = Queue(room)
+        queue = RowQueue(room)
 
         async def worker():
             nonlocal most, held, alone

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from batcher.job.job import Job, Limits
 from batcher.plan.forecast import Forecast
-from batcher.plan.preflight import survey
-from batcher.plan.previous import Earlier
+from batcher.plan.preflight import preflight
+from batcher.plan.previous import AnswerCache
 from batcher.plan.requests import Plan, settings_of
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt
 from batcher.write.index import ENTRY, OUTCOMES, entry_bytes
-from batcher.write.latest import Winners
+from batcher.write.latest import LatestResults
 from tests.support.program import write_jsonl
 
 URL = "https://x/v1/chat/completions"
@@ -55,7 +55,7 @@ NUMBER = {outcome: n for n, outcome in enumerate(OUTCOMES)}
 )
 def test_what_is_answered_is_not_sent_again(tmp_path, route, left):
     """Row 0 is ok from a, row 1 failed at a, row 2 was truncated at b."""
-    winners = Winners(2, tmp_path)
+    winners = LatestResults(2, tmp_path)
     ok, failed, cut = (NUMBER[o] for o in (Outcome.OK, Outcome.SERVER_ERROR, Outcome.TRUNCATED))
     winners.add(entries((0, KEY, ok, 0), (1, KEY, failed, 0), (2, KEY, cut, 1)), np.array([0, 1]))
     plan = a_plan(tmp_path, [{"prompt": str(n)} for n in range(3)], winners, route=route)
@@ -98,7 +98,7 @@ def test_a_key_is_the_bytes_sent_and_where(text, other, model, params):
 def test_each_sample_is_a_request_of_its_own(tmp_path, route, left):
     """Slots of two models and two samples: a0 a1 b0 b1; row 0 is ok at a0, row 1 truncated at b0."""
     ok, cut = NUMBER[Outcome.OK], NUMBER[Outcome.TRUNCATED]
-    winners = Winners(2, tmp_path, samples=2)
+    winners = LatestResults(2, tmp_path, samples=2)
     winners.add(entries((0, KEY, ok, 0), (1, KEY, cut, 1)), np.array([0, 1]))
     rows = [{"prompt": str(n)} for n in range(2)]
     plan = a_plan(tmp_path, rows, winners, route=route, samples=2)
@@ -115,7 +115,7 @@ def test_an_earlier_answer_is_given_once_and_to_its_own_row_first(tmp_path):
     plan = a_plan(tmp_path, [{"prompt": "x"}])
     key = request(plan, 0, "x").key
     ok = NUMBER[Outcome.OK]
-    earlier = Earlier([entries((5, key, ok, 0), (9, key, ok, 0))])
+    earlier = AnswerCache([entries((5, key, ok, 0), (9, key, ok, 0))])
     assert earlier.take(request(plan, 9, "x"))
     assert earlier.take(request(plan, 2, "x"))
     assert earlier.take(request(plan, 2, "x"))  # Asking again gives the same.
@@ -131,7 +131,7 @@ def test_of_a_row_that_was_sent_again_the_best_answer_is_found(tmp_path):
     for of, at in [((cut, ok), 100), ((ok, cut), 0), ((cut, cut), 100)]:
         lines = entries(*((5, key, outcome, 0) for outcome in of))
         for row in (5, 2):
-            earlier = Earlier([lines])
+            earlier = AnswerCache([lines])
             assert earlier.take(request(plan, row, "x"))
             assert earlier.take(request(plan, 3, "x")) is None
             assert earlier.taken()["offset"].tolist() == [at]
@@ -145,7 +145,7 @@ def test_each_answer_to_equal_rows_is_given_to_one_row(tmp_path_factory, data):
     given_, asked = data.draw(st.sets(kinds)), data.draw(st.lists(kinds, max_size=30))
     ok, order = NUMBER[Outcome.OK], data.draw(st.permutations(sorted(given_)))
     lines = entries(*((row, request(plan, row, text).key, ok, 0) for row, text in order))
-    earlier, taken, known = Earlier([lines]), {}, set()
+    earlier, taken, known = AnswerCache([lines]), {}, set()
     for row, text in asked:
         found = earlier.take(request(plan, row, text))
         now = {(int(of["row"]), int(of["offset"]) // 100) for of in earlier.taken()}
@@ -170,7 +170,7 @@ def test_a_failure_is_no_answer_to_give_away(tmp_path):
     plan = a_plan(tmp_path, [{"prompt": "x"}])
     key = request(plan, 0, "x").key
     failed = NUMBER[Outcome.TIMEOUT]
-    assert Earlier([entries((0, key, failed, 0))]).take(request(plan, 0, "x")) is None
+    assert AnswerCache([entries((0, key, failed, 0))]).take(request(plan, 0, "x")) is None
 
 
 lines = st.lists(
@@ -188,7 +188,7 @@ def test_ok_beats_an_answer_beats_a_failure_and_else_the_later_wins(lines, size)
     for n, (row, outcome, model) in enumerate(lines):
         if (row, model) not in best or rank[outcome] >= rank[best[row, model][1]]:
             best[row, model] = (n * 100, outcome)
-    winners = Winners(2, Path())
+    winners = LatestResults(2, Path())
     packed = entries(*((row, KEY, outcome, model) for row, outcome, model in lines))
     for start in range(0, len(lines), size):
         winners.add(packed[start : start + size], np.array([0, 1]))
@@ -203,11 +203,11 @@ def test_a_row_that_cannot_be_read_takes_no_other_rows_name(tmp_path):
     (tmp_path / "in.jsonl").write_bytes(rows)
     inputs = Inputs(expand([str(tmp_path / "in.jsonl")]))
     job = Job(output="o.jsonl", models=("m",))
-    found = survey(inputs, Plan(job, settings_of(job, "u"), inputs), lambda: None)
+    found = preflight(inputs, Plan(job, settings_of(job, "u"), inputs), lambda: None)
     assert found.rows == 3
     (tmp_path / "in.csv").write_text("custom_id,prompt\n1,a\n1,b,c\n\n2\n")
     inputs = Inputs(expand([str(tmp_path / "in.csv")]))
-    found = survey(inputs, Plan(job, settings_of(job, "u"), inputs), lambda: None)
+    found = preflight(inputs, Plan(job, settings_of(job, "u"), inputs), lambda: None)
     (note,) = found.notes
     assert note.endswith(
         "in.csv:5: fewer cells than the header has, and the missing ones are null."

@@ -20,7 +20,7 @@ from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Completion, Outcome, Request, Result
 from batcher.send import result, wire
-from batcher.send.dialect import Talk, Terms
+from batcher.send.dialect import AnswerPolicy, RepairState
 from batcher.write.index import checked
 from batcher.write.journal import Journal
 from batcher.write.jsonl import json_row
@@ -104,7 +104,7 @@ def result_of(request: Request, answer: Answer) -> Result:
     """The answer as the result of a request that was sent once."""
     tried = [result.attempt(time.time(), 0.0, 0.0, "", answer, None)]
     if isinstance(answer, RequestError):
-        return result.ended(request, answer, tried, Talk())
+        return result.ended(request, answer, tried, RepairState())
     return result.answered(request, answer, tried)
 
 
@@ -134,7 +134,7 @@ def take(
     known = _answered(folder)
     told = answers_in(paths, keep_raw=keep_raw)
     lines = {name: answer for name, answer in told if isinstance(answer, Completion)}
-    terms = Terms(plan.expected)
+    terms = AnswerPolicy(plan.expected)
     named = taken = others = 0
     journal: Journal | None = None
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from batcher.cluster.hub import Told
-from batcher.cluster.worker import BLOCK, Done, Errand, Shard
+from batcher.cluster.worker import BLOCK, Done, Shard, ShardJob
 from batcher.errors import JobError, RunStopped
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
@@ -23,14 +23,14 @@ from batcher.live.summary import Summary
 from batcher.money.account import Account
 from batcher.money.prices import Price, Prices
 from batcher.money.spending import Spent
-from batcher.plan.dedupe import Twins
-from batcher.plan.requests import Plan, Settings, Todo
+from batcher.plan.dedupe import Deduplicator
+from batcher.plan.requests import PendingRow, Plan, Settings
 from batcher.records import Outcome, Prompt, Result
-from batcher.runtime.channel import Standing
+from batcher.runtime.channel import ChannelStatus
 from batcher.runtime.engine import Emit, in_thread
 from batcher.write.segment import segments
 
-__all__ = ["Cluster", "Fleet"]
+__all__ = ["Cluster", "Driver"]
 
 _LOOK_SECONDS = 0.5
 _FIRST_SECONDS = 10.0
@@ -50,7 +50,7 @@ class Cluster(Protocol):
     workers: int
     token: str
 
-    async def run(self, errand: Errand, shard: Shard) -> Done:
+    async def run(self, errand: ShardJob, shard: Shard) -> Done:
         """Runs a shard to its end, through as many deaths as it takes."""
 
     def begin(self, folder: Path, spent: Spent | None) -> None:
@@ -76,14 +76,14 @@ class _Lane:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.stands = Standing(0, 0, "", None)
+        self.stands = ChannelStatus(0, 0, "", None)
 
-    def standing(self) -> Standing:
+    def standing(self) -> ChannelStatus:
         """How it stands now."""
         return self.stands
 
 
-class Fleet:
+class Driver:
     """Sends what a plan says is still to send, by a cluster.
 
     Args:
@@ -118,7 +118,7 @@ class Fleet:
         rows: int,
         emit: Emit | None,
         prices: Prices,
-        twins: Twins | None,
+        twins: Deduplicator | None,
         account: Account | None,
         run: str,
     ) -> None:
@@ -126,7 +126,7 @@ class Fleet:
         self._folder, self._summary, self._emit = folder, summary, emit
         self._prices, self._twins = prices, twins
         in_dollars = None if account is None else account.budget.in_dollars
-        self._errand = Errand(
+        self._errand = ShardJob(
             job, settings, endpoint, str(folder.resolve()), run, cluster.token, in_dollars
         )
         each = rows // (_EACH * max(1, cluster.workers))
@@ -208,7 +208,7 @@ class Fleet:
         """What is to be sent, in parts."""
         last = max((number for number, _path in segments(self._folder)), default=0)
         first = (last // BLOCK + 1) * BLOCK + 1
-        todos: list[Todo] = []
+        todos: list[PendingRow] = []
         size = number = 0
         for batch in self._plan.batches():
             for todo in batch:
@@ -225,7 +225,7 @@ class Fleet:
         if todos:
             yield self._shard(number, first, todos)
 
-    def _shard(self, number: int, first: int, todos: list[Todo]) -> Shard:
+    def _shard(self, number: int, first: int, todos: list[PendingRow]) -> Shard:
         rows = {todo.prompt.row for todo in todos}
         stopped = {name: at for name, at in self._plan.stopped.items() if name[0] in rows}
         models = self._job.models or {todo.prompt.model or "" for todo in todos}
@@ -290,7 +290,7 @@ class Fleet:
             lane = self._lanes.setdefault(model, _Lane(model))
             waiting = max(of.waiting, of.retrying)
             cause = of.waits_for if of.waiting else "retry" if of.retrying else ""
-            lane.stands = Standing(of.in_flight, waiting, cause, of.longest)
+            lane.stands = ChannelStatus(of.in_flight, waiting, cause, of.longest)
             summary = self._summary.models[model]
             summary.limit_used, summary.waited = of.share, dict(of.waited)
         self._summary.total_limit_used = told.share

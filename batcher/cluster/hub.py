@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from batcher.cluster.shared_budget import Lender, Spends
+from batcher.cluster.shared_budget import BudgetServer, Spends
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
-from batcher.money.budget import Amount, Budget, State
+from batcher.limits.gate import Closed, ExchangeOutcome, Gate, KeyGate, Pace, Ticket
+from batcher.money.budget import Amount, BudgetState, LocalBudget
 from batcher.records import Result
 
 __all__ = [
@@ -93,7 +93,7 @@ class Turn(NamedTuple):
     attempt: int
     wants: Sequence[Want] = ()
     gone: Sequence[int] = ()
-    heard: Sequence[tuple[int, Heard]] = ()
+    heard: Sequence[tuple[int, ExchangeOutcome]] = ()
     ended: Sequence[Result] = ()
     lines: Mapping[str, Line] = {}
     flying: Sequence[Flying] | None = None
@@ -178,7 +178,7 @@ class Told(NamedTuple):
     models: Mapping[str, ToldModel]
     ended: Sequence[Result]
     share: float | None
-    budget: State | None
+    budget: BudgetState | None
     why: Exception | None
 
 
@@ -223,9 +223,9 @@ class Hub:
         total: Limits,
         row_timeout: float,
         clock: Callable[[], float] = time.monotonic,
-        budget: Budget | None = None,
+        budget: LocalBudget | None = None,
     ) -> None:
-        self._lender = None if budget is None else Lender(budget, self.stop)
+        self._lender = None if budget is None else BudgetServer(budget, self.stop)
         self._limits = limits
         self._key = KeyGate(total, clock)
         self._gates: dict[str, Gate] = {}
@@ -262,7 +262,7 @@ class Hub:
             if (task := worker.line.pop(number, None)) is not None:
                 task.cancel()
             else:
-                self._leave(worker, number, Heard("unsent"))
+                self._leave(worker, number, ExchangeOutcome("unsent"))
         for want in told.wants:
             task = asyncio.get_running_loop().create_task(self._stand(worker, want))
             worker.line[want.number] = task
@@ -327,7 +327,7 @@ class Hub:
         paced = now - self._paced.get(want.model, float("-inf")) < _PACED_SECONDS
         worker.granted.append(Grant(want.number, ticket, paced))
 
-    def _leave(self, worker: _Worker, number: int, heard: Heard) -> None:
+    def _leave(self, worker: _Worker, number: int, heard: ExchangeOutcome) -> None:
         model, ticket = worker.out.pop(number, (None, None))
         if model is not None and ticket is not None:
             if heard.how == "answered":
@@ -376,7 +376,7 @@ class Hub:
         worker.line.clear()
         worker.granted.clear()
         for number in list(worker.out):
-            self._leave(worker, number, Heard("unsent"))
+            self._leave(worker, number, ExchangeOutcome("unsent"))
 
     # For the driver
 

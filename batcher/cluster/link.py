@@ -27,7 +27,7 @@ from batcher.cluster.hub import (
 )
 from batcher.cluster.shared_budget import SharedBudget, Spends
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, Gate, Heard, KeyGate, Pace, Ticket
+from batcher.limits.gate import Closed, ExchangeOutcome, Gate, KeyGate, Pace, Ticket
 from batcher.records import Result
 
 __all__ = ["Link", "SharedGate", "Unreachable"]
@@ -93,7 +93,7 @@ class Link:
         self.budget = None if in_dollars is None else SharedBudget(in_dollars, self._new.set)
         self._wants: list[Want] = []
         self._gone: list[int] = []
-        self._heard: list[tuple[int, Heard]] = []
+        self._heard: list[tuple[int, ExchangeOutcome]] = []
         self._ended: list[Result] = []
         self._ahead: float | None = None  # How far the hub's clock is ahead of ours, at least.
         self._turned = 0.0
@@ -236,7 +236,7 @@ class Link:
         self._wants.append(want)
         self._new.set()
 
-    def leave(self, number: int, heard: Heard | None) -> None:
+    def leave(self, number: int, heard: ExchangeOutcome | None) -> None:
         """A request is over; None where it was not sent."""
         if heard is None:
             self._gone.append(number)
@@ -308,14 +308,14 @@ class SharedGate:
                     await asyncio.sleep(early)
             except asyncio.CancelledError:
                 if place.done() and not place.cancelled() and not place.exception():
-                    self.leave(place.result()[0], Heard("unsent"))
+                    self.leave(place.result()[0], ExchangeOutcome("unsent"))
                 elif self._line.pop(number, None) is not None:
                     self._link.leave(number, None)
                 raise
             if self._clock() - due <= _STALE_SECONDS and not self._closed:
                 return ticket
             # The process slept: what it was granted then is nobody's any more.
-            self.leave(ticket, Heard("unsent"))
+            self.leave(ticket, ExchangeOutcome("unsent"))
 
     def give(self, grant: Grant, due: float) -> bool:
         """Lets a request go; False when it is none of this line."""
@@ -328,7 +328,7 @@ class SharedGate:
         entry.place.set_result((ticket, due))
         return True
 
-    def leave(self, ticket: Ticket, heard: Heard) -> None:
+    def leave(self, ticket: Ticket, heard: ExchangeOutcome) -> None:
         """The exchange is over."""
         if isinstance(ticket, _Given):
             self._flying.pop(ticket.number, None)
@@ -410,7 +410,7 @@ class SharedGate:
             except Closed:
                 break
             if self._line.pop(number, None) is None or entry.place.done():
-                own.leave(ticket, Heard("unsent"))
+                own.leave(ticket, ExchangeOutcome("unsent"))
                 continue
             self.alone_in_flight += 1
             entry.place.set_result((ticket, self._clock()))

@@ -20,7 +20,7 @@ from typing import Any
 
 from batcher.cluster.hub import Hub, Reply, Told, Turn
 from batcher.cluster.link import Unreachable
-from batcher.cluster.worker import Done, Errand, Shard, work
+from batcher.cluster.worker import Done, Shard, ShardJob, work
 from batcher.errors import JobError
 from batcher.job.job import Job
 from batcher.money import spending
@@ -67,7 +67,7 @@ class _Actor:
         self._hub.stop()
 
 
-def _task(errand: Errand, shard: Shard, hub: Any) -> Done:
+def _task(errand: ShardJob, shard: Shard, hub: Any) -> Done:
     """One attempt at a shard, in a process of a worker's."""
     import uvloop
     from ray.exceptions import RayError
@@ -166,7 +166,7 @@ class RayCluster:
         if self._joined:
             self._ray.shutdown()
 
-    async def run(self, errand: Errand, shard: Shard) -> Done:
+    async def run(self, errand: ShardJob, shard: Shard) -> Done:
         """Runs a shard to its end, through as many deaths as it takes."""
         from ray.exceptions import RayError
 

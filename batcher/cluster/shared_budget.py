@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from batcher.limits.gate import Closed
-from batcher.money.budget import NOTHING, Amount, Budget, Hold
+from batcher.money.budget import NOTHING, Amount, LocalBudget, Reservation
 
-__all__ = ["Lender", "Plea", "SharedBudget", "Spends"]
+__all__ = ["BudgetServer", "ReserveRequest", "SharedBudget", "Spends"]
 
 
-class Plea(NamedTuple):
-    """A request that wants to be paid for; as `Budget.enter` takes it."""
+class ReserveRequest(NamedTuple):
+    """A request that wants to be paid for; as `LocalBudget.enter` takes it."""
 
     number: int
     model: str
@@ -27,7 +27,7 @@ class Plea(NamedTuple):
     again: bool
 
 
-class Lent(NamedTuple):
+class ReserveReply(NamedTuple):
     """What a worker was lent and has not settled."""
 
     number: int
@@ -36,9 +36,9 @@ class Lent(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What became of a request: as `Budget.settled`; `more` as `Budget.took_more`, if it did."""
+    """What became of a request: as `LocalBudget.settled`; `more` as `LocalBudget.took_more`, if it did."""
 
-    of: Lent
+    of: ReserveReply
     used: Amount
     perhaps: Amount
     more: tuple[Amount, Amount] | None
@@ -54,10 +54,10 @@ class Spends(NamedTuple):
         lent: What it has, or had and never told the end of; only when everything is told anew.
     """
 
-    pleas: Sequence[Plea] = ()
+    pleas: Sequence[ReserveRequest] = ()
     gone: Sequence[int] = ()
     settled: Sequence[Settled] = ()
-    lent: Sequence[Lent] | None = None
+    lent: Sequence[ReserveReply] | None = None
 
 
 class SharedBudget:
@@ -75,9 +75,9 @@ class SharedBudget:
         self.in_dollars = in_dollars
         self._wake = wake
         self._numbers = itertools.count()
-        self._line: dict[int, tuple[Plea, asyncio.Future[Hold]]] = {}
-        self._lent: dict[Hold, int] = {}
-        self._pleas: list[Plea] = []
+        self._line: dict[int, tuple[ReserveRequest, asyncio.Future[Reservation]]] = {}
+        self._lent: dict[Reservation, int] = {}
+        self._pleas: list[ReserveRequest] = []
         self._gone: list[int] = []
         self._settled: list[Settled] = []
         self._perhaps_heard: Sequence[Settled] = ()
@@ -85,8 +85,8 @@ class SharedBudget:
         self._closed = False
         self.ends: Callable[[Exception], None] = lambda _why: None
 
-    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Hold:
-        """As `Budget.enter`.
+    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Reservation:
+        """As `LocalBudget.enter`.
 
         Raises:
             Closed: It does not fit, or the run is stopping.
@@ -94,8 +94,8 @@ class SharedBudget:
         if self._closed:
             raise Closed
         number = next(self._numbers)
-        plea = Plea(number, model, most, again)
-        lent: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
+        plea = ReserveRequest(number, model, most, again)
+        lent: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
         self._line[number] = plea, lent
         self._pleas.append(plea)
         self._wake()
@@ -109,15 +109,15 @@ class SharedBudget:
                 lent.result().settle()  # It was not sent.
             raise
 
-    def settled(self, hold: Hold, used: Amount, perhaps: Amount) -> None:
-        """As `Budget.settled`."""
+    def settled(self, hold: Reservation, used: Amount, perhaps: Amount) -> None:
+        """As `LocalBudget.settled`."""
         more = self._more.pop(hold.model, None)
-        lent = Lent(self._lent.pop(hold), hold.model, hold.amount)
+        lent = ReserveReply(self._lent.pop(hold), hold.model, hold.amount)
         self._settled.append(Settled(lent, used, perhaps, more))
         self._wake()
 
     def took_more(self, model: str, used: Amount, most: Amount) -> None:
-        """As `Budget.took_more`."""
+        """As `LocalBudget.took_more`."""
         self._more[model] = used, most
 
     def stop(self, why: Exception) -> None:
@@ -154,7 +154,10 @@ class SharedBudget:
             anew
         ):  # What a hub before perhaps heard of is not told to another one: it would count twice.
             self._pleas, self._gone = [plea for plea, _lent in self._line.values()], []
-            lent = [Lent(number, hold.model, hold.amount) for hold, number in self._lent.items()]
+            lent = [
+                ReserveReply(number, hold.model, hold.amount)
+                for hold, number in self._lent.items()
+            ]
             lent += [one.of for one in self._settled]
         told = Spends(self._pleas, self._gone, [*self._perhaps_heard, *self._settled], lent)
         self._perhaps_heard = ()
@@ -172,7 +175,7 @@ class SharedBudget:
             if plea is None or waits is None or waits.cancelled():
                 self._gone.append(number)
             else:
-                hold = Hold(self, plea.model, amount)
+                hold = Reservation(self, plea.model, amount)
                 self._lent[hold] = number
                 waits.set_result(hold)
 
@@ -189,12 +192,12 @@ class _Borrower:
 
     def __init__(self) -> None:
         self.pleas: dict[int, asyncio.Task[None]] = {}
-        self.lent: dict[int, Hold] = {}
-        self.lost: dict[int, Hold] = {}
+        self.lent: dict[int, Reservation] = {}
+        self.lost: dict[int, Reservation] = {}
         self.to_tell: list[tuple[int, Amount]] = []
 
 
-class Lender:
+class BudgetServer:
     """The budget as the hub has it.
 
     Args:
@@ -205,7 +208,7 @@ class Lender:
         why: What ended the run, if this did.
     """
 
-    def __init__(self, budget: Budget, over: Callable[[], None]) -> None:
+    def __init__(self, budget: LocalBudget, over: Callable[[], None]) -> None:
         self.budget = budget
         self._over = over
         self._borrowers: dict[int, _Borrower] = {}
@@ -244,7 +247,9 @@ class Lender:
                 of.lost[number] = hold
             of.lent.clear()
 
-    def _begin_anew(self, of: _Borrower, lent: Sequence[Lent], settled: Sequence[Settled]) -> None:
+    def _begin_anew(
+        self, of: _Borrower, lent: Sequence[ReserveReply], settled: Sequence[Settled]
+    ) -> None:
         """A worker that is new here, or of which a turn or its answer went astray."""
         self._let_go(of)
         has = {one.number for one in lent} | {one.of.number for one in settled}
@@ -266,7 +271,7 @@ class Lender:
             self.budget.settled(of.lent.pop(number), NOTHING, NOTHING)
         of.to_tell.clear()
 
-    async def _lend(self, of: _Borrower, plea: Plea) -> None:
+    async def _lend(self, of: _Borrower, plea: ReserveRequest) -> None:
         try:
             hold = await self.budget.enter(plea.most, plea.model, again=plea.again)
         except Closed:

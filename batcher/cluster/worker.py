@@ -24,14 +24,14 @@ from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.live.summary import Summary
 from batcher.money.prices import Price, Prices
-from batcher.plan.requests import Part, Settings, Stopped, Todo
+from batcher.plan.requests import Part, PendingRow, Settings, Stopped
 from batcher.records import Outcome, Result
 from batcher.runtime.engine import Engine
 from batcher.write.index import checked, run_of
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.segment import segments
 
-__all__ = ["BLOCK", "TOKEN", "Done", "Errand", "Shard", "owned", "work"]
+__all__ = ["BLOCK", "TOKEN", "Done", "Shard", "ShardJob", "owned", "work"]
 
 BLOCK = 100
 """Segment numbers that each shard has to itself."""
@@ -45,7 +45,7 @@ _decode = msgspec.json.Decoder(Result).decode
 
 
 @dataclass(frozen=True)
-class Errand:
+class ShardJob:
     """What is the same for all shards of a run; `in_dollars` as of `Link`, `run` as each line names it."""
 
     job: Job
@@ -69,7 +69,7 @@ class Shard:
 
     number: int
     first: int
-    todos: Sequence[Todo]
+    todos: Sequence[PendingRow]
     stopped: Stopped
     prices: Mapping[str, Price]
 
@@ -103,7 +103,7 @@ class _Telling(Summary):
 
 
 async def work(
-    errand: Errand, shard: Shard, attempt: int, call: Callable[[Turn], Awaitable[Reply]]
+    errand: ShardJob, shard: Shard, attempt: int, call: Callable[[Turn], Awaitable[Reply]]
 ) -> Done:
     """Sends what a shard has to send.
 
@@ -229,7 +229,7 @@ def _of_earlier_attempts(folder: Path, first: int, run: str) -> list[Result]:
     return [result for result in found if not result.stopped]
 
 
-def _left(job: Job, todos: Sequence[Todo], ended: Sequence[Result]) -> list[Todo]:
+def _left(job: Job, todos: Sequence[PendingRow], ended: Sequence[Result]) -> list[PendingRow]:
     """What is still to be sent, when so much has ended."""
     if not ended:
         return list(todos)

@@ -2,7 +2,7 @@
 
 Every method is told the time (a monotonic clock, seconds) and answers at once; `send.gate` alone
 waits. Three sources, the strictest wins: what the user *told* and what headers *say* are each an
-`Allowance`; what refusals teach is `Learned`.
+`TokenBucket`; what refusals teach is `AdaptiveRate`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from statistics import fmean, pstdev
 
-__all__ = ["Allowance", "Learned", "Recent"]
+__all__ = ["AdaptiveRate", "SlidingSum", "TokenBucket"]
 
 # A client that uses 99 % of a limit and saves up half a second of it sends no more than the limit
 # in any minute (0.99 + 0.5 / 60 < 1), and does not bunch where servers count by the second.
@@ -22,7 +22,7 @@ _ROUNDING = 1e-9
 _NEVER = float("inf")
 
 
-class Allowance:
+class TokenBucket:
     """So many units a minute, evenly spread.
 
     Half a second of them is saved up, as whoever is to go may be late. That begins with what one request
@@ -98,7 +98,7 @@ class Allowance:
         self._now = now
 
 
-class Recent:
+class SlidingSum:
     """Sums of the last minute, in steps of half a second."""
 
     _STEP, _SPAN = 0.5, 60.0
@@ -155,7 +155,7 @@ class _Trial:
         return self.refused > 2.0 * (1.0 + self.share * self.sent)
 
 
-class Learned:
+class AdaptiveRate:
     """The rate that a server lets through, found from what it refused.
 
     Before the first refusal there is no limit. A refusal cuts the rate a little and shuts; then one
@@ -188,7 +188,7 @@ class Learned:
         self._level = 0.0
         self._now = 0.0
         self._began: float | None = None
-        self._sent, self._refused = Recent(), Recent()
+        self._sent, self._refused = SlidingSum(), SlidingSum()
         self._shut_at: float | None = None
         self._probe_after = 0.0
         self._probe_sent: float | None = None

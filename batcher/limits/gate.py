@@ -19,10 +19,10 @@ from batcher.job.job import Limits
 from batcher.limits.backoff import LONGEST_NAMED
 from batcher.limits.breaker import Breaker
 from batcher.limits.concurrency import Concurrency
-from batcher.limits.headers import Said
-from batcher.limits.limits import NEVER, Level
+from batcher.limits.headers import RateLimitHeaders
+from batcher.limits.limits import NEVER, LimitSet
 
-__all__ = ["Closed", "Door", "Gate", "Heard", "KeyGate", "Pace", "Ticket"]
+__all__ = ["Closed", "ExchangeOutcome", "Gate", "KeyGate", "Pace", "RateLimiter", "Ticket"]
 
 _UNLIMITED = 1 << 30
 _SHORT_PAUSE = 0.25
@@ -46,7 +46,7 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):
     most: float | None
 
 
-class Heard(msgspec.Struct, frozen=True, gc=False):
+class ExchangeOutcome(msgspec.Struct, frozen=True, gc=False):
     """What came of an exchange, as far as limits are concerned.
 
     Attributes:
@@ -65,7 +65,7 @@ class Heard(msgspec.Struct, frozen=True, gc=False):
     used: float | None = None
     retry_after: float | None = None
     about: str | None = None
-    said: Sequence[Said] = ()
+    said: Sequence[RateLimitHeaders] = ()
 
 
 class Pace(NamedTuple):
@@ -76,7 +76,7 @@ class Pace(NamedTuple):
     places: int
 
 
-class Door(Protocol):
+class RateLimiter(Protocol):
     """What the engine needs of the limits of a model, and all that shared ones have to implement.
 
     Attributes and methods are those of `Gate`.
@@ -107,7 +107,7 @@ class Door(Protocol):
     async def enter(self, tokens: float, most: float | None = None) -> Ticket:
         """Waits until one request of so many tokens may be sent."""
 
-    def leave(self, ticket: Ticket, heard: Heard) -> None:
+    def leave(self, ticket: Ticket, heard: ExchangeOutcome) -> None:
         """The exchange is over."""
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class KeyGate:
         self._clock = clock
         self.limited = limits != Limits()
         concurrency = Concurrency(limits.concurrency or _UNLIMITED)
-        self.level = Level(limits, concurrency, clock(), learns=False)
+        self.level = LimitSet(limits, concurrency, clock(), learns=False)
         self.breaker = Breaker()
         self._gates: list[Gate] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -205,7 +205,7 @@ class Gate:
         self.waited: dict[str, float] = {}
         self.refusals = 0
         self.refusing = False
-        self._own = Level(limits, self.concurrency, clock(), learns=True)
+        self._own = LimitSet(limits, self.concurrency, clock(), learns=True)
         self._key = key
         self._line: deque[tuple[asyncio.Future[Ticket], float, float | None]] = deque()
         self._paid: float | None = None  # Tokens of the first in line that its own limits gave.
@@ -301,7 +301,7 @@ class Gate:
             return await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled() and not place.exception():
-                self.leave(place.result(), Heard("unsent"))
+                self.leave(place.result(), ExchangeOutcome("unsent"))
             else:
                 if self._line and self._line[0][0] is place:
                     self._pay_back()
@@ -456,7 +456,7 @@ class Gate:
 
     # Out
 
-    def leave(self, ticket: Ticket, heard: Heard) -> None:
+    def leave(self, ticket: Ticket, heard: ExchangeOutcome) -> None:
         """Frees the place, settles the tokens, and learns from what was heard."""
         now = self._clock()
         used = 0.0 if heard.how in ("refused", "rejected", "unsent") else heard.used
@@ -476,7 +476,7 @@ class Gate:
         elif self._line:
             self.look()
 
-    def _learn(self, ticket: Ticket, heard: Heard, now: float) -> None:
+    def _learn(self, ticket: Ticket, heard: ExchangeOutcome, now: float) -> None:
         if heard.said or self._told_limits:
             self._hear_limits(ticket, heard, now)
         breakers = (self.breaker, self._key.breaker)
@@ -516,7 +516,7 @@ class Gate:
                 for breaker in breakers:
                     breaker.unsent(ticket.sent_at, now)
 
-    def _hear_limits(self, ticket: Ticket, heard: Heard, now: float) -> None:
+    def _hear_limits(self, ticket: Ticket, heard: ExchangeOutcome, now: float) -> None:
         answered = heard.how == "answered"
         if not heard.said and not answered:
             return
@@ -527,7 +527,7 @@ class Gate:
             if self._line and measure.send_ahead(now):
                 self.look()
 
-    def _refused(self, ticket: Ticket, heard: Heard, now: float) -> None:
+    def _refused(self, ticket: Ticket, heard: ExchangeOutcome, now: float) -> None:
         requests, tokens = self._own.requests, self._own.tokens
         self.refusals += 1
         requests.used -= 1

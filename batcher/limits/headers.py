@@ -21,7 +21,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-__all__ = ["Said", "ShortWindow", "limits", "span"]
+__all__ = ["RateLimitHeaders", "ShortWindow", "limits", "span"]
 
 _SHORT = 3.0
 _FIELDS = frozenset({"limit", "remaining", "reset"})
@@ -33,7 +33,7 @@ _WINDOWS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "mont
 _PARTS = frozenset({"input", "output", "prompt", "generated", "over", "cache", "adjusted"})
 
 
-class Said(NamedTuple):
+class RateLimitHeaders(NamedTuple):
     """One limit as a server tells it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Said(NamedTuple):
         return self.reset if _SHORT <= (self.reset or 0.0) < 0.95 * self.window else None
 
 
-def limits(headers: Mapping[str, str], now: float) -> list[Said]:
+def limits(headers: Mapping[str, str], now: float) -> list[RateLimitHeaders]:
     """Every limit that the headers tell in full.
 
     >>> limits({"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599",
@@ -128,7 +128,9 @@ def _place(name: str) -> tuple[_Key, str] | None:
     return _Key(left, what, window, "tokenlimit" in left), fields[0]
 
 
-def _said(key: _Key, fields: Mapping[str, str], by_second: bool, now: float) -> Said | None:
+def _said(
+    key: _Key, fields: Mapping[str, str], by_second: bool, now: float
+) -> RateLimitHeaders | None:
     limit, remaining = _number(fields.get("limit")), _number(fields.get("remaining"))
     if limit is None or limit <= 0:
         return None
@@ -136,7 +138,7 @@ def _said(key: _Key, fields: Mapping[str, str], by_second: bool, now: float) -> 
     named = window is not None or by_second
     if window is None:
         window = 1.0 if by_second else _window(limit, remaining, reset)
-    return Said(what, limit, remaining, reset, window, named)
+    return RateLimitHeaders(what, limit, remaining, reset, window, named)
 
 
 class ShortWindow:
@@ -161,7 +163,7 @@ class ShortWindow:
         self._heard = self._votes = 0
         self._enough = False
 
-    def observe(self, said: Said, now: float) -> None:
+    def observe(self, said: RateLimitHeaders, now: float) -> None:
         """What an answer's headers say."""
         if self._refuted or said.named or said.window != 60.0 or said.reset is None:
             return

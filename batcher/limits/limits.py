@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batcher.job.job import Limits
-from batcher.limits.bucket import Allowance, Learned, Recent
+from batcher.limits.bucket import AdaptiveRate, SlidingSum, TokenBucket
 from batcher.limits.concurrency import Concurrency
-from batcher.limits.headers import Said, ShortWindow
+from batcher.limits.headers import RateLimitHeaders, ShortWindow
 
-__all__ = ["NEVER", "Level", "Measure"]
+__all__ = ["NEVER", "Limit", "LimitSet"]
 
 NEVER = float("inf")
 _READ_LASTS = 120.0
 
 
-class Measure:
+class Limit:
     """One kind of unit of one level: what was told, what headers say, what refusals teach.
 
     What succeeds beats what headers say: a minute's limit may be a second's, and nothing left may be enough.
@@ -43,10 +43,10 @@ class Measure:
             None  # Until when a header said that there is nothing left.
         )
         self._empty_ignored = False
-        self._told = Allowance(told, now) if told else None
-        self._read: Allowance | None = None
-        self.learned = Learned() if learns else None
-        self._refusals = Recent()
+        self._told = TokenBucket(told, now) if told else None
+        self._read: TokenBucket | None = None
+        self.learned = AdaptiveRate() if learns else None
+        self._refusals = SlidingSum()
         self._refused_at = self._read_at = float("-inf")
         self.used = 0.0
         self._began: float | None = None
@@ -120,7 +120,9 @@ class Measure:
             if allowance is not None:
                 allowance.hold(until)
 
-    def hear(self, said: Sequence[Said], sent_at: float, now: float, *, answered: bool) -> None:
+    def hear(
+        self, said: Sequence[RateLimitHeaders], sent_at: float, now: float, *, answered: bool
+    ) -> None:
         """What the headers of a reply say of these units; `answered` for no refusal and no failure."""
         if self.wins:
             return
@@ -159,7 +161,7 @@ class Measure:
             return
         self._read_at = now
         if self._read is None:
-            self._read = Allowance(per_minute, now)
+            self._read = TokenBucket(per_minute, now)
         elif self._read.per_minute != per_minute:
             self._read.set(per_minute)
 
@@ -186,14 +188,14 @@ class Measure:
         return self.learned.refused(amount, sent_at, now, retry_after, known)
 
 
-class Level:
+class LimitSet:
     """All limits of a model, or of the key."""
 
     def __init__(
         self, limits: Limits, concurrency: Concurrency, now: float, *, learns: bool
     ) -> None:
-        self.requests = Measure(limits.rpm, now, learns=learns, wins=limits.rpm_wins)
-        self.tokens = Measure(limits.tpm, now, learns=learns, wins=limits.tpm_wins)
+        self.requests = Limit(limits.rpm, now, learns=learns, wins=limits.rpm_wins)
+        self.tokens = Limit(limits.tpm, now, learns=learns, wins=limits.tpm_wins)
         self.concurrency = concurrency
         self.in_flight = 0
 

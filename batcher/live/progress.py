@@ -20,9 +20,9 @@ from rich.text import Text
 from batcher.live.table import Column, duration, fit, grid, human, money, others, shown
 from batcher.records import Outcome
 
-__all__ = ["ModelSnapshot", "Progress", "Snapshot", "State", "Stderr", "line", "view"]
+__all__ = ["ModelSnapshot", "Phase", "Progress", "Snapshot", "Stderr", "line", "view"]
 
-State = Literal["reading", "checking", "running", "stopping", "writing output"]
+Phase = Literal["reading", "checking", "running", "stopping", "writing output"]
 
 _REFRESH = 0.25
 
@@ -65,7 +65,7 @@ class ModelSnapshot:
 class Snapshot:
     """How the run stands now."""
 
-    state: State
+    state: Phase
     models: tuple[ModelSnapshot, ...] = ()
 
 

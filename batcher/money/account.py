@@ -13,7 +13,7 @@ from batcher.errors import JobError, OutputError
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.money import catalogue, spending
-from batcher.money.budget import Amount, Budget
+from batcher.money.budget import Amount, LocalBudget
 from batcher.money.prices import Price, Prices, no_price, of_catalogue, of_package
 from batcher.money.spending import Spent
 from batcher.records import BOUNDS, tier_of
@@ -111,7 +111,7 @@ class Account:
         self._job = job
         self._folder = folder
         self.spent = spent
-        self.budget = Budget(
+        self.budget = LocalBudget(
             None if job.max_cost is None else Decimal(str(job.max_cost)),
             job.max_total_tokens,
             Amount(spent.dollars, spent.tokens),

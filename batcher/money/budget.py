@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 from batcher.errors import BatcherError, RunStopped
 from batcher.limits.gate import Closed
 
-__all__ = ["NOTHING", "Amount", "Budget", "Hold", "Purse", "State"]
+__all__ = ["NOTHING", "Amount", "Budget", "BudgetState", "Reservation"]
 
 _DIGITS = Decimal("1e-12")
 _STEPS = 100  # Of a budget, that are claimed at once at most.
@@ -65,8 +65,8 @@ NOTHING = Amount(Decimal(0), 0)
 _ENDLESS = Amount(Decimal("Infinity"), 1 << 62)
 
 
-class Purse(Protocol):
-    """What the sender needs of a budget, and all that a shared one has to implement: as of `Budget`."""
+class Budget(Protocol):
+    """What the sender needs of a budget, and all that a shared one has to implement: as of `LocalBudget`."""
 
     ends: Callable[[Exception], None]
 
@@ -74,10 +74,10 @@ class Purse(Protocol):
     def in_dollars(self) -> bool:
         """Whether dollars are bounded."""
 
-    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Hold:
+    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Reservation:
         """Sets an amount aside, waiting for others to be settled where it does not fit."""
 
-    def settled(self, hold: Hold, used: Amount, perhaps: Amount) -> None:
+    def settled(self, hold: Reservation, used: Amount, perhaps: Amount) -> None:
         """What a request used in place of what was set aside for it."""
 
     def took_more(self, model: str, used: Amount, most: Amount) -> None:
@@ -90,8 +90,8 @@ class Purse(Protocol):
         """Those who wait are let go."""
 
 
-class State(NamedTuple):
-    """How a budget stands, for a copy of it elsewhere: attributes of `Budget`."""
+class BudgetState(NamedTuple):
+    """How a budget stands, for a copy of it elsewhere: attributes of `LocalBudget`."""
 
     committed: Amount
     perhaps: Amount
@@ -100,7 +100,7 @@ class State(NamedTuple):
     factors: dict[str, Decimal]
 
 
-class Budget:
+class LocalBudget:
     """What all runs of an output may spend together.
 
     Args:
@@ -157,7 +157,7 @@ class Budget:
         """What is spent, and what those in flight may still cost."""
         return self._committed
 
-    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Hold:
+    async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Reservation:
         """Sets an amount aside, waiting for others to be settled where it does not fit.
 
         Args:
@@ -180,7 +180,7 @@ class Budget:
             raise Closed
         self._committed = self._committed.plus(amount)
         self._flying += 1
-        hold = Hold(self, model, amount)
+        hold = Reservation(self, model, amount)
         try:
             while not self._committed.within(self._claimed):
                 async with self._claiming:
@@ -216,19 +216,19 @@ class Budget:
             await self._changed.wait()
         return self._aside(most, model)
 
-    def settled(self, hold: Hold, used: Amount, perhaps: Amount) -> None:
+    def settled(self, hold: Reservation, used: Amount, perhaps: Amount) -> None:
         """What a request used in place of what was set aside for it, and what of that is not known."""
         self._committed = self._committed.minus(hold.amount).plus(used)
         self._flying -= 1
         self.perhaps = self.perhaps.plus(perhaps)
         self._changed.set()
 
-    def adopt(self, model: str, amount: Amount) -> Hold:
+    def adopt(self, model: str, amount: Amount) -> Reservation:
         """What was set aside before a restart, and is in what is spent."""
         self._flying += 1
-        return Hold(self, model, amount)
+        return Reservation(self, model, amount)
 
-    def found(self, lost: Hold) -> Hold:
+    def found(self, lost: Reservation) -> Reservation:
         """What was settled as perhaps spent is in flight still."""
         self.perhaps = self.perhaps.minus(lost.amount)
         return self.adopt(lost.model, lost.amount)
@@ -241,11 +241,13 @@ class Budget:
         )
 
     @property
-    def state(self) -> State:
+    def state(self) -> BudgetState:
         """How it stands."""
-        return State(self._committed, self.perhaps, self.spent, self.refused, dict(self._factors))
+        return BudgetState(
+            self._committed, self.perhaps, self.spent, self.refused, dict(self._factors)
+        )
 
-    def become(self, state: State) -> None:
+    def become(self, state: BudgetState) -> None:
         """Stands as another one does."""
         self._committed, self.perhaps, self.spent, self.refused, self._factors = state
 
@@ -310,7 +312,7 @@ class Budget:
         return "; ".join(parts)
 
 
-class Hold:
+class Reservation:
     """What is set aside for one request; whole until it is told what became of it.
 
     Attributes:
@@ -320,7 +322,7 @@ class Hold:
 
     __slots__ = ("_budget", "_perhaps", "_used", "amount", "model")
 
-    def __init__(self, budget: Purse, model: str, amount: Amount) -> None:
+    def __init__(self, budget: Budget, model: str, amount: Amount) -> None:
         self._budget = budget
         self.model = model
         self.amount = amount

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from batcher.job.job import Job
-from batcher.plan.requests import Plan, Todo
+from batcher.plan.requests import PendingRow, Plan
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt, Request, Result
 from batcher.write import index
@@ -28,7 +28,7 @@ from batcher.write.moved import Moved
 from batcher.write.names import journal_file
 from batcher.write.segment import loaded, segments
 
-__all__ = ["Twins"]
+__all__ = ["Deduplicator"]
 
 _BATCH = 200
 _MASK = (1 << 64) - 1
@@ -39,7 +39,7 @@ _RANK = np.array(
 _decode = msgspec.json.Decoder(Result).decode
 
 
-class Twins:
+class Deduplicator:
     """Which requests wait for the answer of an equal one; `fresh` is asked once for each.
 
     Args:
@@ -98,7 +98,7 @@ class Twins:
         self.waiting["" if self._one else self._plan.slots[slot] or prompt.model or ""] += 1
         return False
 
-    def among(self, todo: Todo) -> tuple[int, ...]:
+    def among(self, todo: PendingRow) -> tuple[int, ...]:
         """The slots of a row that are to be sent; the others wait for the answer of an equal one."""
         prompt, samples = todo.prompt, self._plan.samples
         if not self._one:

@@ -40,7 +40,7 @@ class _Share:
 
     def add(self, prompt: Prompt, bound: int | None) -> None:
         self.requests += 1
-        self.bytes += len(prompt.fields) - prompt.excess
+        self.bytes += len(prompt.fields) - prompt.image_bytes
         if bound is None:
             self.unbound += 1
         else:

@@ -18,7 +18,7 @@ from batcher.read.images import COLUMN, Digest
 from batcher.read.inputs import Inputs
 from batcher.records import Row
 
-__all__ = ["Surveyed", "pictures_of", "survey"]
+__all__ = ["InputSummary", "pictures_of", "preflight"]
 
 _SAMPLE = 100
 _LOOK = 1024
@@ -26,7 +26,7 @@ _NAMES = frozenset({"custom_id"})
 _PICTURES = frozenset({COLUMN})
 
 
-class Surveyed(NamedTuple):
+class InputSummary(NamedTuple):
     """What one reading finds.
 
     Attributes:
@@ -40,7 +40,7 @@ class Surveyed(NamedTuple):
     notes: list[str]
 
 
-def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
+def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSummary:
     """Reads all rows once.
 
     Args:
@@ -104,7 +104,7 @@ def survey(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> Surveyed:
         f"{where}: {note}{f' (in {count:,} rows)' if count > 1 else ''}."
         for note, (where, count) in notes.items()
     ]
-    return Surveyed(rows, str(pictures), told)
+    return InputSummary(rows, str(pictures), told)
 
 
 def _first(inputs: Inputs) -> Row:

@@ -11,7 +11,7 @@ from batcher.records import Outcome, Request
 from batcher.write.index import ENTRY, OUTCOMES, last_words, where
 from batcher.write.latest import ANSWERED
 
-__all__ = ["Earlier"]
+__all__ = ["AnswerCache"]
 
 _OK = OUTCOMES.index(Outcome.OK)
 _SAMPLE_BITS = 16
@@ -19,7 +19,7 @@ _OFFSET_BITS = 40
 _COLUMNS = {"high": "<u8", "low": "<u8", "place": "<i8", "where": "<i8", "outcome": "u1"}
 
 
-class Earlier:
+class AnswerCache:
     """Answers that are found by key; each is given away once. 42 bytes each, some 80 while it is made.
 
     Args:

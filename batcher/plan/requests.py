@@ -16,21 +16,21 @@ import numpy as np
 
 from batcher.errors import JobError
 from batcher.job.job import Job
-from batcher.plan.previous import Earlier
+from batcher.plan.previous import AnswerCache
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Outcome, Prompt, Request, Row
 from batcher.send.answers import Expected
 from batcher.write.index import OUTCOMES
-from batcher.write.latest import Winners
+from batcher.write.latest import LatestResults
 
 __all__ = [
     "Part",
+    "PendingRow",
     "Plan",
     "Requests",
     "Settings",
     "Stopped",
-    "Todo",
     "expected_of",
     "settings_of",
     "settled",
@@ -79,7 +79,7 @@ def settings_of(job: Job, url: str) -> dict[str, object]:
     }
 
 
-class Todo(NamedTuple):
+class PendingRow(NamedTuple):
     """One row's prompt and the slots it is still to be sent to.
 
     Attributes:
@@ -123,7 +123,7 @@ class _Shape:
             key,
             body,
             prompt.max_tokens,
-            prompt.excess,
+            prompt.image_bytes,
         )
 
 
@@ -152,7 +152,7 @@ class Requests:
         """Slots to which the row at this position is still to be sent."""
         raise NotImplementedError  # Of a whole run and of a part it is known in different ways.
 
-    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
+    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[PendingRow]]:
         """Rows that are still to be sent, from position `start` on, in small batches.
 
         Args:
@@ -178,7 +178,7 @@ class Part(Requests):
     """
 
     def __init__(
-        self, job: Job, settings: Settings, todos: Sequence[Todo], stopped: Stopped
+        self, job: Job, settings: Settings, todos: Sequence[PendingRow], stopped: Stopped
     ) -> None:
         super().__init__(job, settings, stopped)
         self._todos = todos
@@ -188,7 +188,7 @@ class Part(Requests):
         """Slots to which the row at this position is still to be sent."""
         return self._slots[row]
 
-    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
+    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[PendingRow]]:
         """As the plan's."""
         left = [todo for todo in self._todos if todo.prompt.row >= start]
         if place is not None:
@@ -222,8 +222,8 @@ class Plan(Requests):
         job: Job,
         settings: Settings,
         inputs: Inputs,
-        winners: Winners | None = None,
-        earlier: Earlier | None = None,
+        winners: LatestResults | None = None,
+        earlier: AnswerCache | None = None,
         accepts: Sequence[Settings] = (),
         stopped: Stopped | None = None,
     ) -> None:
@@ -284,9 +284,9 @@ class Plan(Requests):
             return any(self._ends[state] for state in states)
         return any(state == 1 for state in states)
 
-    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[Todo]]:
+    def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[PendingRow]]:
         """As in `Requests`."""
-        batch: list[Todo] = []
+        batch: list[PendingRow] = []
         size = 0
         for row in self._inputs.rows(self.columns, start, self._settled):
             slots = self.pending(row.position)
@@ -310,10 +310,10 @@ class Plan(Requests):
             prompt = msgspec.structs.replace(prompt, columns=row.columns)
         return prompt
 
-    def _todo(self, row: Row, slots: tuple[int, ...]) -> Todo:
+    def _todo(self, row: Row, slots: tuple[int, ...]) -> PendingRow:
         prompt = self.prompt(row)
         if self._earlier is None:
-            return Todo(prompt, slots)
+            return PendingRow(prompt, slots)
         left, stale = [], 0
         ended: set[int] = set()  # Samples that need no other model.
         for slot in slots:
@@ -328,7 +328,7 @@ class Plan(Requests):
             elif self._route == "split" or (self._route == "fallback" and found is Outcome.OK):
                 ended.add(slot % self.samples)
         left = [slot for slot in left if slot % self.samples not in ended]
-        return Todo(prompt, tuple(left), stale)
+        return PendingRow(prompt, tuple(left), stale)
 
     def _accepted(self, row: Row, slot: int) -> Outcome | None:
         """An answer to what other settings made of this row."""

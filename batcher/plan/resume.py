@@ -14,13 +14,13 @@ import numpy as np
 from batcher.errors import JobError
 from batcher.job.job import Job
 from batcher.plan.preflight import pictures_of
-from batcher.plan.previous import Earlier
+from batcher.plan.previous import AnswerCache
 from batcher.plan.requests import Plan, Settings
 from batcher.read import object_store
 from batcher.read.files import Pin, grown, same_files
 from batcher.read.inputs import Inputs
 from batcher.write import index
-from batcher.write.latest import ANSWERED, Winners, places_of
+from batcher.write.latest import ANSWERED, LatestResults, places_of
 from batcher.write.manifest import Asked, Epoch, Manifest, now
 from batcher.write.moved import Moved
 from batcher.write.names import journal_file
@@ -48,7 +48,7 @@ class Resumed:
     """
 
     manifest: Manifest
-    winners: Winners
+    winners: LatestResults
     run: str
     moved: Moved | None
     damaged: bool
@@ -135,7 +135,7 @@ def resume(
         epoch.open.append(taken)
     if last is not None and (found := _at_stake(job, last, same=same)):
         kept = False
-        every = Earlier(segment.entries for segment in read.all())
+        every = AnswerCache(segment.entries for segment in read.all())
         if lost := _stale(Plan(job, settings, inputs, None, every, found), go_on):
             since = "an earlier run" if same else "the last run"
             kept = _decided(job, _changes(found[0], settings), since, lost, say)
@@ -145,7 +145,7 @@ def resume(
         told_of = job.limit if job.sample is None else 0
         epoch.gives_up, epoch.gave_up = ([], None) if kept else (found, told_of)
     models = len(job.models or ("",))
-    winners = Winners(models, folder, epoch.rows or 0, samples=job.samples, places=False)
+    winners = LatestResults(models, folder, epoch.rows or 0, samples=job.samples, places=False)
     runs = manifest.runs
     moved = before if before.run in runs else Moved()
     gone: dict[str, list[Any]] = {
@@ -197,7 +197,7 @@ def resume(
     healed = None
     plan = Plan(job, settings, inputs, winners)
     if unplaced and not (inputs.whole and epoch.rows and plan.all_settled(epoch.rows)):
-        earlier = Earlier(
+        earlier = AnswerCache(
             _at_last_places(segment, before)[free] for segment, free in _free(read, runs, moved)
         )
         for _batch in Plan(job, settings, inputs, winners, earlier, epoch.accepts).batches():

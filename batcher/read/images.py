@@ -18,7 +18,7 @@ from typing import Any
 from batcher.read import object_store
 from batcher.records import Row
 
-__all__ = ["COLUMN", "MOST_BYTES", "Digest", "NoPicture", "excess", "parts"]
+__all__ = ["COLUMN", "MOST_BYTES", "Digest", "NoPicture", "image_bytes", "parts"]
 
 COLUMN = "image_path"
 MOST_BYTES = 20 << 20
@@ -46,7 +46,7 @@ def parts(value: object, folder: str) -> list[dict[str, Any]]:
     ]
 
 
-def excess(messages: Sequence[Mapping[str, Any]]) -> int:
+def image_bytes(messages: Sequence[Mapping[str, Any]]) -> int:
     """Bytes of pictures and other media in messages beyond those that their tokens are counted for.
 
     Negative where addresses stand for pictures.

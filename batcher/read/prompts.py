@@ -71,7 +71,7 @@ class Prompter:
         if row.error is not None:
             return Prompt(row.position, name, error=row.error)
         try:
-            fields, own, body, excess = self._fields(columns, row.folder)
+            fields, own, body, image_bytes = self._fields(columns, row.folder)
             if own is not None:
                 model = own
             if self._own_model and not (isinstance(model, str) and model):
@@ -83,7 +83,9 @@ class Prompter:
             return Prompt(row.position, name, error=f"{row.where}: no JSON can hold it ({error})")
         model = model if isinstance(model, str) else None
         max_tokens, exact = self._told if body is None else _told(body)
-        return Prompt(row.position, name, fields, model, max_tokens, excess=excess, exact=exact)
+        return Prompt(
+            row.position, name, fields, model, max_tokens, image_bytes=image_bytes, exact=exact
+        )
 
     @property
     def template_names(self) -> frozenset[str]:
@@ -151,7 +153,7 @@ class Prompter:
             )
         messages = _with_pictures(self._with_system(messages, columns), columns, folder)
         fields = b'"messages":' + _encode(messages) + self._tail
-        return fields, None, None, images.excess(messages)
+        return fields, None, None, images.image_bytes(messages)
 
     def _batch_line(
         self, columns: dict[str, Any], body: object, folder: str
@@ -178,7 +180,7 @@ class Prompter:
         messages = _with_pictures(messages, columns, folder)
         merged = {"messages": messages, **merged}
         own = model if isinstance(model, str) else None
-        return _encode(merged)[1:], own, merged, images.excess(messages)
+        return _encode(merged)[1:], own, merged, images.image_bytes(messages)
 
     def _with_system(self, messages: list[Any], columns: dict[str, Any]) -> list[Any]:
         """The messages behind the system message, unless the row brings one of its own."""

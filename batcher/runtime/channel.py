@@ -14,22 +14,22 @@ from typing import NamedTuple, Protocol
 
 from batcher.errors import SUSPENDED
 from batcher.job.endpoint import Endpoint
-from batcher.limits.gate import Door
+from batcher.limits.gate import RateLimiter
 from batcher.money.prices import Bill, Price, is_free
 from batcher.records import Outcome, Prompt, Result
-from batcher.send.dialect import Forms, Manner
-from batcher.send.estimate import Estimate, Patience
+from batcher.send.dialect import ModelDialect, RequestDialect
+from batcher.send.estimate import Estimate, TimeoutEstimator
 from batcher.send.retry import FATAL
-from batcher.send.sender import Lane
+from batcher.send.sender import SendChannel
 
 __all__ = [
     "PENDING",
-    "EngineLane",
-    "Feed",
-    "Queue",
-    "Room",
-    "Standing",
-    "Watched",
+    "Channel",
+    "ChannelStatus",
+    "MemoryBudget",
+    "ModelChannel",
+    "Prefetcher",
+    "RowQueue",
     "lost_result",
     "may_answer",
     "silent_result",
@@ -61,7 +61,7 @@ _LARGE_BYTES = 64 << 10
 _ROOM_BYTES = 256 << 20
 
 
-class Room:
+class MemoryBudget:
     """Memory for large requests on their way; the small ones are not counted.
 
     A thousand requests in flight are nothing, unless each carries a picture. Each model has room of
@@ -96,19 +96,19 @@ def _large(prompt: Prompt) -> int:
     return 2 * size if size >= _LARGE_BYTES else 0
 
 
-class Queue:
+class RowQueue:
     """Prompts for one lane, or for all lanes of a split; bounded in rows and bytes.
 
     Args:
         room: Without room in it nothing is taken.
     """
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: MemoryBudget) -> None:
         self._room = room
         self._prompts: deque[Prompt] = deque()
         self._bytes = 0
         self._takers: deque[asyncio.Future[None]] = deque()
-        self.feed: Feed | None = None
+        self.feed: Prefetcher | None = None
         self.closed = False
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ class Queue:
                 return
 
 
-class Standing(NamedTuple):
+class ChannelStatus(NamedTuple):
     """How a model stands, for whoever watches.
 
     Attributes:
@@ -191,7 +191,7 @@ class Standing(NamedTuple):
     longest: tuple[float, str] | None
 
 
-class EngineLane:
+class ModelChannel:
     """One model's way through the run.
 
     Attributes:
@@ -213,20 +213,20 @@ class EngineLane:
         self,
         model: str,
         place: int,
-        gate: Door,
-        queue: Queue,
-        patience: Patience,
-        room: Room,
+        gate: RateLimiter,
+        queue: RowQueue,
+        patience: TimeoutEstimator,
+        room: MemoryBudget,
         price: Price | None,
-        before: Manner | None = None,
+        before: RequestDialect | None = None,
     ) -> None:
         self.model = model
         self.place = place
         self.gate = gate
         self.queue = queue
         self.room = room
-        self.way = Lane(
-            gate, Estimate(), patience, {}, Forms(before), Bill(price, free=is_free(model))
+        self.way = SendChannel(
+            gate, Estimate(), patience, {}, ModelDialect(before), Bill(price, free=is_free(model))
         )
         self.workers = 0
         self.awake = False
@@ -240,10 +240,10 @@ class EngineLane:
         self._doubted = 0.0
         self.last = ""
         self.retrying: set[asyncio.Task[None]] = set()
-        self.next: EngineLane | None = None
+        self.next: ModelChannel | None = None
         self.turn = asyncio.Lock()
 
-    def standing(self) -> Standing:
+    def standing(self) -> ChannelStatus:
         """How it stands now."""
         now, gate = time.monotonic(), self.gate
         ages = [(now - since, name) for name, since in self.way.flying.values()]
@@ -255,7 +255,7 @@ class EngineLane:
             cause = "" if self.awake else "first answer"
         # Of those that go again some are in flight, some in line, some wait out a backoff.
         waiting = max(gate.waiting, len(self.retrying) - gate.in_flight)
-        return Standing(gate.in_flight, waiting, cause, max(ages, default=None))
+        return ChannelStatus(gate.in_flight, waiting, cause, max(ages, default=None))
 
     def leave(self, prompt: Prompt) -> None:
         """Gives back the room of a prompt that was taken for this lane."""
@@ -322,37 +322,37 @@ class EngineLane:
         return False
 
 
-class Watched(Protocol):
+class Channel(Protocol):
     """A model's way through a run, as seen from outside."""
 
     model: str
 
-    def standing(self) -> Standing:
+    def standing(self) -> ChannelStatus:
         """How it stands now."""
 
 
-class Feed:
+class Prefetcher:
     """One pass over the input for some lanes."""
 
-    def __init__(self, queues: list[Queue], *, main: bool) -> None:
+    def __init__(self, queues: list[RowQueue], *, main: bool) -> None:
         self.queues = queues
         self.main = main
         self.room = asyncio.Event()
 
 
-def may_answer(lane: EngineLane) -> bool:
+def may_answer(lane: ModelChannel) -> bool:
     """Whether something is in flight that was not refused at once."""
     now = time.monotonic()
     return any(now - since > _AT_ONCE_SECONDS for _name, since in lane.way.flying.values())
 
 
-def silent_result(lane: EngineLane, seconds: float) -> Result:
+def silent_result(lane: ModelChannel, seconds: float) -> Result:
     """What became of a lane of which nothing good was heard for so long."""
     last = f"; the last failure: {lane.last}" if lane.last else ""
     return lost_result(lane, f"no answer for {seconds:.0f} s{last}")
 
 
-def lost_result(lane: EngineLane, error: str) -> Result:
+def lost_result(lane: ModelChannel, error: str) -> Result:
     """What became of a lane that nothing will be heard of."""
     return Result(
         row=0,
@@ -365,7 +365,7 @@ def lost_result(lane: EngineLane, error: str) -> Result:
     )
 
 
-def why_dead(lanes: Iterable[EngineLane], endpoint: Endpoint) -> str:
+def why_dead(lanes: Iterable[ModelChannel], endpoint: Endpoint) -> str:
     """A sentence for each way in which these lanes ended, and what to do about it."""
     ways: dict[str, list[str]] = {}
     for lane in lanes:

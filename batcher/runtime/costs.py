@@ -17,7 +17,7 @@ from batcher.live.progress import Snapshot
 from batcher.live.summary import Projected, Summary
 from batcher.live.table import human, money
 from batcher.money.account import Account
-from batcher.money.budget import Amount, Budget
+from batcher.money.budget import Amount, LocalBudget
 from batcher.read import csv
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome
@@ -128,7 +128,7 @@ def with_larger_budget(
 
 
 def _left_by_average(
-    budget: Budget, summary: Summary, rows: int | None
+    budget: LocalBudget, summary: Summary, rows: int | None
 ) -> tuple[Decimal | None, Decimal] | None:
     """(dollars, tokens) that the rest may take, by all that earlier runs and this one spent."""
     totals = summary.models.values()

@@ -21,20 +21,20 @@ from typing import TypeVar
 from batcher.errors import BadResponse, JobError, NoAnswer, RunStopped
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
-from batcher.limits.gate import Closed, Door, Gate, KeyGate
+from batcher.limits.gate import Closed, Gate, KeyGate, RateLimiter
 from batcher.live.summary import Summary
-from batcher.money.budget import Purse
+from batcher.money.budget import Budget
 from batcher.money.prices import Prices
-from batcher.plan.dedupe import Twins
-from batcher.plan.requests import Requests, Todo
+from batcher.plan.dedupe import Deduplicator
+from batcher.plan.requests import PendingRow, Requests
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt, Request, Result
 from batcher.runtime.channel import (
     PENDING,
-    EngineLane,
-    Feed,
-    Queue,
-    Room,
+    MemoryBudget,
+    ModelChannel,
+    Prefetcher,
+    RowQueue,
     lost_result,
     may_answer,
     silent_result,
@@ -42,11 +42,11 @@ from batcher.runtime.channel import (
 )
 from batcher.runtime.routes import Split
 from batcher.send import result
-from batcher.send.dialect import Manner, Talk, Terms
-from batcher.send.estimate import Patience
+from batcher.send.dialect import AnswerPolicy, RepairState, RequestDialect
+from batcher.send.estimate import TimeoutEstimator
 from batcher.send.http import Client
 from batcher.send.retry import FATAL
-from batcher.send.sender import Again, Sender
+from batcher.send.sender import FailedAttempt, Sender
 from batcher.write.journal import Journal
 
 __all__ = ["Emit", "Engine", "in_thread"]
@@ -94,10 +94,10 @@ class Engine:
         rows: int,
         emit: Emit | None = None,
         prices: Prices | None = None,
-        budget: Purse | None = None,
-        twins: Twins | None = None,
-        gate_of: Callable[[str], Door] | None = None,
-        manners: dict[str, Manner] | None = None,
+        budget: Budget | None = None,
+        twins: Deduplicator | None = None,
+        gate_of: Callable[[str], RateLimiter] | None = None,
+        manners: dict[str, RequestDialect] | None = None,
     ) -> None:
         self._manners = {} if manners is None else manners
         self._job = job
@@ -114,16 +114,18 @@ class Engine:
         self._tried_version = False
         self._key_gate = KeyGate(job.total)
         self._gate_of = gate_of or (lambda model: Gate(job.limits(model), self._key_gate))
-        self._lanes: dict[str, EngineLane] = {}
+        self._lanes: dict[str, ModelChannel] = {}
         self._split = Split(self._lanes) if job.route == "split" else None
-        self._shared = Queue(Room())
+        self._shared = RowQueue(MemoryBudget())
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
         self.all_ok = True
         self._feeds = 0
         self._read_all = False  # By the feed that reads for all lanes.
-        self._terms = Terms(plan.expected, job.reask, job.grow_max_tokens, streams=job.stream)
+        self._terms = AnswerPolicy(
+            plan.expected, job.reask, job.grow_max_tokens, streams=job.stream
+        )
         self._sender = Sender(
             self._client,
             max_retries=job.max_retries,
@@ -213,15 +215,18 @@ class Engine:
 
     # Lanes and workers
 
-    def _lane(self, model: str, place: int) -> EngineLane:
+    def _lane(self, model: str, place: int) -> ModelChannel:
         lane = self._lanes.get(model)
         if lane is None:
             gate = self._gate_of(model)
-            patience, room = Patience(self._job.patience), Room(max(1, len(self._job.models)))
-            queue = Queue(room) if self._split is None else self._shared
+            patience, room = (
+                TimeoutEstimator(self._job.patience),
+                MemoryBudget(max(1, len(self._job.models))),
+            )
+            queue = RowQueue(room) if self._split is None else self._shared
             price = self._prices.of(model)
             before = self._manners.get(model)
-            lane = EngineLane(model, place, gate, queue, patience, room, price, before)
+            lane = ModelChannel(model, place, gate, queue, patience, room, price, before)
             summary = self._summary.models[model]
             summary.bill = lane.way.bill
             lane.proven = any(n for of, n in summary.earlier.items() if of.answered)
@@ -233,19 +238,19 @@ class Engine:
                 queue.close()
         return lane
 
-    def _wake(self, lane: EngineLane) -> None:
+    def _wake(self, lane: ModelChannel) -> None:
         """The model is known to answer, or it takes its time: the other workers start."""
         if not lane.awake and not self._stop.is_set():
             lane.awake = True
             self._spawn(lane)
 
-    def _spawn(self, lane: EngineLane) -> None:
+    def _spawn(self, lane: ModelChannel) -> None:
         want = lane.gate.places if lane.awake else 1
         while lane.workers < want and not (lane.queue.closed and not lane.queue):
             lane.workers += 1
             self._group.create_task(self._work(lane))
 
-    async def _work(self, lane: EngineLane) -> None:
+    async def _work(self, lane: ModelChannel) -> None:
         try:
             while lane.workers <= max(1, lane.gate.places):
                 while lane.next is not None and lane.next.queue.full and not self._stop.is_set():  # noqa: ASYNC110 (rare)
@@ -266,7 +271,7 @@ class Engine:
             self._settled.set()
             self._upstream_done(lane)
 
-    async def _served(self, lane: EngineLane, prompt: Prompt) -> bool:
+    async def _served(self, lane: ModelChannel, prompt: Prompt) -> bool:
         """Sends a row, or buries it; whether the worker goes on."""
         if lane.dead is None:
             try:
@@ -280,7 +285,7 @@ class Engine:
             return True
         return await self._bury(lane, prompt)
 
-    async def _take(self, lane: EngineLane) -> Prompt | None:
+    async def _take(self, lane: ModelChannel) -> Prompt | None:
         """The lane's next row; None when there will be none."""
         if self._split is None:
             return await lane.queue.take()
@@ -292,7 +297,7 @@ class Engine:
                 await asyncio.sleep(_POLL_SECONDS)
         return None
 
-    async def _send(self, lane: EngineLane, prompt: Prompt) -> None:
+    async def _send(self, lane: ModelChannel, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
         before = None if self._split is None else self._split.before(prompt)
         talk = None if before is not None else self._talk_of(request)
@@ -317,19 +322,19 @@ class Engine:
         if len(lane.retrying) > 2 * lane.gate.places:
             await asyncio.wait(lane.retrying, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _try_version(self, ended: Result | Again) -> None:
+    async def _try_version(self, ended: Result | FailedAttempt) -> None:
         """Asks once with `/v1` behind the address, where that may be what the first answer lacks.
 
         Only to say so: the address is part of what a request is known by. The body is one that no
         server answers with a completion, so that nothing is paid.
         """
-        if isinstance(ended, Again):
+        if isinstance(ended, FailedAttempt):
             wrong, status = isinstance(ended.error, BadResponse), ended.error.status
         else:
             wrong, status = ended.status is Outcome.NOT_FOUND, ended.http_status
         if not wrong:
             # What answers is the right address.
-            self._tried_version = not isinstance(ended, Again) and ended.status.answered
+            self._tried_version = not isinstance(ended, FailedAttempt) and ended.status.answered
             return
         self._tried_version = True
         versioned = self._endpoint.at_version()
@@ -348,7 +353,7 @@ class Engine:
                     )
                 )
 
-    def _talk_of(self, request: Request) -> Talk | None:
+    def _talk_of(self, request: Request) -> RepairState | None:
         """What was said about a request before a run was stopped; None for nothing, most often."""
         if not self._plan.stopped:
             return None
@@ -357,7 +362,7 @@ class Engine:
         same = found is not None and found.key == request.key
         return self._terms.talk_of(found, request) if found is not None and same else None
 
-    async def _again(self, lane: EngineLane, prompt: Prompt, failed: Again) -> None:
+    async def _again(self, lane: ModelChannel, prompt: Prompt, failed: FailedAttempt) -> None:
         try:
             await self._done(lane, prompt, await self._sender.again(failed, lane.way))
         except Closed:  # Stopped while it waited: the request stays pending.
@@ -365,7 +370,7 @@ class Engine:
             if lane.dead is not None:
                 await self._bury(lane, prompt)
 
-    def _retried(self, lane: EngineLane, task: asyncio.Task[None]) -> None:
+    def _retried(self, lane: ModelChannel, task: asyncio.Task[None]) -> None:
         lane.retrying.discard(task)
         self._settled.set()
         self._upstream_done(lane)
@@ -378,7 +383,7 @@ class Engine:
             return
         raise Closed
 
-    async def _done(self, lane: EngineLane, prompt: Prompt, result: Result) -> None:
+    async def _done(self, lane: ModelChannel, prompt: Prompt, result: Result) -> None:
         again = self._split is not None and self._split.passes_on(lane, result)
         after = lane.next if result.status is not Outcome.OK else None
         while after is not None and not self._is_pending(after, prompt):
@@ -393,7 +398,7 @@ class Engine:
         if self._journal.full:
             await self._journal_room()
 
-    def _is_pending(self, lane: EngineLane, prompt: Prompt) -> bool:
+    def _is_pending(self, lane: ModelChannel, prompt: Prompt) -> bool:
         slot = lane.place * self._plan.samples + prompt.sample
         return slot in self._plan.pending(prompt.row)
 
@@ -418,7 +423,7 @@ class Engine:
             if self._emit is not None:
                 await self._emit(prompt, result)
 
-    def _judge(self, lane: EngineLane, result: Result) -> None:
+    def _judge(self, lane: ModelChannel, result: Result) -> None:
         """Wakes a lane that answers; closes one that only ever fails in a way that stays."""
         if lane.judge(result):
             self._close_lane(lane, result)
@@ -480,7 +485,7 @@ class Engine:
         most = self._job.total_concurrency
         await self._client.warm(wanted if most is None else min(wanted, most))
 
-    def _close_lane(self, lane: EngineLane, result: Result) -> None:
+    def _close_lane(self, lane: ModelChannel, result: Result) -> None:
         if lane.dead is None:  # Rows buried later quote it; it must not come to quote them.
             lane.dead, lane.dead_since = result, asyncio.get_running_loop().time()
             lane.dropped = (
@@ -491,7 +496,7 @@ class Engine:
         if known and all(other.dead for other in self._lanes.values()):
             self.stop(JobError(why_dead(self._lanes.values(), self._endpoint)))
 
-    async def _bury(self, lane: EngineLane, prompt: Prompt) -> bool:
+    async def _bury(self, lane: ModelChannel, prompt: Prompt) -> bool:
         """What becomes of a row whose model is closed; False when the worker should end.
 
         What may pass leaves rows pending. Else they get the model's failure without being sent,
@@ -528,7 +533,7 @@ class Engine:
         )
         return True
 
-    async def _decided(self, lane: EngineLane) -> None:
+    async def _decided(self, lane: ModelChannel) -> None:
         """Waits until it shows whether any model but this one works, ten seconds at most."""
         others = [other for other in self._lanes.values() if other is not lane]
         now = asyncio.get_running_loop().time
@@ -540,7 +545,7 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._settled.wait(), left)
 
-    def _upstream_done(self, lane: EngineLane) -> None:
+    def _upstream_done(self, lane: ModelChannel) -> None:
         """A fallback's next lane is closed when nothing can come from this one any more."""
         after = lane.next
         if (
@@ -557,14 +562,14 @@ class Engine:
 
     # Feeds
 
-    def _feed(self, queues: list[Queue], start: int, place: int | None) -> None:
-        feed = Feed(queues, main=self._feeds == 0)
+    def _feed(self, queues: list[RowQueue], start: int, place: int | None) -> None:
+        feed = Prefetcher(queues, main=self._feeds == 0)
         for queue in queues:
             queue.feed = feed
         self._feeds += 1
         self._group.create_task(self._read(feed, start, place))
 
-    async def _read(self, feed: Feed, start: int, place: int | None) -> None:
+    async def _read(self, feed: Prefetcher, start: int, place: int | None) -> None:
         batches = self._batches(start, place)
         try:
             async with aclosing(in_thread(batches, self._stop)) as ahead:
@@ -579,14 +584,14 @@ class Engine:
             self._close_fed(feed)
             self._settled.set()
 
-    def _batches(self, start: int, place: int | None) -> Iterator[list[Todo]]:
+    def _batches(self, start: int, place: int | None) -> Iterator[list[PendingRow]]:
         for batch in self._plan.batches(start, place):
             if self._twins is not None:
                 for todo in batch:
                     self._twins.look(todo.prompt)
             yield batch
 
-    def _close_fed(self, feed: Feed) -> None:
+    def _close_fed(self, feed: Prefetcher) -> None:
         for queue in feed.queues:
             if queue.feed is feed and self._job.route != "fallback":
                 queue.close()
@@ -595,7 +600,7 @@ class Engine:
             first.queue.close()
             self._upstream_done(first)
 
-    async def _place(self, feed: Feed, todo: Todo) -> None:
+    async def _place(self, feed: Prefetcher, todo: PendingRow) -> None:
         """Hands one row to its lanes, waiting where there is no room."""
         prompt = todo.prompt
         plan, slots = self._plan, todo.slots
@@ -631,7 +636,7 @@ class Engine:
                     if self._twins is None or self._twins.fresh(asked, slot):
                         queue.put(asked)
 
-    def _fed_by(self, feed: Feed, model: str) -> bool:
+    def _fed_by(self, feed: Prefetcher, model: str) -> bool:
         """Whether this feed speaks for the model: not one that it left for a feed of its own."""
         lane = self._lanes.get(model)
         return feed.main if lane is None else lane.queue.feed in (None, feed)
@@ -650,7 +655,7 @@ class Engine:
         return {} if self._twins is None else self._twins.waiting
 
     @property
-    def lanes(self) -> list[EngineLane]:
+    def lanes(self) -> list[ModelChannel]:
         """The lanes, for whoever watches."""
         return list(self._lanes.values())
 

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator, Mapping
 
 from batcher.records import Prompt, Result
-from batcher.runtime.channel import EngineLane
+from batcher.runtime.channel import ModelChannel
 from batcher.send.retry import FATAL
-from batcher.send.sender import Again
+from batcher.send.sender import FailedAttempt
 
 __all__ = ["Split"]
 
@@ -26,17 +26,17 @@ class Split:
         lanes: All lanes of the run by model, those that are still to come as well.
     """
 
-    def __init__(self, lanes: Mapping[str, EngineLane]) -> None:
+    def __init__(self, lanes: Mapping[str, ModelChannel]) -> None:
         self._lanes = lanes
         self._refused: dict[Place, set[str]] = {}  # The models that will never send it.
         # The last attempt, and when to try again.
-        self._failed: dict[Place, tuple[Prompt, Again, float]] = {}
+        self._failed: dict[Place, tuple[Prompt, FailedAttempt, float]] = {}
 
-    def pick(self, lane: EngineLane) -> Prompt | None:
+    def pick(self, lane: ModelChannel) -> Prompt | None:
         """Takes the next row that this model can send at once, if there is one."""
 
         def fits(prompt: Prompt) -> bool:
-            size = len(prompt.fields) - prompt.excess
+            size = len(prompt.fields) - prompt.image_bytes
             return (
                 self._may(lane, (prompt.row, prompt.sample))
                 and lane.room.free(prompt)
@@ -48,21 +48,21 @@ class Split:
             lane.room.enter(picked)
         return picked
 
-    def before(self, prompt: Prompt) -> Again | None:
+    def before(self, prompt: Prompt) -> FailedAttempt | None:
         """How a row failed last, to be told when it is sent again."""
         failed = self._failed.pop((prompt.row, prompt.sample), None)
         return None if failed is None else failed[1]
 
-    def left(self) -> Iterator[tuple[Prompt, Again]]:
+    def left(self) -> Iterator[tuple[Prompt, FailedAttempt]]:
         """Rows that failed and are not sent again, as the run was stopped."""
         for prompt, failed, _until in self._failed.values():
             yield prompt, failed
 
-    def failed(self, prompt: Prompt, ended: Again) -> None:
+    def failed(self, prompt: Prompt, ended: FailedAttempt) -> None:
         """An attempt failed: any other model may try at once, this one after its wait."""
         self._failed[prompt.row, prompt.sample] = prompt, ended, time.monotonic() + ended.wait
 
-    def passes_on(self, lane: EngineLane, result: Result) -> bool:
+    def passes_on(self, lane: ModelChannel, result: Result) -> bool:
         """Whether a row that ended goes to another model: this one refuses whatever it is sent."""
         if result.status in FATAL:
             refused = self._refused.setdefault((result.row, result.sample), set())
@@ -72,7 +72,7 @@ class Split:
         self._refused.pop((result.row, result.sample), None)
         return False
 
-    def _may(self, lane: EngineLane, place: Place) -> bool:
+    def _may(self, lane: ModelChannel, place: Place) -> bool:
         refused = self._refused.get(place)
         if refused and lane.model in refused and self._left(refused):
             return False

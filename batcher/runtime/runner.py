@@ -28,13 +28,13 @@ from batcher.errors import Damaged, JobError, OutputError, RunStopped
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.limits.concurrency import MOST
-from batcher.live.progress import Progress, Snapshot, State
+from batcher.live.progress import Phase, Progress, Snapshot
 from batcher.live.summary import Summary
 from batcher.money.account import known_prices, opened
 from batcher.money.prices import Bill, Price, Prices, of_file
-from batcher.plan.dedupe import Twins
+from batcher.plan.dedupe import Deduplicator
 from batcher.plan.forecast import Forecast, counted
-from batcher.plan.preflight import pictures_of, survey
+from batcher.plan.preflight import pictures_of, preflight
 from batcher.plan.requests import Plan, settings_of
 from batcher.plan.resume import Resumed, resume
 from batcher.read import copies, line_index, object_store
@@ -46,7 +46,7 @@ from batcher.runtime.embedded import simulated_gateway
 from batcher.runtime.engine import Emit, Engine
 from batcher.runtime.output import check_output, sweep
 from batcher.runtime.snapshot import heartbeat, snapshot
-from batcher.send.dialect import Manner
+from batcher.send.dialect import RequestDialect
 from batcher.send.http import open_files
 from batcher.write import overwrite, parts, status
 from batcher.write.journal import Journal
@@ -56,7 +56,7 @@ from batcher.write.names import RUN
 from batcher.write.segment import segments
 
 if TYPE_CHECKING:
-    from batcher.cluster.driver import Cluster, Fleet
+    from batcher.cluster.driver import Cluster, Driver
 
 __all__ = ["Report", "Runner"]
 
@@ -120,9 +120,9 @@ class Runner:
         self._say = say
         self._emit = emit
         self._watch = watch or (lambda look: Progress(look, quiet=job.quiet).run())
-        self._state: State = "checking"
+        self._state: Phase = "checking"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._engine: Engine | Fleet | None = None
+        self._engine: Engine | Driver | None = None
         self.batch = False
         self._cluster: Cluster | None = None
         self._interrupted = self._abandoned = False
@@ -379,7 +379,7 @@ class Runner:
         self._surveyed = epoch.rows
         if epoch.rows is not None and inputs.whole and not job.dry_run:
             return plan, found
-        found_in = survey(inputs, plan, self._go_on)
+        found_in = preflight(inputs, plan, self._go_on)
         for note in found_in.notes:
             say(note)
         self._surveyed = found_in.rows
@@ -511,10 +511,10 @@ class Runner:
 
     # During
 
-    def _twins(self, folder: Path, plan: Plan) -> Twins | None:
+    def _twins(self, folder: Path, plan: Plan) -> Deduplicator | None:
         if self._job.dedupe is False:
             return None
-        return Twins(self._job, plan, folder, self._surveyed or 0)
+        return Deduplicator(self._job, plan, folder, self._surveyed or 0)
 
     async def _send(
         self,
@@ -522,7 +522,7 @@ class Runner:
         endpoint: Endpoint,
         plan: Plan,
         inputs: Inputs,
-        manners: dict[str, Manner],
+        manners: dict[str, RequestDialect],
         run: str,
     ) -> None:
         if self._interrupted:
@@ -545,12 +545,12 @@ class Runner:
             twins,
             manners=manners,
         )
-        working: Engine | Fleet = engine
+        working: Engine | Driver = engine
         if self._cluster is not None:
-            from batcher.cluster.driver import Fleet
+            from batcher.cluster.driver import Driver
 
             settings = settings_of(self._job, endpoint.name)
-            working = Fleet(
+            working = Driver(
                 self._cluster,
                 self._job,
                 settings,
@@ -656,7 +656,7 @@ class Runner:
             while time.monotonic() < until and self._in_flight() <= told * _MUCH_MORE:  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _guard(self, journal: Journal, working: Engine | Fleet) -> None:
+    async def _guard(self, journal: Journal, working: Engine | Driver) -> None:
         """Ends the sending when the run folder is not this run's any more, so that nothing more is paid for."""
         while True:
             await asyncio.sleep(_GUARD_SECONDS)
@@ -784,11 +784,11 @@ def _any_answer(summary: Summary) -> bool:
     return any(outcome.answered for of in summary.models.values() for outcome in of.outcomes)
 
 
-def _manners_at(endpoint: Endpoint, manifest: Manifest) -> dict[str, Manner]:
+def _manners_at(endpoint: Endpoint, manifest: Manifest) -> dict[str, RequestDialect]:
     """How models took requests at this address, in earlier runs."""
     start = f"{endpoint.name} "
     return {
-        name.removeprefix(start): Manner(*manner)
+        name.removeprefix(start): RequestDialect(*manner)
         for name, manner in manifest.manners.items()
         if name.startswith(start)
     }

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from batcher.live.progress import ModelSnapshot, Snapshot, State
+from batcher.live.progress import ModelSnapshot, Phase, Snapshot
 from batcher.live.summary import Summary
 from batcher.records import Outcome
-from batcher.runtime.channel import Watched
+from batcher.runtime.channel import Channel
 
 __all__ = ["heartbeat", "snapshot"]
 
 
 def snapshot(
-    state: State,
-    lanes: Sequence[Watched],
+    state: Phase,
+    lanes: Sequence[Channel],
     summary: Summary,
     rows: int | None,
     waiting_for_equals: Mapping[str, int],

@@ -17,7 +17,7 @@ from batcher.send import sse
 from batcher.send.answers import Expected, Form, Unfit
 from batcher.send.failures import echoed
 
-__all__ = ["STOPPED", "Forms", "Manner", "Talk", "Terms"]
+__all__ = ["STOPPED", "AnswerPolicy", "ModelDialect", "RepairState", "RequestDialect"]
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
 _NEXT: dict[Form, Form] = {"json_schema": "json_object", "json_object": "prompt"}
@@ -44,7 +44,7 @@ _OF_NAME = re.compile(
 )
 
 
-class Manner(NamedTuple):
+class RequestDialect(NamedTuple):
     """How a request is put to a model.
 
     Attributes:
@@ -58,7 +58,7 @@ class Manner(NamedTuple):
     bare: bool = False
 
 
-class Forms:
+class ModelDialect:
     """The manner in which a model takes requests; found by what it refuses.
 
     A form is given up for all rows only by a refusal that speaks of it, or when a row passes without it
@@ -74,8 +74,8 @@ class Forms:
         why: What was said when its first form was given up; "" while it is not.
     """
 
-    def __init__(self, before: Manner | None = None) -> None:
-        self.now = before or Manner()
+    def __init__(self, before: RequestDialect | None = None) -> None:
+        self.now = before or RequestDialect()
         self.proven = before is not None
         self.reasons = False
         self.why = ""
@@ -94,7 +94,7 @@ class Forms:
             self._give_up(_NEXT[form], why)
         return None
 
-    def answered(self, sent: Manner, talk: Talk) -> None:
+    def answered(self, sent: RequestDialect, talk: RepairState) -> None:
         """A request in this manner was answered."""
         if sent.form == self.now.form:
             self._refusals = 0
@@ -108,7 +108,7 @@ class Forms:
         self.why = self.why or why
 
 
-class Talk:
+class RepairState:
     """What was said about one request so far.
 
     Attributes:
@@ -128,14 +128,14 @@ class Talk:
         self.max_tokens: int | None = None
         self.reasked = 0
 
-    def elsewhere(self) -> Talk:
+    def elsewhere(self) -> RepairState:
         """The same for another model, which has not said anything yet but has as many tries left."""
-        talk = Talk()
+        talk = RepairState()
         talk.max_tokens, talk.reasked = self.max_tokens, self.reasked
         return talk
 
 
-class Terms:
+class AnswerPolicy:
     """What a job wants of every answer.
 
     Args:
@@ -158,12 +158,12 @@ class Terms:
         self._reask = reask
         self._most_tokens = most_tokens
 
-    def body(self, request: Request, manner: Manner, talk: Talk) -> bytes:
+    def body(self, request: Request, manner: RequestDialect, talk: RepairState) -> bytes:
         """The bytes to send now."""
         body = self._body(request, manner, talk)
         return sse.asked(body, bare=manner.bare) if self._streams else body
 
-    def _body(self, request: Request, manner: Manner, talk: Talk) -> bytes:
+    def _body(self, request: Request, manner: RequestDialect, talk: RepairState) -> bytes:
         form, renamed, _bare = manner
         wrong = talk.answer is not None and talk.answer.outcome is Outcome.INVALID
         # A row's own body may say that it wants no stream.
@@ -206,7 +206,7 @@ class Terms:
             completion, parsed=parsed, loose=found.loose, confidences=told
         )
 
-    def goes_on(self, completion: Completion, request: Request, talk: Talk) -> bool:
+    def goes_on(self, completion: Completion, request: Request, talk: RepairState) -> bool:
         """Whether an answer is to be asked for once more; notes how."""
         short = len(completion.content or "") <= _MOST_REASKED
         if completion.outcome is Outcome.INVALID and talk.reasked < self._reask and short:
@@ -223,14 +223,14 @@ class Terms:
             return True
         return False
 
-    def talk_of(self, stopped: Result, request: Request) -> Talk | None:
+    def talk_of(self, stopped: Result, request: Request) -> RepairState | None:
         """What was said about a request when the run was stopped before it was asked again.
 
         Its tokens and cost stand in the journal, and are not counted once more.
         """
         if stopped.status not in (Outcome.INVALID, Outcome.TRUNCATED):
             return None
-        talk = Talk()
+        talk = RepairState()
         outcomes = [t.status for t in stopped.tries or ()] or [stopped.status]
         talk.reasked = outcomes.count(Outcome.INVALID)
         if (truncated := outcomes.count(Outcome.TRUNCATED)) and request.max_tokens is not None:
@@ -252,7 +252,12 @@ class Terms:
         return talk
 
     def put_otherwise(
-        self, error: RequestError, request: Request, sent: Manner, forms: Forms, talk: Talk
+        self,
+        error: RequestError,
+        request: Request,
+        sent: RequestDialect,
+        forms: ModelDialect,
+        talk: RepairState,
     ) -> bool:
         """Whether a refusal may be about the manner of the request, and there is another one; notes it."""
         if not sent.renamed and _is_of_bound(error, request):

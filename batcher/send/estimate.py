@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["Estimate", "Patience"]
+__all__ = ["Estimate", "TimeoutEstimator"]
 
 _BYTES = 4.0
 _KEPT = 0.999  # Of what was learned, with each answer: the last thousand count.
@@ -70,7 +70,7 @@ class Estimate:
             self._output_tokens = self._output_tokens * _KEPT + output_tokens
 
 
-class Patience:
+class TimeoutEstimator:
     """Seconds after which an exchange is given up.
 
     Args:

@@ -138,8 +138,8 @@ class Client:
         self._memory = _Memory(_ALL_BYTES, clear)
         self._connector: aiohttp.TCPConnector | None = None
         # Those that rest, the longest first, and those that did, the last one last.
-        self._resting: deque[_Open] = deque()
-        self._rested: list[_Open] = []
+        self._resting: deque[_Connection] = deque()
+        self._rested: list[_Connection] = []
         self._in_flight = 0
         # How often one was used again, how often that failed, and how many were made since.
         self._reused = self._lost = self._made = 0
@@ -379,7 +379,7 @@ class Client:
         reply = self._reply(message.code, message.headers, message.raw_headers, answer, came)
         return reply if share is None else msgspec.structs.replace(reply, done=share.give)
 
-    def _idle_one(self, now: float, rest: float = _REST_SECONDS) -> _Open | None:
+    def _idle_one(self, now: float, rest: float = _REST_SECONDS) -> _Connection | None:
         """One that may be used again; the one used last, so that those not needed any more grow old."""
         resting, rested = self._resting, self._rested
         while resting and (now - resting[0].since >= rest or len(resting) > _MOST_RESTING):
@@ -417,13 +417,13 @@ class Client:
         self._made = 0
         self._keeps = self._lost < _LOST_FEW or self._lost < _LOST_PART * self._reused
 
-    async def _connect(self, within: aiohttp.ClientTimeout) -> _Open:
+    async def _connect(self, within: aiohttp.ClientTimeout) -> _Connection:
         assert self._connector is not None
         try:
             connection = await self._connector.connect(self._request, [], within)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError from error
-        return _Open(connection, self._loop, self._unasked)
+        return _Connection(connection, self._loop, self._unasked)
 
     def _told(self, error: BaseException | str) -> str:
         """What an error says, without the key: some quote what was received."""
@@ -502,7 +502,7 @@ class Client:
         return Reply(status, headers, body, came)
 
 
-class _Open:
+class _Connection:
     """An open connection, which is aborted when the time of its request is over.
 
     Its timer stays from one request to the next and looks, when it fires, whether it should have: so
@@ -615,7 +615,7 @@ class _Open:
 class _Guard(asyncio.Protocol):
     """Reads an idle connection, on which nothing should come but its end."""
 
-    def __init__(self, opened: _Open, unasked: Callable[[], None]) -> None:
+    def __init__(self, opened: _Connection, unasked: Callable[[], None]) -> None:
         self._opened = opened
         self._unasked = unasked
 
@@ -676,7 +676,7 @@ class _Share:
         BadResponse: The answer says that it is too long.
     """
 
-    def __init__(self, memory: _Memory, opened: _Open, headers: Mapping[str, str]) -> None:
+    def __init__(self, memory: _Memory, opened: _Connection, headers: Mapping[str, str]) -> None:
         self._memory = memory
         self._opened = opened
         self._taken = 0

@@ -12,7 +12,7 @@ import msgspec
 
 from batcher.errors import AskAgain, NoAnswer, RequestError
 from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
-from batcher.send.dialect import Talk
+from batcher.send.dialect import RepairState
 
 __all__ = ["answered", "attempt", "ended", "stopped"]
 
@@ -78,7 +78,7 @@ def _used(tries: list[Attempt]) -> Usage | Attempt:
 
 
 def stopped(
-    request: Request, error: RequestError, tries: list[Attempt], talk: Talk
+    request: Request, error: RequestError, tries: list[Attempt], talk: RepairState
 ) -> Result | None:
     """What was paid for a request that is still to be sent; None where nothing was."""
     if not any(t.paid for t in tries):
@@ -88,7 +88,9 @@ def stopped(
     return msgspec.structs.replace(ended(request, error, tries, talk), stopped=True)
 
 
-def ended(request: Request, error: RequestError, tries: list[Attempt], talk: Talk) -> Result:
+def ended(
+    request: Request, error: RequestError, tries: list[Attempt], talk: RepairState
+) -> Result:
     """The last word on a request that failed: an answer that it has all the same, or the failure."""
     if talk.answer is None:
         return _result(

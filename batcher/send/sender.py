@@ -1,7 +1,7 @@
 """One request's whole life: limit, attempt, decision, perhaps again, Result. Touches: nothing itself.
 
 The first attempt runs in the worker, outside of tenacity, whose loop costs more than the rest of
-an attempt. What fails and may go again becomes a coroutine of its own (`Again`), so that no worker
+an attempt. What fails and may go again becomes a coroutine of its own (`FailedAttempt`), so that no worker
 and no place at the gate is held through a wait.
 """
 
@@ -27,25 +27,25 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.limits.gate import Closed, Door, Heard
-from batcher.limits.headers import Said, limits
-from batcher.money.budget import Amount, Hold, Purse
+from batcher.limits.gate import Closed, ExchangeOutcome, RateLimiter
+from batcher.limits.headers import RateLimitHeaders, limits
+from batcher.money.budget import Amount, Budget, Reservation
 from batcher.money.prices import Bill, no_price, tier_asked
 from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send import result, retry, sse, wire
-from batcher.send.dialect import Forms, Manner, Talk, Terms
-from batcher.send.estimate import Estimate, Patience
+from batcher.send.dialect import AnswerPolicy, ModelDialect, RepairState, RequestDialect
+from batcher.send.estimate import Estimate, TimeoutEstimator
 from batcher.send.http import NO_ROOM, Client, Reply
 from batcher.send.lenient_json import LARGE_BYTES
 
-__all__ = ["Again", "Lane", "Sender"]
+__all__ = ["FailedAttempt", "SendChannel", "Sender"]
 
 _LEAST_SECONDS = 0.1
 _LONG_CHARS = 256 << 10  # An answer of so many takes some 100 ms to be looked at, at worst.
 T = TypeVar("T")
 
 
-class Lane(NamedTuple):
+class SendChannel(NamedTuple):
     """What is known of one model.
 
     Attributes:
@@ -57,15 +57,15 @@ class Lane(NamedTuple):
         bill: What its answers cost.
     """
 
-    gate: Door
+    gate: RateLimiter
     estimate: Estimate
-    patience: Patience
+    patience: TimeoutEstimator
     flying: dict[int, tuple[str, float]]
-    forms: Forms
+    forms: ModelDialect
     bill: Bill
 
 
-class Again(NamedTuple):
+class FailedAttempt(NamedTuple):
     """A request that failed and goes again.
 
     Attributes:
@@ -82,7 +82,7 @@ class Again(NamedTuple):
     tries: list[Attempt]
     until: float
     wait: float
-    talk: Talk
+    talk: RepairState
 
 
 class Sender:
@@ -109,8 +109,8 @@ class Sender:
         keep_raw: bool,
         sleep: Callable[[float], Awaitable[None]],
         rng: random.Random | None = None,
-        terms: Terms | None = None,
-        budget: Purse | None = None,
+        terms: AnswerPolicy | None = None,
+        budget: Budget | None = None,
         idle: float | None = None,
     ) -> None:
         self._client = client
@@ -119,17 +119,17 @@ class Sender:
         self._keep_raw = keep_raw
         self._sleep = sleep
         self._rng = rng or random.Random()
-        self._terms = terms or Terms(None)
+        self._terms = terms or AnswerPolicy(None)
         self._budget = budget
         self._idle = idle
 
     async def first(
         self,
         request: Request,
-        lane: Lane,
-        before: Again | None = None,
-        said: Talk | None = None,
-    ) -> Result | Again:
+        lane: SendChannel,
+        before: FailedAttempt | None = None,
+        said: RepairState | None = None,
+    ) -> Result | FailedAttempt:
         """One attempt: the Result, or what it takes to go on.
 
         Args:
@@ -140,7 +140,7 @@ class Sender:
         """
         tries: list[Attempt] = []
         until: float | None = None
-        talk = said or Talk()
+        talk = said or RepairState()
         if before is not None:
             until = before.until
             other = None if before.request.model == request.model else before.request.model
@@ -157,7 +157,7 @@ class Sender:
             wait = self._decide(error, tries, until)
             if wait is None:
                 return result.ended(request, error, tries, talk)
-            return Again(request, error, tries, until, wait, talk)
+            return FailedAttempt(request, error, tries, until, wait, talk)
         except _NoTime:
             assert before is not None
             return result.ended(request, before.error, tries, talk)
@@ -170,7 +170,7 @@ class Sender:
             return kept
         return result.answered(request, completion, tries)
 
-    async def again(self, failed: Again, lane: Lane) -> Result:
+    async def again(self, failed: FailedAttempt, lane: SendChannel) -> Result:
         """The attempts after the first, until one is the last."""
         request, error, tries, until, _wait, talk = failed
         waiting: RequestError | None = error
@@ -220,10 +220,10 @@ class Sender:
     async def _attempt(
         self,
         request: Request,
-        lane: Lane,
+        lane: SendChannel,
         tries: list[Attempt],
         until: float | None,
-        talk: Talk,
+        talk: RepairState,
     ) -> Completion:
         """One attempt, once it can be paid for; appends to `tries`."""
         how = lane.forms.now
@@ -232,7 +232,7 @@ class Sender:
         body = self._terms.body(request, how, talk)
         if self._budget is None:
             return await self._exchange(request, lane, tries, until, talk, how, body, None)
-        most = _most(self._budget, request, lane, talk, len(body) - request.excess)
+        most = _most(self._budget, request, lane, talk, len(body) - request.image_bytes)
         entering = self._budget.enter(most, request.model, again=talk.answer is not None)
         hold = await (entering if until is None else _in_time(entering, until))
         try:
@@ -243,13 +243,13 @@ class Sender:
     async def _exchange(
         self,
         request: Request,
-        lane: Lane,
+        lane: SendChannel,
         tries: list[Attempt],
         until: float | None,
-        talk: Talk,
-        how: Manner,
+        talk: RepairState,
+        how: RequestDialect,
         body: bytes,
-        hold: Hold | None,
+        hold: Reservation | None,
     ) -> Completion:
         """One passage through the gate and one HTTP exchange; appends to `tries`.
 
@@ -257,7 +257,7 @@ class Sender:
         aside for it.
         """
         gate, estimate, patience, flying, forms, bill = lane
-        size = len(body) - request.excess
+        size = len(body) - request.image_bytes
         asked = time.monotonic()
         amounts = estimate.tokens(size, talk.max_tokens or request.max_tokens)
         if until is None:
@@ -306,7 +306,7 @@ class Sender:
                 prompt, told = ended.usage.prompt_tokens, ended.usage.completion_tokens
                 estimate.learn(size, prompt, told)
                 patience.answered(latency)
-                heard = Heard("answered", latency, _sum(prompt, told), said=said)
+                heard = ExchangeOutcome("answered", latency, _sum(prompt, told), said=said)
             finally:
                 reply.done()
         except RequestError as error:
@@ -368,7 +368,9 @@ async def _in_time(entering: Awaitable[T], until: float) -> T:
         raise _NoTime from None
 
 
-def _most(budget: Purse, request: Request, lane: Lane, talk: Talk, size: int) -> Amount:
+def _most(
+    budget: Budget, request: Request, lane: SendChannel, talk: RepairState, size: int
+) -> Amount:
     """What a request of `size` bytes of text may cost and use at most."""
     price = lane.bill.price
     bound = talk.max_tokens or request.max_tokens or (price.max_output if price else None)
@@ -391,7 +393,7 @@ def _most(budget: Purse, request: Request, lane: Lane, talk: Talk, size: int) ->
     return Amount(dollars or Decimal(0), prompt + bound)
 
 
-def _stop_where_unpriced(budget: Purse, model: str, bill: Bill, usage: Usage) -> None:
+def _stop_where_unpriced(budget: Budget, model: str, bill: Bill, usage: Usage) -> None:
     """Ends the run where an answer came from a service tier whose price is unknown.
 
     A tier may cost several times what was set aside, and nothing tells how much.
@@ -403,7 +405,9 @@ def _stop_where_unpriced(budget: Purse, model: str, bill: Bill, usage: Usage) ->
         budget.stop(JobError(no_price(model, tier)))
 
 
-def _settle(hold: Hold, ended: Completion | RequestError, most: Callable[[], Amount]) -> None:
+def _settle(
+    hold: Reservation, ended: Completion | RequestError, most: Callable[[], Amount]
+) -> None:
     """Tells what became of a request; one that may have been worked on counts whole."""
     usage = ended.usage
     cost = None if usage.cost_usd is None else Decimal(str(usage.cost_usd))
@@ -424,7 +428,7 @@ def _may_be_billed(error: RequestError) -> bool:
     return isinstance(error, BadResponse) or error.status in _GIVEN_UP
 
 
-_UNSENT = Heard("unsent")
+_UNSENT = ExchangeOutcome("unsent")
 # What proxies say when they waited for the model no longer, or lost it.
 _GIVEN_UP = frozenset({408, 499, 502, 504, 520, 524})
 
@@ -439,21 +443,25 @@ class _NoTime(Exception):
     """The row's time was up while it stood in line."""
 
 
-def _failure(error: RequestError, said: Sequence[Said]) -> Heard:
+def _failure(error: RequestError, said: Sequence[RateLimitHeaders]) -> ExchangeOutcome:
     """What a failed exchange tells the gate."""
     match error:
         case RateLimited():
-            return Heard("refused", retry_after=error.retry_after, about=error.about, said=said)
+            return ExchangeOutcome(
+                "refused", retry_after=error.retry_after, about=error.about, said=said
+            )
         case NoAnswer() if error.outcome is Outcome.TIMEOUT:
-            return Heard(
+            return ExchangeOutcome(
                 "overloaded"
             )  # Perhaps worked on, perhaps billed: its tokens stay booked.
         case ServerError() if error.status in (503, 529):
-            return Heard("overloaded", used=0.0, retry_after=error.retry_after, said=said)
+            return ExchangeOutcome(
+                "overloaded", used=0.0, retry_after=error.retry_after, said=said
+            )
         case ServerError() | NoAnswer() | BadResponse():
-            return Heard("failed", said=said)
+            return ExchangeOutcome("failed", said=said)
         case _:
-            return Heard("rejected", said=said)
+            return ExchangeOutcome("rejected", said=said)
 
 
 def _sum(prompt: int | None, completion: int | None) -> float | None:

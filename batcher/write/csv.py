@@ -16,7 +16,7 @@ import msgspec
 
 from batcher.write.columns import renames, result_names
 from batcher.write.jsonl import is_text, output_row
-from batcher.write.results import Confirm, Picks, Written, whole
+from batcher.write.results import Confirm, ResultReader, Written, whole
 
 __all__ = ["line_of", "write_csv"]
 
@@ -29,7 +29,7 @@ _NULL = b"null"
 def write_csv(
     path: Path,
     blocks: Callable[[], Iterator[tuple[list[int], list[dict[str, Any]]]]],
-    picks: Picks,
+    picks: ResultReader,
     *,
     keep_raw: bool,
     parsed: bool = False,

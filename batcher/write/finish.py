@@ -10,7 +10,7 @@ from typing import Any
 from batcher.errors import Damaged
 from batcher.read.inputs import Inputs
 from batcher.write import proof, results
-from batcher.write.latest import Winners, places_of
+from batcher.write.latest import LatestResults, places_of
 from batcher.write.manifest import Manifest
 from batcher.write.names import index_file, journal_file
 from batcher.write.segment import placed
@@ -71,7 +71,7 @@ def export(
     asked = manifest.asked
     models = len(asked.models or ("",))
     rows = manifest.epochs[-1].rows or 0
-    winners = Winners(models, folder, rows, samples=asked.samples)
+    winners = LatestResults(models, folder, rows, samples=asked.samples)
     held = proof.ends(folder)
     lost: dict[int, int] = {}
     for segment in placed(folder, runs, keep=locked):
@@ -93,7 +93,7 @@ def export(
             raise Damaged(f"{folder}: {what} not in the journal any more")
         confirm(written)
 
-    picks = results.Picks(folder, winners, asked.route, models, asked.samples, go_on)
+    picks = results.ResultReader(folder, winners, asked.route, models, asked.samples, go_on)
     picks.damaged.update(lost)
     picks.lost = sum(lost.values())
     how: dict[str, Any] = {"keep_raw": asked.keep_raw, "confirm": whole}
@@ -131,7 +131,7 @@ def export(
 def _parquet(
     output: Path,
     inputs: Inputs,
-    picks: results.Picks,
+    picks: results.ResultReader,
     checked: dict[str, Any] | None,
     say: Callable[[str], None],
     **how: Any,

@@ -12,7 +12,7 @@ import msgspec
 
 from batcher.write.batch_lines import batch_line
 from batcher.write.columns import COLUMNS, OPTIONAL, renames
-from batcher.write.results import Confirm, Picks, Written, whole
+from batcher.write.results import Confirm, ResultReader, Written, whole
 
 __all__ = ["Renamed", "is_text", "json_row", "name_of", "output_row", "write_jsonl"]
 
@@ -32,7 +32,7 @@ _decode = msgspec.json.Decoder(_Row).decode
 def write_jsonl(
     path: Path,
     blocks: Iterator[tuple[list[int], list[dict[str, Any]]]],
-    picks: Picks,
+    picks: ResultReader,
     *,
     keep_raw: bool,
     parsed: bool = False,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from batcher.records import Outcome
 from batcher.write.index import OUTCOMES
 
-__all__ = ["ANSWERED", "Place", "Winners", "places_of"]
+__all__ = ["ANSWERED", "LatestResults", "Place", "places_of"]
 
 Place = tuple[int, int, int, bytes]
 """Segment, offset and length of a line, and the first half of its key in hex."""
@@ -46,7 +46,7 @@ def places_of(models: list[str], asked: tuple[str, ...]) -> npt.NDArray[np.int32
     return np.array([places.get(model, -1) if asked else 0 for model in models], np.int32)
 
 
-class Winners:
+class LatestResults:
     """The best line for each (row, slot); the slots of a model, one a sample, stand together.
 
     Args:

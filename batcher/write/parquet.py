@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from batcher.write.columns import COLUMNS, renames, result_names
 from batcher.write.parts import name_of
-from batcher.write.results import Confirm, Picks, Written, synced, whole, whole_folder
+from batcher.write.results import Confirm, ResultReader, Written, synced, whole, whole_folder
 from batcher.write.schema_types import Shape
 
 __all__ = ["Block", "NotOfType", "result_schema", "write_parquet"]
@@ -72,7 +72,7 @@ def write_parquet(
     path: Path,
     blocks: Iterator[Block],
     schema: pa.Schema,
-    picks: Picks,
+    picks: ResultReader,
     *,
     keep_raw: bool,
     parsed: Shape | None = None,

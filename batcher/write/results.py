@@ -15,12 +15,12 @@ from typing import IO, Self
 
 from batcher.errors import OutputError
 from batcher.write import index, parts
-from batcher.write.latest import Place, Winners
+from batcher.write.latest import LatestResults, Place
 from batcher.write.lock import FULL
 from batcher.write.names import journal_file
 from batcher.write.segment import sync_folder
 
-__all__ = ["Confirm", "Picks", "Written", "beside", "synced", "whole", "whole_folder"]
+__all__ = ["Confirm", "ResultReader", "Written", "beside", "synced", "whole", "whole_folder"]
 
 
 @dataclass
@@ -44,7 +44,7 @@ Confirm = Callable[[Written], None]
 _KEY = b'"key":"'
 
 
-class Picks:
+class ResultReader:
     """Finds the journal lines of input rows; a context manager that holds the segments open.
 
     Args:
@@ -63,7 +63,7 @@ class Picks:
     def __init__(
         self,
         folder: Path,
-        winners: Winners,
+        winners: LatestResults,
         route: str,
         models: int,
         samples: int = 1,

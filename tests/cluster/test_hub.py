@@ -10,7 +10,7 @@ import pytest
 from batcher.cluster.hub import Hub
 from batcher.cluster.link import Link, Unreachable
 from batcher.job.job import Limits
-from batcher.limits.gate import Heard
+from batcher.limits.gate import ExchangeOutcome
 from batcher.simulate.meters import ModelMeter
 from tests.support import clock
 
@@ -66,11 +66,11 @@ class World:
                 if refused:
                     self.refused.append(now)
                     await asyncio.sleep(0.02)
-                    gate.leave(ticket, Heard("refused"))
+                    gate.leave(ticket, ExchangeOutcome("refused"))
                 else:
                     took = self.latency * math.exp(0.5 * self.rng.gauss(0, 1))
                     await asyncio.sleep(took)
-                    gate.leave(ticket, Heard("answered", took, 100.0))
+                    gate.leave(ticket, ExchangeOutcome("answered", took, 100.0))
             finally:
                 self.in_flight -= 1
 
@@ -256,7 +256,7 @@ def test_a_hub_that_stalls_and_comes_back_leaves_nobody_standing(seconds, overta
             for _time in range(40):
                 ticket = await gate.enter(100.0)
                 await asyncio.sleep(rng.uniform(0.1, 0.9))
-                gate.leave(ticket, Heard("answered", 0.5, 100.0))
+                gate.leave(ticket, ExchangeOutcome("answered", 0.5, 100.0))
 
         links = [Link(call, n, n, lambda: None, clock=time) for n in (1, 2)]
         running = [asyncio.create_task(link.run()) for link in links]

@@ -10,8 +10,8 @@ from batcher.cluster.hub import Hub
 from batcher.cluster.link import Link, Unreachable
 from batcher.errors import OutputError, RunStopped
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, Heard
-from batcher.money.budget import Amount, Budget
+from batcher.limits.gate import Closed, ExchangeOutcome
+from batcher.money.budget import Amount, LocalBudget
 from tests.support import clock
 
 TOKENS = 120_000
@@ -48,7 +48,7 @@ class World:
         self.recorded = claimed
 
     def new_hub(self):
-        budget = Budget(None, self.most, self.recorded, self.record, clock=self.time)
+        budget = LocalBudget(None, self.most, self.recorded, self.record, clock=self.time)
         limits = Limits(rpm=60_000, concurrency=1000)
         self.budget = budget
         return Hub(lambda _model: limits, Limits(), 3600.0, self.time, budget)
@@ -89,7 +89,7 @@ class World:
                     self.sent += 1
                     await asyncio.sleep(self.rng.uniform(0.2, 2.0))
                     hold.used(None, took)
-                    gate.leave(ticket, Heard("answered", 1.0, took))
+                    gate.leave(ticket, ExchangeOutcome("answered", 1.0, took))
                 finally:
                     hold.settle()
             except Closed:

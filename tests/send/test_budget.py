@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batcher.errors import RunStopped
 from batcher.limits.gate import Closed
-from batcher.money.budget import NOTHING, Amount, Budget
+from batcher.money.budget import NOTHING, Amount, LocalBudget
 
 CENT = Decimal("0.01")
 
@@ -28,7 +28,7 @@ def test_what_is_spent_and_in_flight_is_never_more_than_told(most, workers, toke
 
     async def work():
         nonlocal spent
-        budget = Budget(
+        budget = LocalBudget(
             None if tokens else most * CENT, most if tokens else None, NOTHING, claims.append
         )
         budget.ends = ended.append
@@ -75,7 +75,7 @@ def test_those_who_wait_are_let_go_when_the_run_stops():
     """Ctrl-C, with the budget all in flight."""
 
     async def work():
-        budget = Budget(CENT, None, NOTHING, lambda _claimed: None)
+        budget = LocalBudget(CENT, None, NOTHING, lambda _claimed: None)
         held = await budget.enter(Amount(CENT, 1))
         waiting = asyncio.create_task(budget.enter(Amount(CENT, 1)))
         await asyncio.sleep(0)
@@ -95,7 +95,7 @@ def test_a_claim_that_cannot_be_written_sends_nothing():
         raise OSError(28, "No space left on device")
 
     async def work():
-        budget, ended = Budget(CENT, None, NOTHING, refuse), []
+        budget, ended = LocalBudget(CENT, None, NOTHING, refuse), []
         budget.ends = ended.append
         with pytest.raises(Closed):
             await budget.enter(Amount(CENT, 1))
@@ -110,7 +110,7 @@ def test_no_more_is_claimed_than_the_budget():
     claims = []
 
     async def work():
-        budget = Budget(None, 1000, NOTHING, claims.append)
+        budget = LocalBudget(None, 1000, NOTHING, claims.append)
         holds = [await budget.enter(Amount(Decimal(0), 99)) for _ in range(10)]
         for hold in holds:
             hold.settle()

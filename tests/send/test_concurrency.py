@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from batcher.job.job import Limits
-from batcher.limits.gate import Gate, Heard, KeyGate
+from batcher.limits.gate import ExchangeOutcome, Gate, KeyGate
 from tests.support import clock
 
 
@@ -25,7 +25,7 @@ def against(serve, seconds=300.0, workers=400):
                 how = await serve(time)
                 answered += how == "answered"
                 overloaded += how == "overloaded"
-                gate.leave(ticket, Heard(how, time() - began, 1.0))
+                gate.leave(ticket, ExchangeOutcome(how, time() - began, 1.0))
 
         tasks = [asyncio.create_task(worker()) for _ in range(workers)]
         limits = []

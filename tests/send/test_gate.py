@@ -6,7 +6,7 @@ import random
 import pytest
 
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, Gate, Heard, KeyGate
+from batcher.limits.gate import Closed, ExchangeOutcome, Gate, KeyGate
 from batcher.limits.headers import limits
 from tests.support import clock
 from tests.torture import times
@@ -20,7 +20,7 @@ def a_gate(limits=None, key=None):
 async def goes(gate, heard=None, tokens=100.0):
     """Enters, leaves at once, and says when it was let in."""
     ticket = await gate.enter(tokens)
-    gate.leave(ticket, heard or Heard("answered", 0.1, tokens))
+    gate.leave(ticket, heard or ExchangeOutcome("answered", 0.1, tokens))
     return ticket.sent_at
 
 
@@ -31,7 +31,7 @@ def test_a_429_stops_this_model_for_the_time_named_and_no_other():
         time = asyncio.get_running_loop().time
         key = KeyGate(Limits(), time)
         one, other = Gate(Limits(rpm=600), key, time), Gate(Limits(rpm=600), key, time)
-        await goes(one, Heard("refused", retry_after=30.0))
+        await goes(one, ExchangeOutcome("refused", retry_after=30.0))
         return await goes(one), await goes(other)
 
     first, second = clock.run(work())
@@ -44,7 +44,7 @@ def test_after_a_pause_there_is_no_burst():
 
     async def work():
         gate = a_gate(Limits(rpm=6000))
-        await goes(gate, Heard("refused", retry_after=10.0))
+        await goes(gate, ExchangeOutcome("refused", retry_after=10.0))
         return [await goes(gate) for _ in range(20)]
 
     at = clock.run(work())
@@ -61,7 +61,7 @@ def test_a_limit_in_headers_is_kept_without_being_told():
 
     async def work():
         gate = a_gate()
-        heard = Heard("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        heard = ExchangeOutcome("answered", 0.1, 100.0, said=limits(headers, 0.0))
         return [await goes(gate, heard) for _ in range(5)]
 
     at = clock.run(work())
@@ -75,7 +75,7 @@ def test_the_strictest_of_told_and_read_counts(told):
 
     async def work():
         gate = a_gate(told)
-        heard = Heard("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        heard = ExchangeOutcome("answered", 0.1, 100.0, said=limits(headers, 0.0))
         return [await goes(gate, heard) for _ in range(9)]
 
     at = clock.run(work())
@@ -93,7 +93,7 @@ def test_a_day_used_up_is_no_pace():
 
     async def work():
         gate = a_gate()
-        heard = Heard("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        heard = ExchangeOutcome("answered", 0.1, 100.0, said=limits(headers, 0.0))
         return [await goes(gate, heard) for _ in range(50)]
 
     assert clock.run(work())[-1] < 1.0
@@ -106,9 +106,11 @@ def test_tokens_that_were_not_used_are_given_back():
         gate = a_gate(Limits(tpm=60_000))
         return [await goes(gate, heard, tokens=1000.0) for _ in range(11)][-1]
 
-    assert clock.run(work(Heard("rejected"))) < 1.0
-    assert clock.run(work(Heard("answered", 0.1, 1000.0))) == pytest.approx(10.0, rel=0.1)
-    assert clock.run(work(Heard("answered", 0.1, 100.0))) == pytest.approx(1.0, abs=1.0)
+    assert clock.run(work(ExchangeOutcome("rejected"))) < 1.0
+    assert clock.run(work(ExchangeOutcome("answered", 0.1, 1000.0))) == pytest.approx(
+        10.0, rel=0.1
+    )
+    assert clock.run(work(ExchangeOutcome("answered", 0.1, 100.0))) == pytest.approx(1.0, abs=1.0)
 
 
 def test_waiting_requests_are_told_when_the_run_stops():
@@ -138,7 +140,7 @@ def test_a_cancelled_wait_leaves_its_place_to_the_next():
         await asyncio.sleep(0.5)
         first.cancel()
         await asyncio.sleep(0.1)
-        gate.leave(ticket, Heard("answered", 0.1, 1.0))
+        gate.leave(ticket, ExchangeOutcome("answered", 0.1, 1.0))
         return (await second).sent_at
 
     assert clock.run(work()) == pytest.approx(60 / 59.4, rel=0.05)
@@ -154,7 +156,7 @@ def test_the_line_says_what_it_waits_for_and_for_how_long():
         await asyncio.sleep(0.5)
         seen = [gate.waits_for]
         await task
-        await goes(gate, Heard("refused", retry_after=5.0))
+        await goes(gate, ExchangeOutcome("refused", retry_after=5.0))
         task = asyncio.create_task(goes(gate))
         await asyncio.sleep(0.5)
         seen.append(gate.waits_for)
@@ -174,7 +176,7 @@ def test_overloads_mean_fewer_at_once_and_429s_do_not():
         gate = a_gate()
         before = gate.concurrency.limit
         for _ in range(often):
-            await goes(gate, Heard(how))
+            await goes(gate, ExchangeOutcome(how))
         return before, gate.concurrency.limit
 
     for how, often, part in (("overloaded", 2, 1), ("overloaded", 3, 2), ("refused", 3, 1)):
@@ -188,7 +190,7 @@ def test_a_probe_that_hangs_is_not_waited_for_without_end():
     async def work():
         gate = a_gate(Limits(concurrency=20))
         for _ in range(8):
-            await goes(gate, Heard("failed"))
+            await goes(gate, ExchangeOutcome("failed"))
         await gate.enter(1)  # The probe; nothing is ever heard of it.
         return await goes(gate)
 
@@ -208,11 +210,11 @@ async def flows(gate, seconds, refuses, latency=0.2, workers=8, wait=None):
             sent += counts
             if refuses(time()):
                 await asyncio.sleep(0.02)
-                gate.leave(ticket, Heard("refused", 0.02, 0.0, wait, "requests"))
+                gate.leave(ticket, ExchangeOutcome("refused", 0.02, 0.0, wait, "requests"))
             else:
                 await asyncio.sleep(latency)
                 answered += counts
-                gate.leave(ticket, Heard("answered", latency, 100.0))
+                gate.leave(ticket, ExchangeOutcome("answered", latency, 100.0))
 
     tasks = [asyncio.create_task(worker()) for _ in range(workers)]
     await asyncio.sleep(seconds)
@@ -258,7 +260,7 @@ def test_a_window_that_is_used_up_is_waited_out():
             {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "0",
              "x-ratelimit-reset-requests": "20s"}, now=0.0,
         )  # fmt: skip
-        await goes(gate, Heard("answered", 0.1, 100.0, said=told))
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, said=told))
         return await goes(gate)
 
     assert clock.run(work()) == pytest.approx(20.0, abs=0.3)
@@ -270,7 +272,7 @@ def test_a_limit_below_one_a_minute_is_no_limit():
     async def work():
         gate = a_gate()
         told = limits({"x-ratelimit-limit-requests": "0.5"}, now=0.0)
-        await goes(gate, Heard("answered", 0.1, 100.0, said=told))
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, said=told))
         return await goes(gate)
 
     assert clock.run(work()) < 1.0
@@ -282,7 +284,7 @@ def test_a_limit_that_is_told_no_more_is_forgotten():
     async def work():
         gate = a_gate()
         told = limits({"x-ratelimit-limit-requests": "1"}, now=0.0)
-        await goes(gate, Heard("answered", 0.1, 100.0, said=told))
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, said=told))
         for _ in range(3):
             await goes(gate)
         return [await goes(gate) for _ in range(9)]
@@ -305,7 +307,7 @@ def test_one_outage_of_a_whole_gateway_is_probed_once_and_not_by_every_model():
                 ticket = await gates[n].enter(1.0)
                 sent[n] += 1
                 await asyncio.sleep(0.05)
-                gates[n].leave(ticket, Heard("failed"))
+                gates[n].leave(ticket, ExchangeOutcome("failed"))
                 await asyncio.sleep(1.0)
 
         tasks = [asyncio.create_task(worker(n)) for n in range(3) for _ in range(20)]
@@ -329,9 +331,9 @@ def test_a_model_that_only_refuses_is_given_up_in_time():
         for at in (1.0, 100.0, 185.0, 300.0):
             await asyncio.sleep(at - asyncio.get_running_loop().time())
             ticket = await gate.enter(1.0)
-            gate.leave(ticket, Heard("refused", 0.0, 0.0, None))
+            gate.leave(ticket, ExchangeOutcome("refused", 0.0, 0.0, None))
             silent.append((gate.silent(3600.0, alive=False), gate.silent(3600.0, alive=True)))
-        gate.leave(await gate.enter(1.0), Heard("answered", 0.1, 1.0))
+        gate.leave(await gate.enter(1.0), ExchangeOutcome("answered", 0.1, 1.0))
         silent.append((gate.silent(10.0, alive=True), gate.silent(10.0, alive=False)))
         return silent
 
@@ -359,7 +361,7 @@ def test_a_model_is_given_up_only_after_the_wait_it_named(how, named, waits):
         begun = None
         while time() < 1400.0:
             ticket = await gate.enter(100.0)
-            gate.leave(ticket, Heard(how, retry_after=named if begun is None else None))
+            gate.leave(ticket, ExchangeOutcome(how, retry_after=named if begun is None else None))
             begun = time() if begun is None else begun
             while not gate.free(100.0):
                 if gate.silent(3600.0, alive=False):
@@ -387,11 +389,11 @@ async def windowed(told, seconds, span, limit, headers, workers=40, latency=0.2)
             if used > limit:
                 refused += 1
                 await asyncio.sleep(0.02)
-                gate.leave(ticket, Heard("refused", said=told))
+                gate.leave(ticket, ExchangeOutcome("refused", said=told))
                 continue
             await asyncio.sleep(latency)
             answered += 1
-            gate.leave(ticket, Heard("answered", latency, 100.0, said=told))
+            gate.leave(ticket, ExchangeOutcome("answered", latency, 100.0, said=told))
 
     await clock.busy((worker() for _ in range(workers)), seconds, gate)
     return answered, refused

@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from batcher.job.job import Limits
-from batcher.limits.gate import Gate, Heard, KeyGate
+from batcher.limits.gate import ExchangeOutcome, Gate, KeyGate
 from tests.support import clock
 from tests.support.metering import Case, reached
 from tests.torture import times
@@ -85,11 +85,14 @@ async def _outage(down: float, up: float, end: float):
             if down <= at < up:
                 sent += 1
                 await asyncio.sleep(0.01)
-                gate.leave(ticket, Heard("failed"))
+                gate.leave(ticket, ExchangeOutcome("failed"))
                 continue
             await asyncio.sleep(rng.expovariate(1.0))
             ok = not down <= loop.time() < up
-            gate.leave(ticket, Heard("answered", 1.0, 100.0) if ok else Heard("failed"))
+            gate.leave(
+                ticket,
+                ExchangeOutcome("answered", 1.0, 100.0) if ok else ExchangeOutcome("failed"),
+            )
             answered += at >= up and ok
 
     await clock.busy((worker() for _ in range(64)), end, gate)
@@ -120,7 +123,7 @@ async def _queue(places: int, seconds: float):
             async with room:
                 await asyncio.sleep(rng.lognormvariate(0.7, 0.3))
             answered += loop.time() > seconds / 2
-            gate.leave(ticket, Heard("answered", loop.time() - began, 100.0))
+            gate.leave(ticket, ExchangeOutcome("answered", loop.time() - began, 100.0))
 
     await clock.busy((worker() for _ in range(1000)), seconds, gate)
     return gate.concurrency.limit, answered / (seconds / 2)
@@ -147,7 +150,7 @@ async def _fair(total: float, sizes: list[float], seconds: float):
             ticket = await gates[n].enter(sizes[n])
             await asyncio.sleep(1.0)
             used[n] += sizes[n]
-            gates[n].leave(ticket, Heard("answered", 1.0, sizes[n]))
+            gates[n].leave(ticket, ExchangeOutcome("answered", 1.0, sizes[n]))
 
     await clock.busy((worker(n) for n in range(len(sizes)) for _ in range(50)), seconds, *gates)
     return [one / seconds * 60 for one in used]
@@ -175,7 +178,7 @@ async def _own_and_total(own: float, total: float, seconds: float):
             tokens = 450.0 + rng.expovariate(1 / 150)
             await asyncio.sleep(rng.expovariate(0.5))
             used[n] += tokens * (loop.time() >= 60.0)
-            gates[n].leave(ticket, Heard("answered", 2.0, tokens))
+            gates[n].leave(ticket, ExchangeOutcome("answered", 2.0, tokens))
 
     await clock.busy((worker(n) for n in (0, 1) for _ in range(100)), seconds, *gates)
     minutes = (seconds - 60.0) / 60
@@ -202,11 +205,11 @@ async def _by_chance(part: float, seconds: float, seed: int):
             ticket = await gate.enter(100.0)
             if rng.random() < part:
                 await asyncio.sleep(0.02)
-                gate.leave(ticket, Heard("refused"))
+                gate.leave(ticket, ExchangeOutcome("refused"))
                 continue
             await asyncio.sleep(rng.uniform(0.5, 1.0))
             answered += loop.time() >= seconds - 20.0
-            gate.leave(ticket, Heard("answered", 0.75, 100.0))
+            gate.leave(ticket, ExchangeOutcome("answered", 0.75, 100.0))
 
     await clock.busy((worker() for _ in range(100)), seconds, gate)
     return answered / 20.0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.limits.bucket import Allowance, Learned, Recent
+from batcher.limits.bucket import AdaptiveRate, SlidingSum, TokenBucket
 
 limits = st.floats(1, 100_000)
 # What a client does between two takes: it waits a while, then asks for so much.
@@ -32,7 +32,7 @@ def take_all(one, steps, *, settle: float = 0.0):
 def test_no_minute_holds_more_requests_than_told(limit, pauses):
     """In any window of a minute, whenever it begins; not only in the server's."""
     limit = round(limit)
-    taken = take_all(Allowance(limit, 100.0), [(pause, 1.0) for pause in pauses])
+    taken = take_all(TokenBucket(limit, 100.0), [(pause, 1.0) for pause in pauses])
     for start, _ in taken:
         assert sum(start <= at < start + 60.0 for at, _ in taken) <= limit
 
@@ -40,7 +40,7 @@ def test_no_minute_holds_more_requests_than_told(limit, pauses):
 @given(limits, steps, st.floats(0, 0.9))
 def test_tokens_exceed_the_pace_by_one_request_at_most(limit, steps, settle):
     """Large requests are paid off before the next; what was not used is given back."""
-    taken = take_all(Allowance(limit, 100.0), steps, settle=settle)
+    taken = take_all(TokenBucket(limit, 100.0), steps, settle=settle)
     rate = limit / 60
     largest = max((amount for _, amount in steps), default=0.0)
     for first, (start, _) in enumerate(taken):
@@ -52,7 +52,7 @@ def test_tokens_exceed_the_pace_by_one_request_at_most(limit, steps, settle):
 
 def test_a_request_above_a_whole_minute_waits_for_a_full_allowance():
     """And not for ever; those after it wait until it is paid off."""
-    tokens = Allowance(600, 0.0)
+    tokens = TokenBucket(600, 0.0)
     full = tokens.wait(10_000, 10.0)
     assert 0.0 < full <= 0.5  # Nothing was saved up before anybody asked.
     assert tokens.wait(10_000, 10.0 + full) == 0.0
@@ -64,7 +64,7 @@ def test_a_request_above_a_whole_minute_waits_for_a_full_allowance():
 @pytest.mark.parametrize("pause", [0.0, 0.2, 1.0, 3.0])
 def test_a_start_is_no_burst(before, pause):
     """However long the first request was waited for, or its answer, or places for the others."""
-    requests, now, taken = Allowance(6000, 0.0), before, []
+    requests, now, taken = TokenBucket(6000, 0.0), before, []
     while now < before + 20.0:
         while requests.wait(1.0, now):
             now += requests.wait(1.0, now)
@@ -77,7 +77,7 @@ def test_a_start_is_no_burst(before, pause):
 
 def test_one_at_a_time_below_the_limit_waits_for_nothing():
     """Large requests after small ones, too: what one of them takes is saved up for it meanwhile."""
-    tokens, now, waited = Allowance(90_000, 0.0), 0.0, 0.0
+    tokens, now, waited = TokenBucket(90_000, 0.0), 0.0, 0.0
     for n in range(200):
         amount = 700.0 if n % 10 == 0 else 50.0
         wait = tokens.wait(amount, now)
@@ -90,7 +90,7 @@ def test_one_at_a_time_below_the_limit_waits_for_nothing():
 
 def test_whoever_comes_late_makes_up_for_half_a_second():
     """A loop that is busy when it is its turn loses nothing of the limit, once it is no start any more."""
-    requests, now, sent = Allowance(6000, 0.0), 0.0, []
+    requests, now, sent = TokenBucket(6000, 0.0), 0.0, []
     while now < 30.0:
         while not (wait := requests.wait(1.0, now)):
             requests.take(1.0, now)
@@ -101,7 +101,7 @@ def test_whoever_comes_late_makes_up_for_half_a_second():
 
 def test_nothing_is_saved_up_during_a_pause():
     """Or every pause would end in a burst, and that in the next refusal."""
-    requests = Allowance(6000, 0.0)
+    requests = TokenBucket(6000, 0.0)
     requests.hold(until=30.0)
     assert requests.wait(1, 30.0) == pytest.approx(1 / 99, rel=0.01)
 
@@ -109,12 +109,12 @@ def test_nothing_is_saved_up_during_a_pause():
 class TestLearned:
     def test_there_is_no_limit_before_the_first_refusal(self):
         """What is not known is not guessed."""
-        learned = Learned()
+        learned = AdaptiveRate()
         assert all(learned.wait(1, now / 1000) == 0.0 for now in range(100))
 
     def test_a_refusal_shuts_and_one_probe_goes_at_a_time(self):
         """While the server refuses, it is asked seldom and by one."""
-        learned = Learned()
+        learned = AdaptiveRate()
         for n in range(10):
             learned.take(1, n / 10)
         learned.refused(1, 0.9, 1.0, None)
@@ -127,7 +127,7 @@ class TestLearned:
 
     def test_what_was_on_its_way_before_a_cut_does_not_cut_again(self):
         """One event is one cut, however many were in flight."""
-        learned = Learned()
+        learned = AdaptiveRate()
         for n in range(100):
             learned.take(1, n / 100)
         learned.refused(1, 0.5, 1.0, None)
@@ -139,7 +139,7 @@ class TestLearned:
 
     def test_a_named_wait_is_kept(self):
         """The server knows better when to ask again."""
-        learned = Learned()
+        learned = AdaptiveRate()
         learned.take(1, 0.0)
         learned.refused(1, 0.0, 0.1, 30.0)
         assert learned.wait(1, 0.1) == pytest.approx(30.0)
@@ -153,7 +153,7 @@ class TestLearned:
     @settings(max_examples=200)
     def test_no_sequence_of_answers_and_refusals_stalls_it_for_ever(self, events):
         """Whatever came, a request may go again after a finite wait."""
-        learned, now, sent = Learned(), 0.0, 0.0
+        learned, now, sent = AdaptiveRate(), 0.0, 0.0
         for what, pause, named in events:
             now += pause
             if what == "t" and learned.wait(1, now) <= 0:
@@ -173,7 +173,7 @@ class TestLearned:
 
 def test_sums_of_the_last_minute_forget_what_is_older():
     """In bounded memory: two steps a second."""
-    recent = Recent()
+    recent = SlidingSum()
     for second in range(1000):
         recent.add(1.0, second)
     assert 58 <= recent.sum(999.0) <= 62

@@ -6,10 +6,10 @@ from batcher.job.job import Limits
 from batcher.limits.gate import Gate, KeyGate
 from batcher.money.prices import Bill
 from batcher.records import Outcome, Request, Result
-from batcher.send.dialect import Forms
-from batcher.send.estimate import Estimate, Patience
+from batcher.send.dialect import ModelDialect
+from batcher.send.estimate import Estimate, TimeoutEstimator
 from batcher.send.http import Reply
-from batcher.send.sender import Lane, Sender
+from batcher.send.sender import SendChannel, Sender
 
 ASKED = Request(0, "r", "m", 0, "0" * 32, b'{"model":"m","messages":[]}', None)
 EVENTS = (
@@ -50,7 +50,9 @@ def sent(*replies, max_retries=5):
             sleep=sleep,
         )
         gate = Gate(Limits(), KeyGate(Limits()))
-        lane = Lane(gate, Estimate(), Patience(600.0), {}, Forms(), Bill(None))
+        lane = SendChannel(
+            gate, Estimate(), TimeoutEstimator(600.0), {}, ModelDialect(), Bill(None)
+        )
         ended = await sender.first(ASKED, lane)
         return ended if isinstance(ended, Result) else await sender.again(ended, lane)
 

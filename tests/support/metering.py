@@ -8,7 +8,7 @@ import random
 from typing import Literal, NamedTuple
 
 from batcher.job.job import Limits
-from batcher.limits.gate import Gate, Heard, KeyGate
+from batcher.limits.gate import ExchangeOutcome, Gate, KeyGate
 from batcher.limits.headers import limits
 from batcher.simulate.meters import Charge, MeterKind, ModelMeter
 from tests.support import clock
@@ -65,7 +65,7 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
                 wait = no.wait_s if case.knows == "headers" else None
                 gate.leave(
                     ticket,
-                    Heard("refused", 0.0, 0.0, wait, no.what, limits(told, 0.0)),
+                    ExchangeOutcome("refused", 0.0, 0.0, wait, no.what, limits(told, 0.0)),
                 )
                 continue
             used = PROMPT + answer
@@ -75,7 +75,9 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
             latency = MEDIAN_S * math.exp(SIGMA * rng.gauss(0, 1))
             await asyncio.sleep(latency)
             meter.settle(used, loop.time() + 1000.0)
-            gate.leave(ticket, Heard("answered", latency, used, None, None, limits(told, 0.0)))
+            gate.leave(
+                ticket, ExchangeOutcome("answered", latency, used, None, None, limits(told, 0.0))
+            )
 
     await clock.busy((worker() for _ in range(400)), end, gate)
     return Share(charged / (case.limit / 60 * case.seconds), refused / max(1, sent))

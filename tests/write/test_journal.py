@@ -22,7 +22,7 @@ from batcher.errors import JobError, OutputError
 from batcher.records import Attempt, Outcome, Result
 from batcher.write import index, journal, jsonl, parquet, results, segment
 from batcher.write.journal import Journal
-from batcher.write.latest import Winners
+from batcher.write.latest import LatestResults
 from batcher.write.lock import Lock
 from batcher.write.segment import segments
 
@@ -42,11 +42,11 @@ def result(row=0, **more):
 
 
 def picks(folder, rows):
-    winners = Winners(1, folder, rows)
+    winners = LatestResults(1, folder, rows)
     for number, path in segments(folder):
         found = index.load(path, number)
         winners.add(found.entries, np.zeros(len(found.models), np.int32))
-    return results.Picks(folder, winners, "each", 1)
+    return results.ResultReader(folder, winners, "each", 1)
 
 
 def kept(folder, made):
