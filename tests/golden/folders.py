@@ -37,6 +37,7 @@ class Golden:
         sent: How many requests it sends, by model.
         new: Rows of the expected output whose answers it sends for, by file.
         free: Columns of new rows in which two runs may differ besides those of the clock.
+        left: What is in the run folder then: its names, and what `budget.json` says.
         stats: Mode and time of each file and folder of `start/`, which Git does not keep.
     """
 
@@ -47,6 +48,7 @@ class Golden:
     sent: dict[str, int]
     new: dict[str, list[int]]
     free: list[str]
+    left: dict[str, Any]
     stats: dict[str, tuple[int, int]]
 
     @classmethod
@@ -79,6 +81,15 @@ def stats_of(folder: Path) -> dict[str, tuple[int, int]]:
     found = sorted(folder.rglob("*"), reverse=True)
     of = {path: path.stat() for path in found}
     return {str(p.relative_to(folder)): (s.st_mode & 0o777, s.st_mtime_ns) for p, s in of.items()}
+
+
+def left_in(job: Path) -> dict[str, Any]:
+    """The names in a run folder, and what was spent as `budget.json` has it."""
+    [folder] = job.glob("*.run")
+    names = {re.sub(r"output-\d+T\d+", "output-TIME", path.name) for path in folder.iterdir()}
+    budget = folder / "budget.json"
+    spent = json.loads(budget.read_bytes()) if budget.exists() else {}
+    return {"names": sorted(names), "spent": {n: spent[n] for n in spent if n != "z"}}
 
 
 def through(gateway: str) -> dict[str, str]:

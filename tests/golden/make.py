@@ -28,6 +28,7 @@ from tests.golden.folders import (
     HERE,
     Golden,
     files_of,
+    left_in,
     received,
     rows_of,
     stats_of,
@@ -370,7 +371,9 @@ def make(name: str) -> None:
     shutil.copytree(job, HERE / name / "start")
     words = [*of.words, *of.more.split()]
     output = words[words.index("-o") + 1].rstrip("/")
-    golden = Golden(HERE / name, words, output, of.status, {}, {}, list(of.free), stats_of(job))
+    golden = Golden(
+        HERE / name, words, output, of.status, {}, {}, list(of.free), {}, stats_of(job)
+    )
     once, again = (finish(golden, AT / f"{name}-finished-{n}") for n in range(2))
     # What the clock makes different was sent for.
     for file, path in files_of(once / output).items():
@@ -396,6 +399,7 @@ def finish(golden: Golden, at: Path) -> Path:
         )  # fmt: skip
         assert ended.returncode == golden.status, (ended.returncode, ended.stderr.decode())
         golden.sent.update(received(url))
+        golden.left.update(left_in(job))
     time.sleep(1)  # Lines of a batch tell of seconds.
     return job
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.golden.folders import HERE, Golden, files_of, received, same, through
+from tests.golden.folders import HERE, Golden, files_of, left_in, received, same, through
 from tests.support.program import batcher
 
 JOBS = sorted(path.parent.name for path in HERE.glob("*/golden.json"))
@@ -37,6 +37,7 @@ def test_a_job_of_an_earlier_version_is_finished_byte_for_byte(name, tmp_path, g
     assert list(written) == list(expected)
     for file, path in written.items():
         same(expected[file], path, golden.new[file], golden.free)
+    assert left_in(tmp_path / "job") == golden.left
     if golden.sent:
         finished = {file: path.read_bytes() for file, path in written.items()}
         assert run(*golden.words, "--quiet") == golden.status
