@@ -16,12 +16,19 @@ from batcher.simulate.faults import FAULTS
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
 from batcher.write.columns import COLUMNS
+from tests.support import forked
 from tests.support.program import environment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 RUNNABLE = [block for block in BLOCKS if "scripts/demo" not in block[1]]
+FORKED = f"""#!{sys.executable} -IS
+import sys
+sys.path.append({{root!r}})
+from tests.support.forked import forward
+sys.exit(forward({{address!r}}, sys.argv[1:]))
+"""  # What a command imports is imported already.
 
 
 @pytest.mark.parametrize("number", range(len(RUNNABLE)))
@@ -33,7 +40,7 @@ def test_every_block_runs(tmp_path, number):
     shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
     program = tmp_path / "bin" / "batcher"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m batcher "$@"\n')
+    program.write_text(FORKED.format(root=str(ROOT), address=forked.address()))
     program.chmod(0o755)
     env = environment(
         PATH=f"{program.parent}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=str(ROOT)

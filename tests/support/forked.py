@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -22,42 +23,102 @@ def run(
     words: list[str], cwd: Path, env: dict[str, str], timeout: float
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs `batcher` with these words to its end, like `subprocess.run` with captured output."""
-    with (
-        socket.socket(socket.AF_UNIX) as line,
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):
-        line.connect(_parent())
-        line.settimeout(timeout)
-        asked = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
-        socket.send_fds(line, [len(asked).to_bytes(4)], [out.fileno(), err.fileno()])
-        line.sendall(asked)
-        child = int.from_bytes(_exactly(line, 4))
-        try:
-            ended = int.from_bytes(_exactly(line, 4), signed=True)
-        except TimeoutError:
-            os.kill(child, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(words, timeout) from None
-        out.seek(0)
-        err.seek(0)
-        return subprocess.CompletedProcess(words, ended, out.read(), err.read())
+    process = Forked(words, cwd, env)
+    try:
+        out, err = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(words, process.wait(), out, err)
+
+
+class Forked:
+    """A command at work; the methods are those of `subprocess.Popen` with captured output."""
+
+    def __init__(self, words: list[str], cwd: Path, env: dict[str, str]) -> None:
+        self._words = words
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 (`communicate` closes them)
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        with open(os.devnull, "rb") as nothing:
+            files = [file.fileno() for file in (nothing, self._out, self._err)]
+            self._line, self.pid = _ask(address(), words, cwd, env, files)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """How it ended; None while it is at work."""
+        if self.returncode is None and select.select([self._line], [], [], 0)[0]:
+            self._end()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for its end; how it ended."""
+        if self.returncode is None:
+            if not select.select([self._line], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self._words, timeout or 0.0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
+        """Waits for its end; what it wrote to stdout and to stderr."""
+        self.wait(timeout)
+        said = []
+        for file in (self._out, self._err):
+            with file:
+                file.seek(0)
+                said.append(file.read())
+        return said[0], said[1]
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Sends SIGKILL, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def _end(self) -> None:
+        self.returncode = int.from_bytes(_exactly(self._line, 4), signed=True)
+        self._line.close()
+
+
+def forward(address: str, words: list[str]) -> int:
+    """Runs a command with the streams, folder and environment of this process; how it ended."""
+    line, _pid = _ask(address, words, Path.cwd(), dict(os.environ), [0, 1, 2])
+    with line:
+        status = int.from_bytes(_exactly(line, 4), signed=True)
+    return status if status >= 0 else 128 - status
+
+
+def _ask(
+    address: str, words: list[str], cwd: Path, env: dict[str, str], files: list[int]
+) -> tuple[socket.socket, int]:
+    """Has a command started; the line on which its end is told, and its process ID."""
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(address)
+    asked = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
+    socket.send_fds(line, [len(asked).to_bytes(4)], files)
+    line.sendall(asked)
+    return line, int.from_bytes(_exactly(line, 4))
 
 
 @functools.cache
-def _parent() -> str:
+def address() -> str:
     """Starts the process that forks; returns the address at which it listens."""
     folder = tempfile.mkdtemp(prefix="forks-")
-    address = os.path.join(folder, "socket")
+    path = os.path.join(folder, "socket")
     env = {**os.environ, "PYTHONWARNINGS": "ignore", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", _FORKS, address], cwd=root, env=env, stdout=subprocess.PIPE
+        [sys.executable, "-c", _FORKS, path], cwd=root, env=env, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.readline()  # It listens.
     atexit.register(shutil.rmtree, folder)
     atexit.register(process.kill)
-    return address
+    return path
 
 
 def serve() -> None:
@@ -85,7 +146,7 @@ def serve() -> None:
 def _supervise(line: socket.socket) -> None:
     """Runs one command in a child, tells how it ended, and ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    size, files, *_ = socket.recv_fds(line, 4, 2)
+    size, files, *_ = socket.recv_fds(line, 4, 3)
     asked = json.loads(_exactly(line, int.from_bytes(size)))
     child = os.fork()
     if not child:
@@ -98,8 +159,7 @@ def _supervise(line: socket.socket) -> None:
 
 
 def _become(asked: dict[str, object], files: list[int]) -> None:
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, file in enumerate((nothing, *files)):
+    for number, file in enumerate(files):
         os.dup2(file, number)
     os.chdir(str(asked["cwd"]))
     os.environ.clear()

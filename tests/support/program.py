@@ -36,7 +36,7 @@ def batcher(
     """Runs a command to its end; `url` is a gateway to use through OPENAI_BASE_URL.
 
     In a process of its own, forked from one that has imported all that a run needs: most of a short
-    run are imports. What is `started` begins from nothing, as a user's does.
+    run are imports. What has a stdin begins from nothing, as a user's does.
     """
     told = environment(**_gateway(url), **env)
     if stdin is None:
@@ -52,8 +52,13 @@ def batcher(
     )
 
 
-def started(*words: str | Path, cwd: Path, url: str | None = None) -> subprocess.Popen[bytes]:
-    """Starts a command and does not wait."""
+def started(*words: str | Path, cwd: Path, url: str | None = None) -> forked.Forked:
+    """Starts a command, forked as well, and does not wait."""
+    return forked.Forked([str(word) for word in words], cwd, environment(**_gateway(url)))
+
+
+def started_anew(*words: str | Path, cwd: Path, url: str) -> subprocess.Popen[bytes]:
+    """Starts a command that imports everything itself, as a user's does, and does not wait."""
     return subprocess.Popen(
         command(*words),
         cwd=cwd,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -18,11 +19,13 @@ from batcher.simulate.server import Running, running
 from batcher.simulate.settings import Simulation
 from batcher.write import index
 from batcher.write.segment import segments
+from tests.support.forked import Forked
 
 __all__ = ["Bill", "Books", "answers", "key_of", "opened"]
 
 _SETTLE_S = 0.05  # What lay on the wire at a kill has come by then, also on a busy machine.
 _decode = msgspec.json.Decoder(Result).decode
+Process = subprocess.Popen[bytes] | Forked
 
 
 class Bill(NamedTuple):
@@ -68,20 +71,21 @@ class Books:
         """Bills for answers that nobody could read."""
         return sum(of.by_fault["cut_json"] for of in self.ledger.models.values())
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """Kills at once and adds to `bound` what was in flight then.
+    def kill(self, process: Process, number: int = signal.SIGKILL) -> bytes:
+        """Ends a process by a signal, adds to `bound` what was in flight then; what it wrote to stderr.
 
         In flight is: with the gateway, on the way to it (it comes later), and on the way from it
         (answered within the last moment).
         """
-        process.kill()
+        process.send_signal(number)
         now = time.monotonic()
         flying, arrivals = self.ledger.in_flight, len(self._arrivals)
-        process.communicate()
+        _, stderr = process.communicate(timeout=60)
         recent = sum(now - _SETTLE_S <= bill.at <= now for bill in self.bills[-1000:])
         self.quiet()
         self.kills += 1
         self.bound += flying + recent + len(self._arrivals) - arrivals
+        return stderr
 
     def quiet(self) -> None:
         """Waits until nothing is in flight any more."""
