@@ -305,6 +305,18 @@ def test_a_refused_form_is_put_in_another_one_for_all_rows():
     assert world.lane.forms.now.form == "json_object"
 
 
+def test_one_refusal_does_not_unmake_a_form_that_was_answered():
+    refusal = failure(400, "response_format of type json_schema is not supported")
+    world = World(answer("bug"), refusal, answer("bug"), policy=LABELS)
+
+    async def two():
+        return [(await world.send()).status for _ in range(2)]
+
+    assert asyncio.run(two()) == ["ok", "ok"]
+    assert world.lane.forms.now.form == "json_schema"
+    assert b"response_format" not in world.transport.asked[2][0]  # Of this row alone.
+
+
 # Another model
 
 
