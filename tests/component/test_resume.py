@@ -115,14 +115,16 @@ def test_each_of_two_equal_rows_needs_an_answer_of_its_own(tmp_path):
 
 
 def test_a_line_that_was_copied_is_one_answer(tmp_path):
-    job = JobFolder(tmp_path, [{"prompt": "same"}] * 2)
-    run = job.resume()
-    results = job.results({(0, 0): Outcome.OK})
-    job.keep(run, results, 1)
-    job.keep(run, results, 2)
-    job.end(run)
-    job.write([{"prompt": "first"}, *[{"prompt": "same"}] * 2])
-    assert len(job.pending()) == 2
+    """Its row has it; the copy is not there for an equal row."""
+    same, other = {"prompt": "same"}, {"prompt": "other"}
+    job = JobFolder(tmp_path, [same, other])
+    job.answered(0)
+    job.write([other, same])
+    job.end(job.resume())
+    journal = job.folder / "journal-000001.jsonl"
+    journal.with_name("journal-000002.jsonl").write_bytes(journal.read_bytes())
+    job.write([other, same, same])
+    assert job.pending() == [(0, 0), (2, 0)]
 
 
 # Settings
@@ -183,7 +185,13 @@ def test_overwrite_forgets_all_of_it(job):
     job.answered(0, 1)
     found = job.resume(overwrite=True)
     assert job.left() == ALL
-    assert len(found.manifest.epochs) == 1
+    assert found.manifest.runs == {found.run}
+
+
+def test_an_answer_to_spare_goes_to_an_equal_row(tmp_path):
+    job = JobFolder(tmp_path, [{"prompt": "same"}] * 2, samples=2)
+    job.answered(0)
+    assert job.pending(samples=1) == []
 
 
 # Damage
@@ -208,11 +216,20 @@ def test_a_changed_byte_unmakes_its_line_alone(job):
     assert (job.left(), found.damaged) == ([(1, 0), *ALL[3:]], True)
 
 
+def test_damage_is_counted_once_however_often_the_journal_is_read(job):
+    job.answered(0, 1)
+    path = job.folder / "journal-000001.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    job.resume(params={"top_p": 1}, changed="resend", dry_run=True)
+    assert "damaged in one place" in job.said[-1]
+
+
 def test_a_segment_that_is_gone_is_told_once(job):
     job.answered(0, 1)
+    job.answered(2, number=2)
     (job.folder / "journal-000001.jsonl").unlink()
     found = job.resume()
-    assert (job.left(), found.damaged) == (ALL, True)
+    assert (job.left(), found.damaged) == ([at for at in ALL if at[0] != 2], True)
     assert "journal-000001.jsonl is gone" in job.said[0]
     assert not job.resume().damaged
 
