@@ -81,7 +81,7 @@ def written(folder: Path, rows: int, models: list[str], *, whole: bool, suffix: 
     Manifest(output=f"out.{suffix}", epochs=[epoch], asked=asked).save(run)
     inputs = Inputs(expand(["in.jsonl"]))
     deque(inputs.rows(), 0)
-    line_index.save(run, inputs.pins, inputs.marks)
+    line_index.save(run, inputs.pins, inputs.line_index)
     if whole:
         log = Journal(run, run=RUN)
         order = np.arange(rows - 1)

@@ -60,7 +60,7 @@ def placed_rows(
         unwanted: By place, not zero where the row is not needed.
     """
     found = source(output)
-    texts = found.files[0].kind == "csv"
+    texts = found.files[0].reader.text_cells
     for row in found.rows(columns, settled=unwanted):
         if row.columns is None or row.error is not None:
             raise JobError(f"{row.error}.")

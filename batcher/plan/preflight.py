@@ -52,7 +52,6 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
         JobError: No rows, two rows with one `custom_id`, or none of the first rows can be sent.
     """
     rows, unusable, unfit, first_error = 0, 0, 0, None
-    first_columns: list[str] = []
     told_apart = False
     names = array("q")
     notes: dict[str, list[Any]] = {}
@@ -76,7 +75,6 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
             unusable += prompt.error is not None
             unfit += prompter.ignores_template(row)
             first_error = first_error or prompt.error
-            first_columns = first_columns or list(row.columns or ())
     where = ", ".join(file.name for file in inputs.files)
     if not rows:
         raise JobError(f"{where}: there are no rows in it.")
@@ -87,11 +85,7 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
     if not told_apart:
         raise prompter.not_told_apart(where, _first(inputs).columns or {})
     if unfit == min(rows, _SAMPLE):
-        if inputs.files[0].kind == "parquet":  # Of which only the needed columns were read.
-            from batcher.read import parquet
-
-            first_columns = parquet.schema(inputs.files[0].path).names
-        have = ", ".join(first_columns) or "none"
+        have = ", ".join(_first(inputs).columns or ()) or "none"
         of = "the only row" if rows == 1 else f"none of the first {unfit} rows"
         raise JobError(
             f"--prompt names {', '.join(sorted(prompter.template_names))}, but {of} of {where} has "

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from batcher.read import parquet
+from batcher.read import arrow
 
 __all__ = ["Block", "Columns", "Misfit", "is_deep", "names_in", "unified"]
 
@@ -133,7 +133,7 @@ class Columns:
             if name not in have:
                 yield pa.nulls(rows.num_rows, kind)
             elif name in self.as_json:
-                yield pa.array(_texts(parquet.values(rows.column(name))), kind)
+                yield pa.array(_texts(arrow.values(rows.column(name))), kind)
             elif (column := rows.column(name)).type == kind:
                 yield column
             else:
@@ -147,7 +147,7 @@ def names_in(rows: pa.RecordBatch | list[dict[str, object] | None]) -> list[str 
     """The `custom_id` of each row as text, whatever type its column has in the output."""
     if isinstance(rows, pa.RecordBatch):
         known = "custom_id" in rows.schema.names
-        names = parquet.values(rows.column("custom_id")) if known else [None] * rows.num_rows
+        names = arrow.values(rows.column("custom_id")) if known else [None] * rows.num_rows
     else:
         own = (row.get("custom_id") if row else None for row in rows)
         names = [msgspec.json.decode(n) if isinstance(n, msgspec.Raw) else n for n in own]

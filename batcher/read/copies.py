@@ -102,7 +102,7 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
         import pyarrow as pa  # Takes its time to import.
         import pyarrow.parquet as pq
 
-        from batcher.read import parquet
+        from batcher.read import arrow
         from batcher.read.columns import is_deep
 
         def write_table(file: IO[bytes]) -> None:
@@ -111,18 +111,18 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
                     reader = _of_tables(given.with_format("arrow").iter(_TABLE_ROWS))
                 else:
                     reader = pa.RecordBatchReader.from_stream(given)
-                parquet.check_names(reader.schema.names, "rows")
+                arrow.check_names(reader.schema.names, "rows")
                 for field in reader.schema:
                     if is_deep(field.type):
                         raise JobError(
                             f"rows: the column {field.name!r} is nested more deeply than Parquet can be read; "
                             "make it JSON text."
                         )
-                fields = [field.with_type(parquet.plain(field.type)) for field in reader.schema]
+                fields = [field.with_type(arrow.plain(field.type)) for field in reader.schema]
                 with pq.ParquetWriter(file, pa.schema(fields), compression="zstd") as writer:
                     for batch in reader:
                         go_on()
-                        writer.write_batch(parquet.plain_batch(batch), row_group_size=10_000)
+                        writer.write_batch(arrow.plain_batch(batch), row_group_size=10_000)
             except pa.ArrowException as error:
                 raise JobError(f"rows: the table cannot be kept as Parquet: {error}.") from None
 

@@ -1,4 +1,4 @@
-"""Which files an input is: globs and folders to a list, each file pinned. Touches: files, the network."""
+"""The input files: paths, globs and folders become a list of pinned files. Touches: files, the network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import msgspec
 
 from batcher.errors import JobError, RunStopped
 from batcher.read import formats, object_store
-from batcher.read.formats import Format
-from batcher.read.text import is_packed
+from batcher.read.reader import Format, Reader
 from batcher.records import clean
 
 __all__ = ["InputFile", "Pin", "digest", "expand", "grown", "is_of", "notes_of", "same_files"]
@@ -24,16 +23,16 @@ _BLOCK = 4 << 20
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file is known by; what must be equal for its rows to be the same rows.
+    """Identifies a file: all of it must be equal for its rows to be the same rows.
 
     Attributes:
-        path: Absolute, or an address; of a copy in the run folder its name there.
+        path: Absolute path, or URL; for a copy in the run folder its name there.
         size: Bytes.
         mtime_ns: Time of the last change of the content.
         ctime_ns: Time of the last change of anything, which no program can set back; 0 in object storage.
-        inode: Number of the file, another one where another file took its place; 0 likewise.
+        inode: Number of the file, which changes when another file takes its place; 0 in object storage.
         digest: Hash of the content; "" when it was not worth reading all of it.
-        format: How its bytes are read, where its name does not tell all of that; else the same bytes could be
+        format: How its bytes are read, where its name does not tell; else the same bytes could become
             other rows at the next start.
     """
 
@@ -47,7 +46,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def copied(self) -> bool:
-        """Whether it is a copy in the run folder, of stdin or of an iterable."""
+        """Whether it is a copy of stdin or of rows from Python, in the run folder."""
         return not (os.path.isabs(self.path) or object_store.is_object(self.path))
 
 
@@ -56,11 +55,11 @@ class InputFile:
     """One input file, pinned.
 
     Attributes:
-        path: As it is opened.
-        name: As it is shown to people.
-        kind: Name of its format (`read.formats`).
-        pin: What it is known by later.
-        notes: What a person should know about how it is read; without its name.
+        path: The path to open.
+        name: The name to show to people.
+        kind: Name of its format in `formats`.
+        pin: What identifies it later.
+        notes: Notes for the user on how it is read, without its name.
     """
 
     path: str
@@ -75,22 +74,27 @@ class InputFile:
         return self.pin.format or Format(self.kind)
 
     @property
+    def reader(self) -> Reader:
+        """The reader of its format."""
+        return formats.reader_of(self.kind)
+
+    @property
     def folder(self) -> str:
-        """Where relative paths in it begin; "" for a copy: where its reader is."""
+        """Where relative paths in its rows begin; "" for a copy."""
         return "" if self.pin.copied else object_store.parent(self.path)
 
     @classmethod
     def of_pin(cls, pin: Pin, folder: Path) -> Self:
-        """The file that was pinned; `folder` holds the copies of stdin and of iterables."""
+        """Makes the file of a pin; `folder` is the run folder, which holds the copies."""
         path = str(folder / pin.path) if pin.copied else pin.path
         name = pin.path.partition("-")[0] if pin.copied else pin.path
-        kind = pin.format.kind if pin.format is not None else _kind(path) or "jsonl"
+        kind = pin.format.kind if pin.format else formats.kind_of(path) or formats.DEFAULT
         return cls(path, name, kind, pin)
 
     def with_digest(self, go_on: Callable[[], None]) -> Self:
-        """The same with the hash of its content, which is read for it; not from object storage.
+        """Adds the hash of the content, which is read for it.
 
-        What is there has a time that only a new content changes.
+        An object in storage needs none: its time changes with its content and not otherwise.
         """
         if self.pin.digest or object_store.is_object(self.path):
             return self
@@ -98,10 +102,10 @@ class InputFile:
         return replace(self, pin=msgspec.structs.replace(self.pin, digest=found))
 
     def now(self) -> Pin | None:
-        """What it is known by now, with the old hash; None when it is gone.
+        """Pins the file as it is now, with the old hash; None when it is gone.
 
         Raises:
-            RunStopped: Object storage does not tell.
+            RunStopped: Object storage does not answer.
         """
         try:
             found = _pin(self.path)
@@ -117,16 +121,16 @@ class InputFile:
         )
 
     def touched(self) -> bool:
-        """Whether it is another file than was pinned, or was written, moved or touched since."""
+        """Whether it was replaced, written, moved or touched since it was pinned."""
         return self.now() != self.pin
 
     def rewritten(self) -> bool:
-        """Whether its size or the time of its content is another one now, or it is gone."""
+        """Whether its size or the time of its content changed, or it is gone."""
         now = self.now()
         return now is None or (now.size, now.mtime_ns) != (self.pin.size, self.pin.mtime_ns)
 
     def again(self) -> Self | None:
-        """The file pinned anew; None when it is not known to hold what it held when it was pinned."""
+        """Pins the file anew; None when it may not hold what it held when it was pinned."""
         now = self.now()
         if now is None or now == self.pin:
             return None if now is None else self
@@ -145,20 +149,20 @@ def expand(
     delimiter: str | None = None,
     other: str | None = None,
 ) -> list[InputFile]:
-    """Files named by the arguments: files, globs in sorted order, folders by their known suffixes.
+    """Lists the files that the arguments name: files, globs in sorted order, folders by known suffixes.
 
-    Addresses of object storage may stand for each of these. Of a folder, .json files count only where
-    there is nothing else: beside data they tell about it.
+    Each may be a URL of object storage. The .json files of a folder count only where it holds
+    nothing else: beside data they describe it.
 
     Args:
         paths: The arguments.
         output: What will be written; it is no input where a folder or a glob holds it.
-        encoding: Of all text; None to find it.
-        delimiter: Of all CSV; None to find it.
+        encoding: Encoding of all text; None to detect it.
+        delimiter: Delimiter of all CSV; None to detect it.
         other: Format of files whose names tell none; None to refuse them.
 
     Raises:
-        JobError: Something named is not there, cannot be read, or is of no known format.
+        JobError: A file is not there, cannot be read, or has no known format.
     """
     found: list[str] = []
     for path in paths:
@@ -169,10 +173,10 @@ def expand(
                 str(entry)
                 for entry in Path(path).rglob("*")
                 if entry.is_file()
-                and _kind(entry.name)
+                and formats.kind_of(entry.name)
                 and not _hidden(entry.relative_to(path).parts)
             )
-            inside = _data([entry for entry in inside if not is_of(output, entry)])
+            inside = formats.without_metadata(e for e in inside if not is_of(output, e))
             if not inside:
                 raise JobError(f"{path}: the folder holds no {formats.NAMES}.")
             found += inside
@@ -193,7 +197,7 @@ def expand(
 
 
 def notes_of(files: Sequence[InputFile]) -> list[str]:
-    """What a person should know about how files are read, in sentences; of many files once."""
+    """Sentences for the user on how files are read; once where many files have the same note."""
     of: dict[str, list[str]] = {}
     for file in files:
         for note in file.notes:
@@ -204,13 +208,8 @@ def notes_of(files: Sequence[InputFile]) -> list[str]:
     ]
 
 
-def _data(paths: list[str]) -> list[str]:
-    """Those that are data: .json files only where there are no others."""
-    return [path for path in paths if ".json" not in Path(path).suffixes[-2:]] or paths
-
-
 def is_of(output: str, path: str) -> bool:
-    """Whether a path is an output, or in one that is a folder."""
+    """Whether a path is the output, or in it where that is a folder."""
     written, real = os.path.realpath(output), os.path.realpath(path)
     return real == written or (output.endswith("/") and real.startswith(f"{written}/"))
 
@@ -225,12 +224,12 @@ def _objects(path: str, output: str) -> list[str]:
                 raise JobError(f"{path}: no object matches.")
             return matched
         root = path.rstrip("/")
-        inside = _data(
-            [
-                url
-                for url in object_store.within(root)
-                if _kind(url) and url != output and not _hidden(url[len(root) + 1 :].split("/"))
-            ]
+        inside = formats.without_metadata(
+            url
+            for url in object_store.within(root)
+            if formats.kind_of(url)
+            and url != output
+            and not _hidden(url[len(root) + 1 :].split("/"))
         )
     except OSError as error:
         raise JobError(f"{path}: it cannot be read: {object_store.why(error)}.") from None
@@ -242,18 +241,16 @@ def _objects(path: str, output: str) -> list[str]:
 
 
 def _hidden(parts: Sequence[str]) -> bool:
-    """Whether a file is no input: hidden, or inside the run folder of an earlier output."""
+    """Whether a file is hidden, or inside of a run folder."""
     return any(part.startswith((".", "_")) or part.endswith(".run") for part in parts)
 
 
 def _pinned(
     path: str, encoding: str | None, delimiter: str | None, other: str | None
 ) -> InputFile:
-    kind = _kind(path) or other
+    kind = formats.kind_of(path) or other
     if kind is None:
-        raise JobError(
-            f"{path}: its format is not known by its name; rename it to end in {formats.NAMES}."
-        )
+        raise JobError(f"{path}: unknown format; rename it to end in {formats.NAMES}.")
     if not object_store.is_object(path) and not os.path.isfile(path):
         raise JobError(f"{path}: it is no file; JSONL from a pipe is read as - (stdin).")
     try:
@@ -261,14 +258,14 @@ def _pinned(
             pin = _pin(path)
             if pin.path != clean(pin.path):
                 raise JobError(
-                    f"{clean(pin.path)}: its name, or that of a folder above it, holds bytes that are no UTF-8; rename it."
+                    f"{clean(pin.path)}: its name, or that of a folder above it, is not UTF-8; rename it."
                 )
-        found, notes = formats.READERS[kind].examined(path, encoding, delimiter)
+        found, notes = formats.reader_of(kind).examine(path, encoding, delimiter)
     except OSError as error:
         raise JobError(f"{path}: it cannot be read: {object_store.why(error)}.") from None
     if found is not None:
         kind, pin = found.kind, msgspec.structs.replace(pin, format=found)
-    # The program around it may go to another folder before the file is opened again.
+    # The calling program may change its working folder before the file is opened again.
     return InputFile(pin.path, path, kind, pin, tuple(notes))
 
 
@@ -286,12 +283,8 @@ def _pin(path: str) -> Pin:
     )
 
 
-def _kind(path: str) -> str | None:
-    return next((kind for suffix, kind in formats.SUFFIXES.items() if path.endswith(suffix)), None)
-
-
 def digest(path: str, size: int, go_on: Callable[[], None] = lambda: None) -> str:
-    """Hash of the first `size` bytes; `go_on` is called now and then and may raise."""
+    """Hashes the first `size` bytes; "" where there are fewer. `go_on` is called now and then and may raise."""
     sum_ = hashlib.sha256()
     left = size
     with object_store.opened(path) as file:
@@ -303,7 +296,7 @@ def digest(path: str, size: int, go_on: Callable[[], None] = lambda: None) -> st
 
 
 def same_files(old: Sequence[Pin], new: Sequence[Pin]) -> bool:
-    """Whether all files are the very same ones, which nobody has touched in between."""
+    """Whether all files are the same ones, untouched in between."""
     return [_without_digest(pin) for pin in old] == [_without_digest(pin) for pin in new]
 
 
@@ -314,17 +307,17 @@ def _without_digest(pin: Pin) -> Pin:
 def grown(
     old: Sequence[Pin], new: Sequence[InputFile], go_on: Callable[[], None] = lambda: None
 ) -> bool | None:
-    """Whether rows were added behind those of the old pins; None when these moved or changed.
+    """Whether rows were added behind those of the old pins; None when those moved or changed.
 
-    A file whose times and place are the same is not read. One that was copied, moved or touched is
-    known by the hash of its content; a last JSONL file that became longer, by that of its beginning.
+    A file with the same times and path is not read. One that was copied, moved or touched is
+    recognized by the hash of its content; a last file that grew, by the hash of its old length.
     """
     if len(new) < len(old):
         return None
     for number, (before, file) in enumerate(zip(old, new, strict=False)):
         after, last = file.pin, number == len(old) - 1
         if before.format != after.format:
-            return None  # The same bytes, but other rows.
+            return None  # The same bytes become other rows.
         if _without_digest(before) == _without_digest(after):
             if before.digest == after.digest or not after.digest:
                 continue
@@ -332,7 +325,9 @@ def grown(
         if not before.digest or after.size < before.size:
             return None
         longer = after.size > before.size
-        if longer and not (last and len(new) == len(old) and _whole_lines(file, before.size)):
+        if longer and not (
+            last and len(new) == len(old) and file.reader.is_whole(file, before.size)
+        ):
             return None
         if (
             after.digest if after.digest and not longer else digest(file.path, before.size, go_on)
@@ -341,12 +336,3 @@ def grown(
         if longer:
             return True
     return len(new) > len(old)
-
-
-def _whole_lines(file: InputFile, size: int) -> bool:
-    """Whether a plain JSONL file has a line end just before this offset."""
-    if file.kind != "jsonl" or file.format.encoding or is_packed(file.path):
-        return False
-    with object_store.opened(file.path) as opened:
-        opened.seek(size - 1)
-        return size > 0 and opened.read(1) == b"\n"

@@ -1,68 +1,133 @@
-"""JSONL, plain or compressed, to lines and dicts. Touches: files."""
+"""JSONL, plain or compressed: a line is a row. Touches: files, the network."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from array import array
-from collections.abc import Iterator
-from typing import Any
-
-import msgspec
+from collections.abc import Generator, Iterator
 
 from batcher.read import object_store, text
-from batcher.read.text import BOM, Damaged
+from batcher.read.files import InputFile
+from batcher.read.json_text import decode
+from batcher.read.reader import ALL, Format, Record, Span, TextReader, row_of
+from batcher.read.text import BOM, InvalidRecord
+from batcher.records import Row
 
-__all__ = ["MARK", "Damaged", "decode", "lines", "salvaged", "shallow"]
+__all__ = ["INDEX_EVERY", "READER", "lines"]
 
-MARK = 4096  # lines
-_DEEPEST = 200  # Python's stack ends at 1,000, and an answer is read from deep inside the program.
-# Never steps back over what it has matched, so its time grows with the line and no faster.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
-_decode: Any = msgspec.json.Decoder().decode
-_encode: Any = msgspec.json.Encoder(decimal_format="number").encode
-# Texts, to step over them, and what is no JSON but what Python's own json writes, or no number of 64 bits.
-_ODD = re.compile(
-    rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)|(?P<word>-?Infinity|NaN)\b|(?P<number>-?\d[\d.eE+-]*+)',
-    re.DOTALL,
-)
+INDEX_EVERY = 4096
+"""Lines between two entries of a line index."""
+_HEAD_BYTES = 4096
+
+
+class _JsonlReader(TextReader):
+    """Reads JSONL. A blank line has a position but no row, so that it moves no other row."""
+
+    def examine(
+        self, path: str, encoding: str | None, _delimiter: str | None
+    ) -> tuple[Format | None, list[str]]:
+        text.check_packing(path)
+        head = text.head(path, text.SAMPLE_BYTES if encoding is not None else _HEAD_BYTES)
+        # A line that is not UTF-8 fails alone; only UTF-16 cannot be split into lines at all.
+        if encoding is None and not text.may_be_utf16(head):
+            return None, []
+        found, notes = text.encoding_of(path, head, encoding)
+        return Format("jsonl", found) if found else None, notes
+
+    def contents(self, file: InputFile) -> Iterator[tuple[int, bytes | Record | None]]:
+        number = 0
+        try:
+            for number, line in enumerate(lines(file.path, encoding=file.format.encoding), 1):
+                yield number, None if not line or line.isspace() else line
+        except InvalidRecord as damage:
+            yield number + 1, Record(number + 1, None, str(damage))
+
+    def rows(
+        self, span: Span, _columns: frozenset[str] | None
+    ) -> Generator[Row, None, tuple[int, int]]:
+        file, folder = span.file, span.folder
+        wanted = span.next_wanted(span.first)
+        number = offset = rows = 0
+        index: array[int] | None = array("q")
+        known = span.line_index.get(file.path)
+        if known and span.limit == ALL:
+            # With a limit it matters how many of the skipped lines are blank, which is not known.
+            at = min((wanted - span.first) // INDEX_EVERY, len(known) - 1)
+            number, offset, index = at * INDEX_EVERY, known[at], None
+        try:
+            for line in lines(file.path, offset, index, file.format.encoding):
+                position = span.first + number
+                number += 1
+                if not line or line.isspace():
+                    if position >= wanted:
+                        wanted = span.next_wanted(position + 1)
+                    continue
+                if rows == span.limit:
+                    return number, rows
+                rows += 1
+                if position < wanted:
+                    continue
+                where = f"{file.name}:{number}"
+                try:
+                    row = Row(position, where, decode(line), folder=folder)
+                except InvalidRecord:
+                    row = row_of(position, where, line, folder)
+                yield row
+                wanted = span.next_wanted(position + 1)
+        except InvalidRecord as damage:
+            position = span.first + number
+            if position >= span.next_wanted(position) and rows < span.limit:
+                record = Record(number + 1, None, str(damage))
+                yield row_of(position, f"{file.name}:{number + 1}", record, folder)
+            return number + 1, rows + 1
+        if index:
+            span.line_index[file.path] = index
+        return number, rows
+
+    def is_whole(self, file: InputFile, size: int) -> bool:
+        if file.format.encoding or text.is_packed(file.path):
+            return False
+        with object_store.opened(file.path) as opened:
+            opened.seek(size - 1)
+            return size > 0 and opened.read(1) == b"\n"
+
+
+READER = _JsonlReader()
 
 
 def lines(
-    path: str, offset: int = 0, marks: array[int] | None = None, encoding: str = ""
+    path: str, offset: int = 0, index: array[int] | None = None, encoding: str = ""
 ) -> Iterator[bytes]:
-    r"""Every physical line, blank ones too, without its line end.
+    r"""Yields every physical line, blank ones too, without its line end.
 
     Lines end at \n alone: U+2028 and its relatives are text.
 
     Args:
         path: The file.
         offset: Where to begin, at the start of a line; only in a plain file of UTF-8.
-        marks: Gets the offset of every `MARK`th line, likewise.
-        encoding: Of its text; "" for UTF-8.
+        index: Gets the offset of every `INDEX_EVERY`th line, likewise.
+        encoding: Encoding of the text; "" for UTF-8.
 
     Raises:
-        Damaged: The compressed stream is cut or broken; the lines before it were yielded.
+        InvalidRecord: The compressed stream is cut or broken; the lines before it were yielded.
     """
     first = offset == 0
-    whole = bool(encoding) or text.is_packed(path)
-    for line in _split(path, encoding) if whole else _plain(path, offset, marks):
+    split = bool(encoding) or text.is_packed(path)
+    for line in _split(path, encoding) if split else _plain(path, offset, index):
         found = line.rstrip(b"\r\n")
         if first:
             found, first = found.removeprefix(BOM), False
         yield found
 
 
-def _plain(path: str, offset: int, marks: array[int] | None) -> Iterator[bytes]:
+def _plain(path: str, offset: int, index: array[int] | None) -> Iterator[bytes]:
     with object_store.opened(path) as file:
         file.seek(offset)
-        if marks is None:
+        if index is None:
             yield from file
             return
         for number, line in enumerate(file):
-            if not number % MARK:
-                marks.append(offset)
+            if not number % INDEX_EVERY:
+                index.append(offset)
             offset += len(line)
             yield line
 
@@ -74,128 +139,3 @@ def _split(path: str, encoding: str) -> Iterator[bytes]:
         yield from whole
     if rest:
         yield rest
-
-
-def decode(line: bytes) -> dict[str, object]:
-    """One line as a dict.
-
-    Raises:
-        Damaged: It is not a JSON object in UTF-8; the text says what is wrong.
-    """
-    try:
-        columns = _decode(shallow(line))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(_reason(line, error)) from None
-    if type(columns) is not dict:
-        raise Damaged(f"not a JSON object but {_kind(columns)}")
-    return columns
-
-
-def shallow(line: bytes) -> bytes:
-    """The line; a value of it that is nested more than 200 levels deep is a text: the JSON that it was.
-
-    >>> shallow(b'{"a": 1, "b": ' + b"[" * 201 + b"]" * 201 + b"}")[:20]
-    b'{"a": 1, "b": "[[[[['
-    """
-    if len(line) <= 2 * _DEEPEST or line.count(b"[") + line.count(b"{") <= _DEEPEST:
-        return line
-    parts: list[bytes] = []
-    depth = deepest = start = done = 0
-    for token in _TOKEN.finditer(line):
-        if token[0] in (b"[", b"{"):
-            depth += 1
-            if depth == 2:
-                start, deepest = token.start(), 0
-            deepest = max(deepest, depth)
-        elif token[0] in (b"]", b"}"):
-            depth -= 1
-            if depth == 1 and deepest > _DEEPEST + 1:
-                deep = line[start : token.end()].decode(errors="surrogateescape")
-                made = json.dumps(deep, ensure_ascii=False)
-                parts += line[done:start], made.encode(errors="surrogateescape")
-                done = token.end()
-    return b"".join([*parts, line[done:]]) if parts else line
-
-
-def salvaged(line: bytes) -> tuple[bytes | None, str, str]:
-    """What can be had of a line that `decode` does not take.
-
-    Python's json writes NaN and Infinity, which JSON has not: they are null, and so is a number that no
-    64-bit float holds. Where one text is no Unicode, the other columns are kept.
-
-    Returns:
-        (JSON object of the columns or None, why the row cannot be used or "", what was read otherwise than
-        it stands there or "").
-    """
-    found: dict[str, None] = {}
-
-    def mended(match: re.Match[bytes]) -> bytes:
-        if match["word"] is not None:
-            found[match["word"].decode().lstrip("-")] = None
-        elif match["number"] is not None and _too_large(match["number"]):
-            found["a number beyond 1.8e308"] = None
-        else:
-            return match[0]
-        return b"null"
-
-    made = _ODD.sub(mended, line)
-    note = f"{', '.join(found)} is read as null" if found else ""
-    try:
-        decode(made)
-    except Damaged as damage:
-        return _readable(made), str(damage), ""
-    return made, "", note
-
-
-def _too_large(number: bytes) -> bool:
-    try:
-        return b"e" in number.lower() and math.isinf(float(number))
-    except ValueError:
-        return False
-
-
-def _readable(line: bytes) -> bytes | None:
-    """The columns of a line that are Unicode, the others null; None where it is no JSON object."""
-    try:
-        columns = json.loads(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return None
-    if type(columns) is not dict:
-        return None
-    kept: bytes = _encode(
-        {name: value if _sound(value) else None for name, value in columns.items() if _sound(name)}
-    )
-    return kept
-
-
-def _reason(line: bytes, error: Exception) -> str:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as broken:
-        return f"not UTF-8 (byte {broken.start + 1} of the line); --encoding tells what it is"
-    try:  # The standard library names the column, which helps a person more.
-        if not _sound(json.loads(line)):
-            return r"not Unicode (half a surrogate pair, such as \ud83d alone)"
-    except (ValueError, RecursionError) as better:
-        error = better
-    alone = line.strip() in (b"[", b"]")
-    hint = "; a file that is one JSON array is no JSONL: name it .json" if alone else ""
-    return f"not JSON ({error}{hint})"
-
-
-def _sound(value: object) -> bool:
-    """Whether all text in it is Unicode."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(value: object) -> str:
-    return {
-        list: "a list; a file that is one JSON array is named .json",
-        str: "a text",
-        bool: "a truth value",
-        type(None): "null",
-    }.get(type(value), "a number")

@@ -1,6 +1,6 @@
-"""The bytes of a text file as UTF-8, whatever packs and encodes them. Touches: files, the network.
+"""The bytes of a text file as UTF-8, however it is compressed and encoded. Touches: files, the network.
 
-Everything that reads text begins here, so that compression and encodings are the same for all formats.
+All formats of text read through here, so that compression and encodings are the same for each.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from batcher.read import object_store
 
 __all__ = [
     "BOM",
-    "Damaged",
+    "SAMPLE_BYTES",
+    "InvalidRecord",
     "blocks",
     "check_packing",
     "encoding_of",
+    "head",
     "is_packed",
-    "look",
+    "may_be_utf16",
     "opened",
-    "readable",
 ]
 
 BOM = b"\xef\xbb\xbf"
+SAMPLE_BYTES = 1 << 20
+"""How much of a file decides its encoding."""
 _BLOCK = 1 << 20
 _PACKED = (".gz", ".zst")
 # pyarrow reports a broken zstd stream as an OSError without a number, or as a ValueError.
@@ -40,23 +43,19 @@ _MAGIC = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     b"PAR1": "Parquet",
 }
-_ENDS = {"gzip data": ".gz", "zstd data": ".zst", "Parquet": ".parquet"}
-_MARKS = (
-    codecs.BOM_UTF32_LE,
-    codecs.BOM_UTF32_BE,
-    codecs.BOM_UTF16_LE,
-    codecs.BOM_UTF16_BE,
-)
+_SUFFIXES = {"gzip data": ".gz", "zstd data": ".zst", "Parquet": ".parquet"}
+_UTF32_BOMS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_BOMS = (*_UTF32_BOMS, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HIGH = re.compile(rb"[\x80-\xff]+")
-_UNDEFINED = frozenset(b"\x81\x8d\x8f\x90\x9d")  # No letters in Windows-1252.
+_NOT_CP1252 = frozenset(b"\x81\x8d\x8f\x90\x9d")
 _CANDIDATES = ("gb18030", "shift_jis", "big5", "euc_kr", "cp1251")
-_BROKEN_CHAR = "batcher.broken"
-# A surrogate stands for what the encoding does not have, so that the row that holds it can be found.
-codecs.register_error(_BROKEN_CHAR, lambda error: ("\udc80", getattr(error, "end", 0)))
+_REPLACE = "batcher.replace"
+# A lone surrogate replaces a byte that the encoding does not have, so that its row can be found.
+codecs.register_error(_REPLACE, lambda error: ("\udc80", getattr(error, "end", 0)))
 
 
-class Damaged(ValueError):
-    """The file ends in the middle of its compressed stream, or a record is not what its format says."""
+class InvalidRecord(ValueError):
+    """A record is not what its format says, or the file ends inside of its compressed stream."""
 
 
 def is_packed(path: str) -> bool:
@@ -65,29 +64,29 @@ def is_packed(path: str) -> bool:
 
 
 def blocks(path: str, encoding: str = "") -> Iterator[bytes]:
-    """The whole file in pieces of some size, unpacked, as UTF-8.
+    """Yields the whole file, decompressed, as UTF-8, in blocks of about 1 MB.
 
     Args:
         path: The file.
-        encoding: Of its text; "" for UTF-8, whose bytes come as they are, wrong ones included. What
-            another encoding does not have comes as bytes that are no UTF-8.
+        encoding: Encoding of its text. "" for UTF-8, whose bytes are passed through, invalid ones too.
+            Bytes that another encoding does not have become bytes that are invalid UTF-8.
 
     Raises:
-        Damaged: The compressed stream is cut or broken; all that stands before that was yielded.
+        InvalidRecord: The compressed stream is cut or broken; all before that was yielded.
     """
-    found = _unpacked(path) if is_packed(path) else _plain(path)
+    content = _unpacked(path) if is_packed(path) else _plain(path)
     if not encoding:
-        yield from found
+        yield from content
         return
-    decoder = codecs.getincrementaldecoder(encoding)(_BROKEN_CHAR)
-    for block in found:
+    decoder = codecs.getincrementaldecoder(encoding)(_REPLACE)
+    for block in content:
         yield decoder.decode(block).encode("utf-8", "surrogatepass")
     yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
 
 
 @contextmanager
 def opened(path: str, encoding: str = "") -> Iterator[io.TextIOWrapper]:
-    """The same as text with the line ends that it has; a byte that is no UTF-8 is half a surrogate pair."""
+    """Opens the file as text with the line ends that it has; invalid bytes become lone surrogates."""
     plain = not encoding and not is_packed(path)
     content: IO[bytes]
     content = (
@@ -128,7 +127,7 @@ def _plain(path: str) -> Iterator[bytes]:
 def _unpacked(path: str) -> Iterator[bytes]:
     done = 0
     damage: Exception | None = None
-    with _open(path) as file:
+    with _decompressed(path) as file:
         try:
             while block := file.read(_BLOCK):
                 done += len(block)
@@ -139,14 +138,14 @@ def _unpacked(path: str) -> Iterator[bytes]:
             damage = error
     if damage is None:
         return
-    # A block that meets the cut is lost with all that stands before it: read again, in bytes.
-    yield _to_the_cut(path, done)
-    raise Damaged(f"the compressed file is cut or broken here ({damage})")
+    # A block that reaches the cut is lost as a whole: read it again, byte by byte.
+    yield _up_to_cut(path, done)
+    raise InvalidRecord(f"the compressed file is cut or broken here ({damage})")
 
 
-def _to_the_cut(path: str, start: int) -> bytes:
+def _up_to_cut(path: str, start: int) -> bytes:
     found = bytearray()
-    with _open(path) as file, suppress(*_BROKEN):
+    with _decompressed(path) as file, suppress(*_BROKEN):
         while start > 0:
             start -= len(file.read(min(start, _BLOCK)))
         while byte := file.read(1):
@@ -155,128 +154,135 @@ def _to_the_cut(path: str, start: int) -> bytes:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[Any]:
+def _decompressed(path: str) -> Iterator[Any]:
     with object_store.opened(path) as packed:
         if path.endswith(".gz"):
             with gzip.open(packed, "rb") as file:
                 yield file
             return
-        import pyarrow as pa  # Takes its time to import.
+        import pyarrow as pa  # Slow to import.
 
         with pa.input_stream(packed, compression="zstd") as file:
             yield file
 
 
 def check_packing(path: str) -> None:
-    """Whether a text file is packed as its name says.
+    """Checks that a text file is compressed as its name says.
 
     Raises:
         JobError: It is not; the message names what it is.
     """
-    head = object_store.head(path, 4)
-    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
-    end = next((end for end in _PACKED if path.endswith(end)), "")
-    if end and head and _ENDS.get(found) != end:
-        # A zstd file may begin with a frame that is skipped.
-        if end == ".zst" and head[1:] == b"\x2a\x4d\x18":
+    start = object_store.head(path, 4)
+    found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
+    suffix = next((suffix for suffix in _PACKED if path.endswith(suffix)), "")
+    if suffix and start and _SUFFIXES.get(found) != suffix:
+        # A zstd file may begin with a skippable frame.
+        if suffix == ".zst" and start[1:] == b"\x2a\x4d\x18":
             return
         what = f"it is {found}" if found else "its content is not compressed"
-        raise JobError(f"{path}: its name ends in {end}, but {what}; rename it.")
-    if found and not end:
-        mend = f"rename it to end in {_ENDS[found]}" if found in _ENDS else "save it as CSV"
-        raise JobError(f"{path}: it is {found}; {mend}.")
+        raise JobError(f"{path}: its name ends in {suffix}, but {what}; rename it.")
+    if found and not suffix:
+        fix = f"rename it to end in {_SUFFIXES[found]}" if found in _SUFFIXES else "save it as CSV"
+        raise JobError(f"{path}: it is {found}; {fix}.")
 
 
-def look(path: str, size: int) -> bytes:
-    """Some of the first bytes, unpacked but as they are encoded: `size` at most, all of them of a plain file."""
-    head = object_store.head(path, size)
+def head(path: str, size: int) -> bytes:
+    """Reads the first bytes, decompressed but not decoded; `size` at most, all of a plain file."""
+    start = object_store.head(path, size)
     if path.endswith(".gz"):
         with suppress(zlib.error):
-            return zlib.decompressobj(wbits=31).decompress(head, size)
+            return zlib.decompressobj(wbits=31).decompress(start, size)
         return b""
     if not path.endswith(".zst"):
-        return head
+        return start
     import pyarrow as pa
 
     found = bytearray()
-    with suppress(*_BROKEN), pa.input_stream(pa.BufferReader(head), compression="zstd") as file:
+    with suppress(*_BROKEN), pa.input_stream(pa.BufferReader(start), compression="zstd") as file:
         while len(found) < size and (block := file.read(4096)):
             found += block
     return bytes(found[:size])
 
 
-def readable(path: str, head: bytes, encoding: str) -> str:
-    """The encoding that was asked for, once the beginning of the file can be text in it.
+def may_be_utf16(start: bytes) -> bool:
+    """Whether the first bytes look like UTF-16 or UTF-32, which cannot be split into lines or items."""
+    return start.startswith((b"\xff", b"\xfe")) or 0 in start[:4096]
 
-    UTF-16 and UTF-32 without a mark get the order of bytes that their NULs show.
+
+def encoding_of(path: str, start: bytes, given: str | None) -> tuple[str, list[str]]:
+    """Finds the encoding of a file by its first `SAMPLE_BYTES`.
+
+    Args:
+        path: The file.
+        start: Its first bytes.
+        given: The encoding that the user gives, "" for UTF-8; None to detect it.
+
+    Returns:
+        The encoding, "" for UTF-8, and notes for the user.
 
     Raises:
-        JobError: It cannot.
+        JobError: It is not the encoding that was given, or cannot be told from similar ones.
     """
+    if given is not None:
+        return _confirmed(path, start, given), []
+    whole = len(start) < SAMPLE_BYTES and not is_packed(path)
+    found = _detected(path, start, whole=whole)
+    return found, [f"read as {found}; give --encoding if that is wrong"] if found else []
+
+
+def _confirmed(path: str, start: bytes, encoding: str) -> str:
+    """The given encoding, once the file can be text in it; with the byte order where no BOM tells it."""
+    wrong = JobError(f"{path}: it is not {encoding}; leave --encoding out, or give another.")
     if encoding.startswith(("utf-16", "utf-32")):
-        if head and 0 not in head:  # Its commas and line ends alone would have some.
-            raise JobError(f"{path}: it is not {encoding}; leave --encoding out, or give another.")
-        if encoding in ("utf-16", "utf-32") and not head.startswith(_MARKS):
-            return f"{encoding}-{'be' if head.startswith(bytes(1)) else 'le'}"
+        if start and 0 not in start:  # Its commas and line ends alone would have some.
+            raise wrong
+        if encoding in ("utf-16", "utf-32") and not start.startswith(_BOMS):
+            return f"{encoding}-{'be' if start.startswith(bytes(1)) else 'le'}"
         return encoding
-    if head.count(0) * 4 > len(head):
+    if start.count(0) * 4 > len(start):
         raise JobError(f"{path}: it looks like UTF-16; give --encoding utf-16, or leave it out.")
-    if not encoding:
-        return encoding
-    text = codecs.getincrementaldecoder(encoding)(_BROKEN_CHAR).decode(head)
-    broken = text.count("\udc80")
-    if broken * 2 > sum(letter > "\x7f" for letter in text):
-        raise JobError(f"{path}: it is not {encoding}; leave --encoding out, or give another.")
+    if encoding:
+        text = codecs.getincrementaldecoder(encoding)(_REPLACE).decode(start)
+        if text.count("\udc80") * 2 > sum(letter > "\x7f" for letter in text):
+            raise wrong
     return encoding
 
 
-def encoding_of(path: str, head: bytes, *, whole: bool) -> str:
-    """What encoding a file has, by its beginning; "" for UTF-8.
+def _detected(path: str, start: bytes, *, whole: bool) -> str:
+    """Detects the encoding.
 
-    A mark at the start and the pattern of NULs tell UTF-16. Single letters above 127 among ASCII tell
-    Windows-1252, or Latin-1 where a byte is none of that. A few wrong bytes in a text with letters of UTF-8
-    do not make it another encoding: these rows are unreadable.
-
-    Args:
-        path: For the message.
-        head: The first bytes.
-        whole: Whether that is all of the file, so that no letter is cut at its end.
-
-    Raises:
-        JobError: It is text in some other encoding, which cannot be told from its relatives.
+    A BOM or the pattern of NULs shows UTF-16. Single bytes above 127 among ASCII show Windows-1252, or
+    Latin-1 where a byte is not in it. A few invalid bytes among letters of UTF-8 do not make it another
+    encoding: those rows are unreadable. `whole` says that no letter is cut at the end.
     """
-    if head.startswith(_MARKS[:2]):
+    if start.startswith(_UTF32_BOMS):
         return "utf-32"
-    if head.startswith(_MARKS):
+    if start.startswith(_BOMS):
         return "utf-16"
-    start = head[:4096]
-    even, odd = start[::2].count(0), start[1::2].count(0)
-    if (even + odd) * 4 > len(start) and len(start) >= 4:
+    first = start[:4096]
+    even, odd = first[::2].count(0), first[1::2].count(0)
+    if (even + odd) * 4 > len(first) and len(first) >= 4:
         return "utf-16-le" if odd > even else "utf-16-be"
-    try:
-        codecs.getincrementaldecoder("utf-8")("strict").decode(head, final=whole)
-    except UnicodeDecodeError:
-        pass
-    else:
+    if _decodes(start, "utf-8", whole=whole):
         return ""
-    text = head.decode("utf-8", "surrogateescape")
+    text = start.decode("utf-8", "surrogateescape")
     wrong = sum("\udc80" <= letter <= "\udcff" for letter in text)
     right = sum(letter > "\x7f" for letter in text) - wrong
     if right > wrong:
         return ""
-    runs = [len(run) for run in _HIGH.findall(head)]
+    runs = [len(run) for run in _HIGH.findall(start)]
     if sum(n for n in runs if n > 2) * 4 > sum(runs):
-        able = ", ".join(name for name in _CANDIDATES if _decodes(head, name, whole=whole))
+        possible = ", ".join(name for name in _CANDIDATES if _decodes(start, name, whole=whole))
         raise JobError(
-            f"{path}: its text is not UTF-8, and which encoding it has cannot be told; give --encoding"
-            f"{f' (possible by its bytes: {able})' if able else ''}."
+            f"{path}: its text is not UTF-8, and its encoding cannot be detected; give --encoding"
+            f"{f' (its bytes fit: {possible})' if possible else ''}."
         )
-    return "iso8859-1" if any(byte in _UNDEFINED for byte in head) else "cp1252"
+    return "iso8859-1" if any(byte in _NOT_CP1252 for byte in start) else "cp1252"
 
 
-def _decodes(head: bytes, encoding: str, *, whole: bool) -> bool:
+def _decodes(start: bytes, encoding: str, *, whole: bool) -> bool:
     try:
-        codecs.getincrementaldecoder(encoding)("strict").decode(head, final=whole)
+        codecs.getincrementaldecoder(encoding)("strict").decode(start, final=whole)
     except UnicodeDecodeError:
         return False
     return True

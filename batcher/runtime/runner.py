@@ -296,7 +296,7 @@ class Runner:
             manifest.save(folder)
             if found.moved is not None:
                 found.moved.save(folder)
-            line_index.save(folder, inputs.pins, inputs.marks)
+            line_index.save(folder, inputs.pins, inputs.line_index)
             if not replaces:
                 copies.sweep(folder, inputs.pins)
             manners = _manners_at(endpoint, manifest)
@@ -367,7 +367,7 @@ class Runner:
         """What is still to send, and what is to be kept in `run.json`; reads, and writes nothing."""
         job, settings = self._job, settings_of(self._job, endpoint.name)
         if not job.dry_run:
-            inputs.marks = line_index.load(folder, inputs.pins)
+            inputs.line_index = line_index.load(folder, inputs.pins)
         found = resume(job, settings, folder, inputs, say, self._go_on, taken)
         batched = self._writes_batch(inputs)
         self.batch = batched
@@ -384,7 +384,7 @@ class Runner:
             say(note)
         self._surveyed = found_in.rows
         most = _LOOK_BYTES if not job.dry_run else 1 << 62
-        inputs.look(plan.prompter.columns, most, self._go_on)
+        inputs.scan(plan.prompter.columns, most, self._go_on)
         for sentence in inputs.losses():
             say(sentence)
         if found_in.pictures and (epoch.pictures is None or epoch.pictures.rows < found_in.rows):

@@ -10,7 +10,7 @@ Beside `labels.parquet` stands `labels.parquet.run/`:
     reserve               64 MB kept free while a run goes on, for what is in flight when the disk is full
     earlier/              journal and run.json from before an --overwrite that goes on (`write.aside`)
     status.json           how the run stands, for whoever watches (`write.status`)
-    lines.idx             where lines of the input begin (`read.marks`)
+    lines.idx             where lines of the input begin (`read.line_index`)
 
 Every start opens a new segment, so nothing is ever repaired or truncated: a torn last line stays
 where it is and counts for nothing. One thread encodes and writes each batch with one `write()` at once;

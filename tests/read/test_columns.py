@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from batcher.read import parquet
+from batcher.read import arrow
 from batcher.read.columns import Columns, Misfit, names_in
 from batcher.write import jsonl
 
@@ -214,7 +214,7 @@ def nested(cells):
 def test_whatever_types_files_give_a_column_no_value_is_lost(cells):
     """Shards of one export often differ: a column of integers with a null is one of floats."""
     batches = [
-        parquet.plain_batch(pa.record_batch({"a": pa.array([value, None], kind)}))
+        arrow.plain_batch(pa.record_batch({"a": pa.array([value, None], kind)}))
         for kind, value in cells
     ]
     columns, found = table(batches)
@@ -224,7 +224,7 @@ def test_whatever_types_files_give_a_column_no_value_is_lost(cells):
         given = batch.column("a")
         if columns.as_json:
             value, none = array.to_pylist()
-            of_jsonl = jsonl._encode(parquet.values(given)[0])
+            of_jsonl = jsonl._encode(arrow.values(given)[0])
             assert (value or "null", none) == (of_jsonl.decode(), None)
         else:
             assert alike(array.to_pylist()) == alike(given.to_pylist())

@@ -92,8 +92,8 @@ def test_a_stray_quote_costs_its_own_row(tmp_path, stray):
     if 400 in stray:  # The other rows have no quotes, which would close it before.
         content = content.replace(b'"text, ', b"text ").replace(b'",label\n', b",label\n")
     found = records(tmp_path / "a.csv", content)
-    assert [record.line for record in found] == list(range(2, 502))
-    bad = {record.line - 2: record for record in found if record.error}
+    assert [record.place for record in found] == list(range(2, 502))
+    bad = {record.place - 2: record for record in found if record.error}
     assert bad.keys() == {at for at, text in stray.items() if "closes" not in text}
     for at, record in bad.items():
         assert record.columns["n"] == str(at)
@@ -102,11 +102,11 @@ def test_a_stray_quote_costs_its_own_row(tmp_path, stray):
 
 def test_a_quote_that_is_never_closed_takes_no_more_memory_than_a_long_cell(tmp_path, monkeypatch):
     """It took four times the rest of the file."""
-    monkeypatch.setattr(csv, "_MOST", 1000)
+    monkeypatch.setattr(csv, "_MAX_CHARACTERS", 1000)
     content = b'n,text,label\n0,x,y\n1,"opens,y\n' + b"2,x,y\n" * 498
     found = records(tmp_path / "a.csv", content)
-    assert [record.line for record in found] == list(range(2, 502))
-    assert [record.line for record in found if record.error] == [3]
+    assert [record.place for record in found] == list(range(2, 502))
+    assert [record.place for record in found if record.error] == [3]
 
 
 def test_a_long_cell_of_many_lines_is_no_stray_quote(tmp_path):
@@ -124,7 +124,7 @@ def test_a_broken_cell_of_many_lines_is_one_unreadable_row(tmp_path):
     """Its lines are no rows: none of them is sent."""
     content = b'n,a,b\n1,"Dear all,\nhe said "hi" there\nbye",x\n2,y,z\n'
     found = records(tmp_path / "a.csv", content)
-    assert [record.line for record in found if not record.error] == [5]
+    assert [record.place for record in found if not record.error] == [5]
     assert found[0].columns == {"n": "1", "a": None, "b": None}
 
 
@@ -147,7 +147,7 @@ def test_a_broken_cell_of_many_lines_is_one_unreadable_row(tmp_path):
 def test_spreadsheets_may_write_it_their_way(tmp_path, content, found):
     """A mark before the header is no part of the first column's name; a row is where it begins."""
     told = records(tmp_path / "a.csv", content)
-    assert [(record.line, record.columns) for record in told] == found
+    assert [(record.place, record.columns) for record in told] == found
     assert not any(record.error or record.note for record in told)
 
 
@@ -234,8 +234,8 @@ csv_look = 1 << 20
 @pytest.mark.parametrize(
     ("encoding", "asked", "reason"),
     [
-        ("gb18030", None, "possible by its bytes: gb18030"),
-        ("cp1251", None, "which encoding it has cannot be told"),
+        ("gb18030", None, "its bytes fit: gb18030"),
+        ("cp1251", None, "its encoding cannot be detected"),
         ("utf-8", "utf-16", "it is not utf-16"),
         ("utf-16-le", "", "it looks like UTF-16"),
         ("utf-16", "cp1252", "it looks like UTF-16"),

@@ -63,7 +63,7 @@ def test_reading_a_part_is_reading_all_and_leaving_out(
     Marks may be known by then, so that it begins in the middle of a file.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "MARK", 2)
+        patch.setattr(jsonl, "INDEX_EVERY", 2)
         inputs = written(tmp_path_factory.mktemp("in"), files, limit)
         every = list(inputs.rows())
         # A blank line has no result, so it is never settled.
@@ -164,8 +164,8 @@ def test_a_row_group_that_nobody_wants_is_not_even_opened(tmp_path, monkeypatch)
     read = []
     batches = parquet.batches
 
-    def noted(*args):
-        for at, batch in batches(*args):
+    def noted(*args, **named):
+        for at, batch in batches(*args, **named):
             read.append(at)
             yield at, batch
 
@@ -204,9 +204,9 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
         ("nothing.jsonl", "there is no such file"),
         ("*.jsonl", "no file matches"),
         ("empty", "the folder holds no .jsonl"),
-        ("a.txt", "its format is not known by its name"),
-        ("*.txt", "its format is not known by its name"),
-        ("A.JSONL", "its format is not known by its name"),
+        ("a.txt", "unknown format"),
+        ("*.txt", "unknown format"),
+        ("A.JSONL", "unknown format"),
     ],
 )
 def test_a_path_that_names_no_input_is_refused_with_its_name(tmp_path, name, reason):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from batcher.read.files import expand, notes_of
 from batcher.read.inputs import Inputs
 from batcher.read.json_array import elements
-from batcher.read.text import Damaged
+from batcher.read.text import InvalidRecord
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text('a"\\,[]{}é\n\u2028'),
@@ -63,7 +63,7 @@ def test_a_damaged_element_costs_that_element_and_a_cut_is_said(content, found):
         told = list(elements(cut(content, size), array=True))
         assert len(told) == len(found)
         for one, want in zip(told, found, strict=True):
-            assert want in str(one) if isinstance(one, Damaged) else want == one
+            assert want in str(one) if isinstance(one, InvalidRecord) else want == one
 
 
 def test_an_array_takes_no_more_memory_than_an_element():

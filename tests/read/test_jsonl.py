@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.read import jsonl
+from batcher.read import json_text, jsonl
+from batcher.read.text import InvalidRecord
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -30,7 +31,7 @@ def read(path):
     try:
         for line in jsonl.lines(str(path)):
             lines.append(line)  # noqa: PERF402  (what came before the damage is wanted)
-    except jsonl.Damaged:
+    except InvalidRecord:
         return lines, True
     return lines, False
 
@@ -43,7 +44,7 @@ def test_what_was_written_is_what_is_read(tmp_path_factory, name, rows):
     path = tmp_path_factory.mktemp("rows") / name
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_bytes(PACK[name](text.encode()))
-    assert [jsonl.decode(line) for line in jsonl.lines(str(path))] == rows
+    assert [json_text.decode(line) for line in jsonl.lines(str(path))] == rows
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,8 @@ def test_two_packed_files_behind_one_another_are_one(tmp_path, name):
 )
 def test_a_line_that_is_no_object_says_what_it_is(line, reason):
     """The reason stands in the output row, for a person to act on."""
-    with pytest.raises(jsonl.Damaged) as damaged:
-        jsonl.decode(line)
+    with pytest.raises(InvalidRecord) as damaged:
+        json_text.decode(line)
     assert str(damaged.value).startswith(reason)
 
 
@@ -139,8 +140,8 @@ def test_a_line_that_is_no_object_says_what_it_is(line, reason):
 )  # fmt: skip
 def test_of_a_line_that_is_no_json_what_can_be_read_is_kept(line, columns, error, note):
     """Python's own json writes NaN; one bad text is no reason to lose the row's name."""
-    made, why, noted = jsonl.salvaged(line)
-    assert (None if made is None else jsonl.decode(made)) == columns
+    made, why, noted = json_text.repair(line)
+    assert (None if made is None else json_text.decode(made)) == columns
     assert why.startswith(error)
     assert bool(why) == bool(error)
     assert noted.startswith(note)
@@ -150,7 +151,7 @@ def test_of_a_line_that_is_no_json_what_can_be_read_is_kept(line, columns, error
 def test_numbers_of_a_line_with_nan_keep_their_digits():
     """12345678901234567890123 is an ID, and 1.10 a price."""
     line = b'{"a":NaN,"id":12345678901234567890123,"p":1.10}'
-    assert jsonl.salvaged(line)[0] == line.replace(b"NaN", b"null")
+    assert json_text.repair(line)[0] == line.replace(b"NaN", b"null")
 
 
 @pytest.mark.parametrize(
@@ -159,8 +160,8 @@ def test_numbers_of_a_line_with_nan_keep_their_digits():
 @pytest.mark.parametrize("line", [b'{"x": "[[", "deep": %b, "y": [1]}', b'{"deep": %b}'])
 def test_a_value_that_is_nested_too_deeply_is_the_text_of_its_json(line, deep):
     """Python's stack would end in it, wherever it is read; and nothing of it may be lost."""
-    whole = jsonl.decode(line % b"null")
-    assert jsonl.decode(line % deep) == {**whole, "deep": deep.decode()}
+    whole = json_text.decode(line % b"null")
+    assert json_text.decode(line % deep) == {**whole, "deep": deep.decode()}
 
 
 @pytest.mark.parametrize(
@@ -174,5 +175,5 @@ def test_a_value_that_is_nested_too_deeply_is_the_text_of_its_json(line, deep):
 )
 def test_a_deep_line_that_is_broken_is_damaged(line):
     """In a time that grows with its length."""
-    with pytest.raises(jsonl.Damaged):
-        jsonl.decode(line)
+    with pytest.raises(InvalidRecord):
+        json_text.decode(line)

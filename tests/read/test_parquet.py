@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.read import parquet
+from batcher.read import arrow, parquet
 
 
 def written(path, rows, group=7):
@@ -71,7 +71,7 @@ def test_a_short_float_is_the_number_that_was_meant():
         "c": pa.array([{"x": 0.3, "y": 0.1}, None], pa.struct({"x": float32, "y": pa.float64()})),
         "d": pa.array([0.1, 1e300]),
     }
-    first, second = parquet.dicts(pa.RecordBatch.from_pydict(values))
+    first, second = arrow.dicts(pa.RecordBatch.from_pydict(values))
     assert first == {"a": 0.1, "b": [0.1], "c": {"x": 0.3, "y": 0.1}, "d": 0.1}
     assert second == {"a": None, "b": [], "c": None, "d": 1e300}
 
@@ -100,8 +100,8 @@ def test_a_cell_that_is_not_utf8_is_null_and_told(tmp_path, column):
     told = []
     rows = [
         row
-        for _at, batch in parquet.batches(path, lost=lambda *lost: told.append(lost))
-        for row in parquet.dicts(batch)
+        for _at, batch in parquet.batches(path, report=lambda *lost: told.append(lost))
+        for row in arrow.dicts(batch)
     ]
     assert [row["n"] for row in rows] == [*range(30)]
     assert [n for n, row in enumerate(rows) if row["text"] is None] == [3, 25]
@@ -130,8 +130,8 @@ def test_a_damaged_page_costs_the_cells_from_there_on_and_no_other(tmp_path):
     told = []
     rows = [
         (at + offset, row)
-        for at, batch in parquet.batches(str(path), lost=lambda *lost: told.append(lost))
-        for offset, row in enumerate(parquet.dicts(batch))
+        for at, batch in parquet.batches(str(path), report=lambda *lost: told.append(lost))
+        for offset, row in enumerate(arrow.dicts(batch))
     ]
     assert [(at, row["n"]) for at, row in rows] == [(n, n) for n in range(4000)]
     [(name, lost, why)] = told
@@ -163,8 +163,8 @@ def test_a_damaged_page_costs_the_cells_from_there_on_and_no_other(tmp_path):
 )  # fmt: skip
 def test_cells_are_what_json_would_have(column, cells):
     """They stand in prompts, where each digit more is paid for, and a map has names."""
-    assert parquet.values(column) == cells
-    assert parquet.values(pa.concat_arrays([column, column]).slice(1)) == (cells + cells)[1:]
+    assert arrow.values(column) == cells
+    assert arrow.values(pa.concat_arrays([column, column]).slice(1)) == (cells + cells)[1:]
 
 
 @settings(max_examples=25, deadline=None)
@@ -173,7 +173,7 @@ def test_a_short_float_has_the_digits_of_its_shortest_text(cells):
     """As numpy prints it."""
     array = pa.array(cells, pa.float32())
     texts = array.to_numpy(zero_copy_only=False).astype(str)
-    assert parquet.values(array) == [float(text) for text in texts]
+    assert arrow.values(array) == [float(text) for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_views_become_what_others_can_read(kind):
         cells = [[1, 2], None, []]
     elif pa.types.is_list(kind):
         cells = [[b"1"], None, []]
-    batch = parquet.plain_batch(pa.record_batch({"a": pa.array(cells, kind)}))
+    batch = arrow.plain_batch(pa.record_batch({"a": pa.array(cells, kind)}))
     batch.validate(full=True)
     assert "view" not in str(batch.schema.field("a").type)
     assert batch.column("a").to_pylist() == cells
