@@ -11,7 +11,7 @@ from batcher.live.progress import Progress, Snapshot, Stderr
 from batcher.live.summary import Summary
 from batcher.live.table import table
 from batcher.live.terminal import safe
-from batcher.runtime.engine import Emit
+from batcher.runtime.sink import Emit
 from batcher.runtime.snapshot import heartbeat
 
 __all__ = ["Machines", "People"]

@@ -27,7 +27,8 @@ from batcher.plan.dedupe import Deduplicator
 from batcher.plan.requests import PendingRow, Plan, Settings
 from batcher.records import Outcome, Prompt, Result
 from batcher.runtime.channel import ChannelStatus
-from batcher.runtime.engine import Emit, in_thread
+from batcher.runtime.engine import in_thread
+from batcher.runtime.sink import Emit
 from batcher.write.segment import segments
 
 __all__ = ["Cluster", "Driver"]

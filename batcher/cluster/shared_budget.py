@@ -66,9 +66,6 @@ class SharedBudget:
     Args:
         in_dollars: Whether dollars are bounded.
         wake: Called when there is something to tell.
-
-    Attributes:
-        ends: Called once, with what ends the run.
     """
 
     def __init__(self, in_dollars: bool, wake: Callable[[], None]) -> None:
@@ -83,7 +80,7 @@ class SharedBudget:
         self._perhaps_heard: Sequence[Settled] = ()
         self._more: dict[str, tuple[Amount, Amount]] = {}
         self._closed = False
-        self.ends: Callable[[Exception], None] = lambda _why: None
+        self._on_stop: Callable[[Exception], None] = lambda _why: None
 
     async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Reservation:
         """As `LocalBudget.enter`.
@@ -120,11 +117,15 @@ class SharedBudget:
         """As `LocalBudget.took_more`."""
         self._more[model] = used, most
 
+    def on_stop(self, callback: Callable[[Exception], None]) -> None:
+        """As `LocalBudget.on_stop`."""
+        self._on_stop = callback
+
     def stop(self, why: Exception) -> None:
         """Nothing more is paid for, by this worker; it tells the driver why."""
         if not self._closed:
             self.close()
-            self.ends(why)
+            self._on_stop(why)
 
     def close(self) -> None:
         """Those who wait are let go."""
@@ -213,7 +214,7 @@ class BudgetServer:
         self._over = over
         self._borrowers: dict[int, _Borrower] = {}
         self.why: Exception | None = None
-        budget.ends = self._ends
+        budget.on_stop(self._ends)
 
     def turn(self, attempt: int, told: Spends) -> Sequence[tuple[int, Amount]]:
         """One worker's call; (number, amount) of what it is lent."""

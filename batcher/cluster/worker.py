@@ -26,7 +26,8 @@ from batcher.live.summary import Summary
 from batcher.money.prices import Price, Prices
 from batcher.plan.requests import Part, PendingRow, Settings, Stopped
 from batcher.records import Outcome, Result
-from batcher.runtime.engine import Engine
+from batcher.runtime.engine import Engine, EngineConfig
+from batcher.runtime.sink import ObservedSink, ResultSink
 from batcher.write.index import checked, run_of
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.segment import segments
@@ -89,19 +90,6 @@ class Done:
     closed: str = ""
 
 
-class _Telling(Summary):
-    """Tells of each row at once."""
-
-    def __init__(self, models: Sequence[str], tell: Callable[[Result], None]) -> None:
-        super().__init__(time.monotonic, models)
-        self._tell = tell
-
-    def add(self, result: Result) -> None:
-        """Counts it, and tells."""
-        super().add(result)
-        self._tell(result)
-
-
 async def work(
     errand: ShardJob, shard: Shard, attempt: int, call: Callable[[Turn], Awaitable[Reply]]
 ) -> Done:
@@ -147,20 +135,17 @@ async def work(
         in_dollars=errand.in_dollars,
     )
     part = Part(job, errand.settings, todos, shard.stopped)
-    rows, prices = len(todos), Prices(shard.prices)
-    summary = _Telling(job.models, tell)
     alone = replace(job, concurrency=(), total_concurrency=None)  # The hub knows them.
-    engine = Engine(
+    config = EngineConfig(
         alone,
         errand.endpoint,
-        part,
-        journal,
-        summary,
-        rows,
-        prices=prices,
-        budget=link.budget,
-        gate_of=link.gate,
+        len(todos),
+        Prices(shard.prices),
+        earlier_result=journal.at,
     )
+    summary = Summary(time.monotonic, job.models)
+    sink = ObservedSink(ResultSink(summary, journal), tell)
+    engine = Engine(config, part, sink, budget=link.budget, limiter_of=link.gate)
     beside = [
         asyncio.create_task(link.run()),
         asyncio.create_task(_fence(link, folder, errand.token, engine)),

@@ -7,7 +7,7 @@ whatever needs work (percentiles, rates) is worked out when somebody looks.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -407,6 +407,27 @@ class Summary:
     def add_earlier(self, model: str, outcome: Outcome, n: int = 1) -> None:
         """Counts `n` rows that ended like this in an earlier run, apart from those of this one."""
         self.models[model].earlier[outcome] += n
+
+    def add_traffic(
+        self,
+        model: str,
+        limit_used: float | None,
+        waited: Mapping[str, float],
+        bill: Bill | None = None,
+        given_up: str = "",
+    ) -> None:
+        """Sets what is known of a model once its requests have ended, and of no single row.
+
+        Args:
+            model: Which model.
+            limit_used: Part of the known limit that was used.
+            waited: Seconds that the next request waited, by cause.
+            bill: What its answers cost; None keeps the one before.
+            given_up: What the model said when it refused to be asked with a schema.
+        """
+        of = self.models[model]
+        of.limit_used, of.waited, of.given_up = limit_used, dict(waited), given_up
+        of.bill = bill or of.bill
 
     def refused(self, model: str) -> None:
         """Counts an answer 429 at once, for a live figure, before its row has ended."""

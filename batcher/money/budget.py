@@ -68,8 +68,6 @@ _ENDLESS = Amount(Decimal("Infinity"), 1 << 62)
 class Budget(Protocol):
     """What the sender needs of a budget, and all that a shared one has to implement: as of `LocalBudget`."""
 
-    ends: Callable[[Exception], None]
-
     @property
     def in_dollars(self) -> bool:
         """Whether dollars are bounded."""
@@ -85,6 +83,9 @@ class Budget(Protocol):
 
     def stop(self, why: Exception) -> None:
         """Nothing more is paid for."""
+
+    def on_stop(self, callback: Callable[[Exception], None]) -> None:
+        """Calls back once, with what ends the run, when nothing more can be paid for."""
 
     def close(self) -> None:
         """Those who wait are let go."""
@@ -113,7 +114,6 @@ class LocalBudget:
         clock: In seconds.
 
     Attributes:
-        ends: Called once, with what ends the run, when nothing more can be paid for.
         perhaps: A part of what is spent: what requests without an answer, or answers without usage,
             may have cost.
         spent: Whether the run ended as a request did not fit.
@@ -148,7 +148,7 @@ class LocalBudget:
         self._closed = False
         self._changed = asyncio.Event()
         self._claiming = asyncio.Lock()
-        self.ends: Callable[[Exception], None] = lambda _why: None
+        self._on_stop: Callable[[Exception], None] = lambda _why: None
         self.perhaps = perhaps
         self.spent, self.refused = False, NOTHING
 
@@ -283,11 +283,15 @@ class LocalBudget:
         """Whether dollars are bounded."""
         return self._most.dollars != _ENDLESS.dollars
 
+    def on_stop(self, callback: Callable[[Exception], None]) -> None:
+        """Calls back once, with what ends the run, when nothing more can be paid for."""
+        self._on_stop = callback
+
     def stop(self, why: Exception) -> None:
         """Nothing more is paid for."""
         if not self._closed:
             self.close()
-            self.ends(why)
+            self._on_stop(why)
 
     def close(self) -> None:
         """Those who wait are let go."""

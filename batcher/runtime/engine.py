@@ -11,20 +11,20 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from batcher.errors import BadResponse, JobError, NoAnswer, RunStopped
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.limits.gate import Closed, Gate, KeyGate, RateLimiter
-from batcher.live.summary import Summary
 from batcher.money.budget import Budget
-from batcher.money.prices import Prices
+from batcher.money.prices import Bill, Prices
 from batcher.plan.dedupe import Deduplicator
 from batcher.plan.requests import PendingRow, Requests
 from batcher.read.inputs import Inputs
@@ -41,17 +41,16 @@ from batcher.runtime.channel import (
     why_dead,
 )
 from batcher.runtime.routes import Split
+from batcher.runtime.sink import Sink
 from batcher.send import result
 from batcher.send.dialect import AnswerPolicy, RepairState, RequestDialect
 from batcher.send.estimate import TimeoutEstimator
 from batcher.send.http import Client
 from batcher.send.retry import FATAL
 from batcher.send.sender import FailedAttempt, Sender
-from batcher.write.journal import Journal
 
-__all__ = ["Emit", "Engine", "in_thread"]
+__all__ = ["Engine", "EngineConfig", "ModelTraffic", "in_thread"]
 
-Emit = Callable[[Prompt, Result], Awaitable[None]]
 _T = TypeVar("_T")
 
 _CANARY_SECONDS = 10.0
@@ -62,65 +61,81 @@ _NOWHERE_SECONDS = 4.0  # Tries without a connection, before the address is take
 _VERSION_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs to know before it sends anything.
+
+    Attributes:
+        job: What was asked.
+        endpoint: Where requests go.
+        rows: How many rows there are at most.
+        prices: Known prices, by model.
+        dialects: How models took requests in earlier runs.
+        proven: Models that answered in an earlier run of this output.
+        earlier_result: Reads a result of an earlier run by (segment, offset, length).
+    """
+
+    job: Job
+    endpoint: Endpoint
+    rows: int
+    prices: Prices = field(default_factory=Prices)
+    dialects: Mapping[str, RequestDialect] = field(default_factory=dict)
+    proven: Collection[str] = ()
+    earlier_result: Callable[[int, int, int], Result | None] = lambda *_at: None
+
+
+class ModelTraffic(NamedTuple):
+    """One model's figures that no single row has; as of `Summary.add_traffic`."""
+
+    model: str
+    limit_used: float | None
+    waited: Mapping[str, float]
+    bill: Bill
+    given_up: str
+
+
 class Engine:
     """Sends what a plan says is still to send.
 
     Args:
-        job: What was asked.
-        endpoint: Where requests go.
-        plan: What is to be sent.
-        journal: Where results go first.
-        summary: Adds them up.
-        rows: How many rows there are at most.
-        emit: Awaited with each result and its prompt as it comes.
-        prices: What is known of them.
+        config: What it needs to know.
+        plan: Which requests are to be sent.
+        sink: Takes every result.
         budget: What may be spent; None for no bound.
-        twins: Which requests wait for the answer of an equal one, and are not sent; None for none.
-        gate_of: The limits of a model, where they are shared with other processes.
-        manners: How models took requests in earlier runs; those of this one are added.
+        dedupe: Which requests wait for the answer of an equal one, and are not sent; None for none.
+        limiter_of: The limits of a model, where they are shared with other processes.
 
     Attributes:
         stopped: Why the run ends early, once it does.
-        all_ok: Whether every row that ended so far was answered `ok`.
     """
 
     def __init__(
         self,
-        job: Job,
-        endpoint: Endpoint,
+        config: EngineConfig,
         plan: Requests,
-        journal: Journal,
-        summary: Summary,
-        rows: int,
-        emit: Emit | None = None,
-        prices: Prices | None = None,
+        sink: Sink,
+        *,
         budget: Budget | None = None,
-        twins: Deduplicator | None = None,
-        gate_of: Callable[[str], RateLimiter] | None = None,
-        manners: dict[str, RequestDialect] | None = None,
+        dedupe: Deduplicator | None = None,
+        limiter_of: Callable[[str], RateLimiter] | None = None,
     ) -> None:
-        self._manners = {} if manners is None else manners
-        self._job = job
+        self._config = config
+        job = self._job = config.job
         self._plan = plan
-        self._journal = journal
-        self._summary = summary
-        self._rows = rows
-        self._emit = emit
-        self._twins = twins
-        self._prices = prices or Prices()
-        self._endpoint = endpoint
-        self._client = Client(endpoint, clear=self._journal_room)
-        self._alone = gate_of is None
+        self._sink = sink
+        self._twins = dedupe
+        self._endpoint = config.endpoint
+        self._client = Client(config.endpoint, clear=sink.room)
+        self._alone = limiter_of is None
         self._tried_version = False
         self._key_gate = KeyGate(job.total)
-        self._gate_of = gate_of or (lambda model: Gate(job.limits(model), self._key_gate))
+        self._gate_of = limiter_of or (lambda model: Gate(job.limits(model), self._key_gate))
         self._lanes: dict[str, ModelChannel] = {}
         self._split = Split(self._lanes) if job.route == "split" else None
         self._shared = RowQueue(MemoryBudget())
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self.stopped: Exception | None = None
-        self.all_ok = True
         self._feeds = 0
         self._read_all = False  # By the feed that reads for all lanes.
         self._terms = AnswerPolicy(
@@ -139,7 +154,7 @@ class Engine:
         )
         self._budget = budget
         if budget is not None:
-            budget.ends = self.stop
+            budget.on_stop(self.stop)
 
     def stop(self, why: Exception | None = None) -> None:
         """Sends nothing new; what is in flight is waited for and written."""
@@ -178,17 +193,10 @@ class Engine:
         for prompt, failed in [] if self._split is None else self._split.left():
             paid = result.stopped(failed.request, failed.error, failed.tries, failed.talk)
             if paid is not None:
-                await self._record(prompt, paid)
+                await self._sink.put(paid, prompt)
             else:
-                self._summary.add_pending(failed.request.model, failed.tries)
+                self._sink.put_pending(failed.request.model, failed.tries)
         lanes = list(self._lanes.values())
-        proven = ((lane.model, lane.way.forms) for lane in lanes if lane.way.forms.proven)
-        self._manners.update((model, forms.now) for model, forms in proven)
-        for lane in lanes:
-            of = self._summary.models[lane.model]
-            of.limit_used, of.waited = lane.gate.share(), lane.gate.waited
-            of.given_up = lane.way.forms.why
-        self._summary.total_limit_used = self._key_gate.share()
         if self.stopped is None and lanes and all(lane.hopeless for lane in lanes):
             self.stopped = JobError(why_dead(lanes, self._endpoint))
         if self.stopped is None and (dropped := [lane for lane in lanes if lane.dropped]):
@@ -196,22 +204,21 @@ class Engine:
         if isinstance(self.stopped, JobError) and any(lane.alive for lane in lanes):
             self.stopped = RunStopped(str(self.stopped))  # An answer came in while it drained.
 
-    async def copy(self, inputs: Inputs, journal: Journal) -> None:
+    async def copy(self, inputs: Inputs, sink: Sink) -> None:
         """Gives the requests that waited for an equal one its answer, once `run` has ended.
 
         Args:
             inputs: The rows.
-            journal: A new one: the answers are looked for in what the old one wrote.
+            sink: Takes the answers; writes to another journal than the one they are read from.
         """
         assert self._twins is not None
-        self._journal = journal
         stop = asyncio.Event() if self._stop.is_set() else self._stop
-        async with aclosing(in_thread(self._twins.copies(inputs), stop)) as ahead:
-            async for batch in ahead:
+        async with aclosing(in_thread(self._twins.copies(inputs), stop)) as batches:
+            async for batch in batches:
                 for prompt, results in batch:
                     for left, result in enumerate(reversed(results)):
-                        await self._record(prompt, result, last=not left)
-                await self._journal_room()
+                        await sink.put(result, prompt, last=not left)
+                await sink.room()
 
     # Lanes and workers
 
@@ -224,12 +231,10 @@ class Engine:
                 MemoryBudget(max(1, len(self._job.models))),
             )
             queue = RowQueue(room) if self._split is None else self._shared
-            price = self._prices.of(model)
-            before = self._manners.get(model)
+            price = self._config.prices.of(model)
+            before = self._config.dialects.get(model)
             lane = ModelChannel(model, place, gate, queue, patience, room, price, before)
-            summary = self._summary.models[model]
-            summary.bill = lane.way.bill
-            lane.proven = any(n for of, n in summary.earlier.items() if of.answered)
+            lane.proven = model in self._config.proven
             self._lanes[model] = lane
             self._spawn(lane)
             asyncio.get_running_loop().call_later(_CANARY_SECONDS, self._wake, lane)
@@ -358,7 +363,7 @@ class Engine:
         if not self._plan.stopped:
             return None
         at = self._plan.stopped.pop((request.row, request.model, request.sample), None)
-        found = None if at is None else self._journal.at(*at)
+        found = None if at is None else self._config.earlier_result(*at)
         same = found is not None and found.key == request.key
         return self._terms.talk_of(found, request) if found is not None and same else None
 
@@ -366,7 +371,7 @@ class Engine:
         try:
             await self._done(lane, prompt, await self._sender.again(failed, lane.way))
         except Closed:  # Stopped while it waited: the request stays pending.
-            self._summary.add_pending(lane.model, failed.tries)
+            self._sink.put_pending(lane.model, failed.tries)
             if lane.dead is not None:
                 await self._bury(lane, prompt)
 
@@ -388,15 +393,15 @@ class Engine:
         after = lane.next if result.status is not Outcome.OK else None
         while after is not None and not self._is_pending(after, prompt):
             after = after.next
-        await self._record(prompt, result, last=not again and after is None)
+        await self._sink.put(result, prompt, last=not again and after is None)
         self._judge(lane, result)
         if again:
             self._give_back(prompt)
         if after is not None:
             after.queue.put(prompt)
             self._spawn(after)
-        if self._journal.full:
-            await self._journal_room()
+        if self._sink.full:
+            await self._sink.room()
 
     def _is_pending(self, lane: ModelChannel, prompt: Prompt) -> bool:
         slot = lane.place * self._plan.samples + prompt.sample
@@ -408,20 +413,6 @@ class Engine:
         for other in self._lanes.values():
             if other.dead is None:
                 self._spawn(other)
-
-    async def _journal_room(self) -> None:
-        """Waits while the disk is slower than the answers; who asks for each row looks first."""
-        while self._journal.full:  # noqa: ASYNC110 (a thread empties it)
-            await asyncio.sleep(_POLL_SECONDS)
-
-    async def _record(self, prompt: Prompt, result: Result, *, last: bool = True) -> None:
-        """Keeps a result; `last` when no other model will be asked for this row."""
-        self._journal.put(result)
-        self._summary.add(result)
-        if last:
-            self.all_ok &= result.status is Outcome.OK
-            if self._emit is not None:
-                await self._emit(prompt, result)
 
     def _judge(self, lane: ModelChannel, result: Result) -> None:
         """Wakes a lane that answers; closes one that only ever fails in a way that stays."""
@@ -481,7 +472,7 @@ class Engine:
             told = self._job.limits(model)
             if told.concurrency is not None:
                 soon = told.concurrency if told.rpm is None else int(told.rpm / 60) + 1
-                wanted += min(told.concurrency, soon, self._rows) - 1
+                wanted += min(told.concurrency, soon, self._config.rows) - 1
         most = self._job.total_concurrency
         await self._client.warm(wanted if most is None else min(wanted, most))
 
@@ -612,10 +603,10 @@ class Engine:
                 model = plan.slots[slot]
                 if self._fed_by(feed, model):
                     asked = plan.sampled(prompt, slot)
-                    await self._record(asked, _unreadable(asked, model))
+                    await self._sink.put(_unreadable(asked, model), asked)
             slots = ()
-        if self._journal.full:
-            await self._journal_room()
+        if self._sink.full:
+            await self._sink.room()
         for place, of in groupby(slots, lambda slot: slot // plan.samples):
             # All samples for a model at once: a feed of its own would read them all again.
             samples = [(plan.sampled(prompt, slot), slot) for slot in of]
@@ -653,6 +644,31 @@ class Engine:
     def equals(self) -> Mapping[str, int]:
         """How many requests wait for the answer of an equal one, by model ("" for any)."""
         return {} if self._twins is None else self._twins.waiting
+
+    @property
+    def dialects(self) -> dict[str, RequestDialect]:
+        """How the models that answered take requests."""
+        found = ((lane.model, lane.way.forms) for lane in self._lanes.values())
+        return {model: forms.now for model, forms in found if forms.proven}
+
+    @property
+    def traffic(self) -> list[ModelTraffic]:
+        """Each model's figures that no single row has."""
+        return [
+            ModelTraffic(
+                lane.model,
+                lane.gate.share(),
+                lane.gate.waited,
+                lane.way.bill,
+                lane.way.forms.why,
+            )
+            for lane in self._lanes.values()
+        ]
+
+    @property
+    def total_limit_used(self) -> float | None:
+        """Part of the limit of all models together that was used; None without one."""
+        return self._key_gate.share()
 
     @property
     def lanes(self) -> list[ModelChannel]:

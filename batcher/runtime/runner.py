@@ -43,8 +43,9 @@ from batcher.read.inputs import Inputs
 from batcher.records import tier_of
 from batcher.runtime.costs import project, with_larger_budget
 from batcher.runtime.embedded import simulated_gateway
-from batcher.runtime.engine import Emit, Engine
+from batcher.runtime.engine import Engine, EngineConfig
 from batcher.runtime.output import check_output, sweep
+from batcher.runtime.sink import Emit, ResultSink
 from batcher.runtime.snapshot import heartbeat, snapshot
 from batcher.send.dialect import RequestDialect
 from batcher.send.http import open_files
@@ -124,6 +125,7 @@ class Runner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | Driver | None = None
         self.batch = False
+        self._all_ok = True  # Every row that was emitted.
         self._cluster: Cluster | None = None
         self._interrupted = self._abandoned = False
         # Requests in flight when the run before was killed, and when this one was given up.
@@ -532,19 +534,21 @@ class Runner:
         journal = Journal(folder, self._stop_sending, run=run)
         budget = None if account is None else account.budget
         twins = self._twins(folder, plan)
-        engine = Engine(
+        models = self.summary.models.items()
+        proven = {
+            model for model, of in models if any(n and o.answered for o, n in of.earlier.items())
+        }
+        config = EngineConfig(
             self._within_files(),
             endpoint,
-            plan,
-            journal,
-            self.summary,
             self._surveyed or 0,
-            self._emit,
             self._prices,
-            budget,
-            twins,
-            manners=manners,
+            manners,
+            proven,
+            journal.at,
         )
+        sink = ResultSink(self.summary, journal, self._emit)
+        engine = Engine(config, plan, sink, budget=budget, dedupe=twins)
         working: Engine | Driver = engine
         if self._cluster is not None:
             from batcher.cluster.driver import Driver
@@ -585,17 +589,27 @@ class Runner:
             try:
                 await working.run()
             finally:
+                for traffic in engine.traffic:
+                    self.summary.add_traffic(*traffic)
                 await asyncio.shield(asyncio.to_thread(journal.close))
+            manners.update(engine.dialects)
+            if isinstance(working, Engine):
+                self._all_ok = sink.all_ok
+                self.summary.total_limit_used = engine.total_limit_used
+            else:
+                self._all_ok = working.all_ok
             if (what := self._lost(journal)) is not None:
                 raise OutputError(f"{what}, so nothing more was sent. {self._kept(journal)}")
             # Rows that are written as they finish cannot be written later.
             now = self._job.output == "-" or not (working.stopped or self._interrupted)
             if now and twins is not None and twins.waiting:
                 journal = Journal(folder, self._stop_sending, run=run)
+                copied = ResultSink(self.summary, journal, self._emit)
                 try:
-                    await engine.copy(inputs, journal)
+                    await engine.copy(inputs, copied)
                 finally:
                     await asyncio.shield(asyncio.to_thread(journal.close))
+                self._all_ok &= copied.all_ok
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -716,8 +730,7 @@ class Runner:
         status.save(folder, self._heartbeat())  # From here on a kill finds nothing in flight.
         if job.output == "-":
             self.summary.finish("done")
-            all_ok = self._engine is None or self._engine.all_ok
-            return Report(self.summary, 0 if all_ok else 3, "-", "")
+            return Report(self.summary, 0 if self._all_ok else 3, "-", "")
         if (name := inputs.rewritten()) is not None:
             raise OutputError(
                 f"{name} changed while the run was going on, so its rows and the answers cannot be "

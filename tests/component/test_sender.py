@@ -380,7 +380,7 @@ UNKNOWN = [
 @pytest.mark.parametrize(("price", "bound", "why"), UNKNOWN)
 def test_what_may_cost_anything_ends_the_run(price, bound, why):
     purse, whys = budget(), []
-    purse.ends = whys.append
+    purse.on_stop(whys.append)
     world = World(answer(), price=price, budget=purse)
     with pytest.raises(Closed):
         asyncio.run(world.send(request(max_tokens=bound)))
@@ -392,7 +392,7 @@ def test_what_may_cost_anything_ends_the_run(price, bound, why):
 
 def test_an_answer_from_a_tier_without_a_price_ends_the_run_but_is_kept():
     purse, whys = budget(), []
-    purse.ends = whys.append
+    purse.on_stop(whys.append)
     result, _world = sent(answer(service_tier="priority"), price=PRICE, budget=purse)
     assert result.status == "ok"
     assert "priority" in str(whys[0])

@@ -31,7 +31,7 @@ def test_what_is_spent_and_in_flight_is_never_more_than_told(most, workers, toke
         budget = LocalBudget(
             None if tokens else most * CENT, most if tokens else None, NOTHING, claims.append
         )
-        budget.ends = ended.append
+        budget.on_stop(ended.append)
         left, flying = list(requests), 0
 
         async def worker():
@@ -96,7 +96,7 @@ def test_a_claim_that_cannot_be_written_sends_nothing():
 
     async def work():
         budget, ended = LocalBudget(CENT, None, NOTHING, refuse), []
-        budget.ends = ended.append
+        budget.on_stop(ended.append)
         with pytest.raises(Closed):
             await budget.enter(Amount(CENT, 1))
         assert budget.committed == NOTHING
