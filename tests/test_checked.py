@@ -368,11 +368,11 @@ def test_what_was_truncated_is_sent_again_with_a_larger_bound(run, tmp_path, gat
     [
         (["--labels", "a,b", "--schema", "s.json"], "one of them"),
         (["--labels", "a"], "two or more"),
-        (["--labels", "a,b,a"], "a stands there twice"),
+        (["--labels", "a,b,a"], "a is in it twice"),
         (["--labels", '["a", 1]'], "no JSON list of texts"),
         (["--labels", '["a", "'], "no JSON list of texts"),
         (["--schema", "none.json"], "cannot be read"),
-        (["--schema", "in.jsonl"], "not JSON"),
+        (["--schema", "in.jsonl"], "invalid JSON"),
         (["--schema", "bad.json"], "no JSON Schema"),
         (["--schema", "far.json"], "no JSON Schema"),
         (["--labels", "a,b", "--param", "response_format={}"], "leave it out"),

@@ -103,7 +103,7 @@ def test_other_commands_are_left_alone(tmp_path):
         ("samples = 1.5", "--samples 1.5: it must be a whole number"),
         ("overwrite = true", "overwrite: what is paid for is forgotten once"),
         ('model = "a"\nmodels = ["b"]', "model stands in it twice"),
-        ("[param]\nday = 2026-01-01", "param: it holds what JSON cannot"),
+        ("[param]\nday = 2026-01-01", "param: 'day': JSON cannot hold this value"),
     ],
 )
 def test_what_a_file_cannot_mean_is_said(tmp_path, text, why):

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 from cyclopts import Parameter
 
 from batcher.errors import JobError
+from batcher.job.convert import as_json, texts_of
 from batcher.job.job import Job
 from batcher.live.terminal import say
 
@@ -233,17 +234,13 @@ def _words(name: str, flag: str, value: Any, kind: Any) -> list[str]:
         raise JobError(f"{name} = {str(value).lower()}: it must be something else.")
     if isinstance(value, Mapping):
         if name == "schema":
-            return [f"{flag}={json.dumps(value, ensure_ascii=False)}"]
+            return [f"{flag}={as_json(name, value)}"]
         if not _is_many(kind):
             raise JobError(f"{name}: it must be one value, not a table.")
-        as_json = name == "param"
-        try:
-            value = [f"{key}={json.dumps(of) if as_json else of}" for key, of in value.items()]
-        except TypeError as error:
-            raise JobError(f"{name}: it holds what JSON cannot ({error}).") from None
+        value = texts_of(name, value)
     elif isinstance(value, list) and name == "labels":
-        value = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, list):
+        value = as_json(name, value)
+    if isinstance(value, list | tuple):
         if not _is_many(kind):
             raise JobError(f"{name}: it must be one value, not a list.")
         return [f"{flag}={one}" for one in value]

@@ -160,7 +160,7 @@ def test_what_cannot_be_is_said_before_anything_is_sent(tmp_path, echo, scheme, 
         f"{scheme}://bkt-none/o.jsonl": "there is no bucket bkt-none",
         f"{scheme}://key:secret@bkt/o.jsonl": "credentials stand in the environment",
         f"{scheme}:///o.jsonl": "no bucket",
-        f"{of.root}/o.txt": "no suffix that tells the format",
+        f"{of.root}/o.txt": "no suffix that names a format",
     }
     for output, why in cases.items():
         ended = run(tmp_path, echo, of, "in.jsonl", "-o", output)
