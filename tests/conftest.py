@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from batcher.simulate.server import running
 from batcher.simulate.settings import Simulation
+from tests.support import cluster
 
 # A loaded machine is no reason to fail: what is slow is seen in the durations, not as an error.
 settings.register_profile("batcher", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,4 +31,12 @@ sys.dont_write_bytecode = False
 def gateway():
     """A simulated gateway of the test's own that answers at once."""
     with running(Simulation(speed=0)) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster; all tests on it belong into one `xdist_group`, so that one is started."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with cluster.running() as up:
         yield up

@@ -17,12 +17,8 @@ from tests.support import echo
 from tests.support.program import batcher, command, environment, read_jsonl, write_jsonl
 
 WITHOUT = {"latency_ms", "created_at", "request_id"}
+pytestmark = pytest.mark.xdist_group("ray")
 on_ray = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    pytest.importorskip("ray", reason="Ray is not installed")
 
 
 class Gateway(echo.Echo):
@@ -52,25 +48,17 @@ def gateway():
 
 def start(folder, gateway, *words):
     words = command("run", "in.jsonl", "-o", "out.jsonl", "-m", "m", "--rpm", "6000", *words)
-    env = environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY="sk-loopback-1")
+    env = environment(
+        OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY="sk-loopback-1", RAY_AUTH_MODE="disabled"
+    )
     with (folder / "log").open("ab") as log, (folder / "said").open("wb") as said:
         return subprocess.Popen(words, cwd=folder, stderr=log, stdout=said, env=env)
 
 
-def processes(name, gateway):
-    """Ray's processes of this name that belong to this run."""
-    found = []
-    for entry in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{entry}/cmdline", "rb") as file:
-                told = file.read()
-            with open(f"/proc/{entry}/environ", "rb") as file:
-                ours = gateway.url.encode() in file.read()
-        except (OSError, NotADirectoryError):
-            continue
-        if told.startswith(name) and ours:
-            found.append(int(entry))
-    return found
+@pytest.fixture
+def on(ray_cluster):
+    """The words that send a run to the cluster."""
+    return "--on", f"ray={ray_cluster.address}"
 
 
 def until(gateway, process, many):
@@ -94,14 +82,14 @@ def rows(path):
 
 
 @on_ray
-def test_a_worker_and_the_hub_may_be_killed(tmp_path, gateway):
+def test_a_worker_and_the_hub_may_be_killed(tmp_path, gateway, ray_cluster, on):
     """No row is lost, and no more are bought twice than were in flight; limit and budget hold throughout."""
     write_jsonl(tmp_path / "in.jsonl", [{"id": n, "prompt": f"p {n}"} for n in range(1200)])
     bounds = ("--param", "max_tokens=20", "--max-total-tokens", "50000")
-    process = start(tmp_path, gateway, "--on", "ray", "--json", *bounds)
+    process = start(tmp_path, gateway, *on, "--json", *bounds)
     for name, many in ((b"ray::_task", 300), (b"ray::_Actor", 700)):
         until(gateway, process, many)
-        os.kill(processes(name, gateway)[0], signal.SIGKILL)
+        os.kill(ray_cluster.processes(name)[0], signal.SIGKILL)
     process.wait(120)
     log = (tmp_path / "log").read_text()
     assert process.returncode == 0, log
@@ -123,11 +111,11 @@ def test_a_worker_and_the_hub_may_be_killed(tmp_path, gateway):
 
 @on_ray
 def test_a_driver_that_was_killed_is_gone_on_without_ray_and_the_other_way_round(
-    tmp_path, gateway
+    tmp_path, gateway, on
 ):
     """The journal is the same. What is interrupted drains, and a third start has nothing to send."""
     write_jsonl(tmp_path / "in.jsonl", [{"id": n, "prompt": f"p {n}"} for n in range(500)])
-    killed = start(tmp_path, gateway, "--on", "ray", "--shards", "9")
+    killed = start(tmp_path, gateway, *on, "--shards", "9")
     until(gateway, killed, 150)
     killed.kill()
     killed.wait()
@@ -135,12 +123,12 @@ def test_a_driver_that_was_killed_is_gone_on_without_ray_and_the_other_way_round
     until(gateway, plain, 300)
     plain.send_signal(signal.SIGINT)
     assert plain.wait(60) == 130
-    stopped = start(tmp_path, gateway, "--on", "ray")
+    stopped = start(tmp_path, gateway, *on)
     until(gateway, stopped, 400)
     stopped.send_signal(signal.SIGINT)
     assert stopped.wait(60) == 130, (tmp_path / "log").read_text()
     bought = len(gateway.asked)
-    ended = start(tmp_path, gateway, "--on", "ray")
+    ended = start(tmp_path, gateway, *on)
     assert ended.wait(120) == 0, (tmp_path / "log").read_text()
     assert "is gone" not in (tmp_path / "log").read_text()
     assert [row["id"] for row in read_jsonl(tmp_path / "out.jsonl")] == list(range(500))
@@ -151,7 +139,7 @@ def test_a_driver_that_was_killed_is_gone_on_without_ray_and_the_other_way_round
 
 
 @on_ray
-def test_its_rows_are_those_of_a_plain_run(tmp_path, gateway):
+def test_its_rows_are_those_of_a_plain_run(tmp_path, gateway, on):
     """Equal rows, several samples, models in turn, a row that cannot be read."""
     lines = [{"id": n, "prompt": f"p {n % 90}"} for n in range(100)] + [{"prompt": 7}]
     write_jsonl(tmp_path / "in.jsonl", lines)
@@ -168,17 +156,17 @@ def test_its_rows_are_those_of_a_plain_run(tmp_path, gateway):
         "--param",
         "temperature=0",
     )
-    for name, on in (("plain", ()), ("ray", ("--on", "ray"))):
-        ended = batcher("run", "in.jsonl", "-o", f"{name}.jsonl", *words, *on,
-                        cwd=tmp_path, url=gateway.url)  # fmt: skip
+    for name, where in (("plain", ()), ("ray", on)):
+        ended = batcher("run", "in.jsonl", "-o", f"{name}.jsonl", *words, *where,
+                        cwd=tmp_path, url=gateway.url, RAY_AUTH_MODE="disabled")  # fmt: skip
         assert ended.returncode == 3, ended.stderr.decode()
         gateway.bought.clear()  # So that both are the first to be answered.
     assert list(rows(tmp_path / "ray.jsonl")) == list(rows(tmp_path / "plain.jsonl"))
 
 
 MAPS = """
-import batcher.ray, ray
-ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+import batcher.ray, ray, sys
+ray.init(sys.argv[1], log_to_driver=False)
 data = ray.data.from_items([{"id": n, "prompt": f"p {n}"} for n in range(90)]).repartition(4)
 for _time in range(2):
     out = batcher.ray.map(data, "out.parquet", models=["m"])
@@ -189,9 +177,9 @@ assert {row["status"] for row in rows} == {"ok"}
 
 
 @on_ray
-def test_a_dataset_comes_out_with_its_answers_and_is_paid_for_once(tmp_path, gateway):
+def test_a_dataset_comes_out_with_its_answers_and_is_paid_for_once(tmp_path, gateway, ray_cluster):
     """The second call finds them."""
-    words = [sys.executable, "-c", MAPS]
+    words = [sys.executable, "-c", MAPS, ray_cluster.address]
     ended = subprocess.run(
         words, cwd=tmp_path, capture_output=True, timeout=240, check=False,
         env=environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY="k", RAY_AUTH_MODE="disabled"),
