@@ -46,7 +46,8 @@ def map(dataset: Any, output: str | os.PathLike[str], **options: Any) -> Any:
     run(rows, told, **{"on": "ray", **options})
     import ray.data
 
-    return ray.data.read_parquet(str(path))
+    # Workers of a cluster that was there before have a working directory of their own.
+    return ray.data.read_parquet(str(path.resolve()))
 
 
 def _write(dataset: Any, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ _HEAD = """
 import sys
 from ray.cluster_utils import Cluster
 head = {"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False,
-        "include_log_monitor": False, "no_monitor": True}
+        "include_log_monitor": False, "no_monitor": True, "temp_dir": sys.argv[1]}
 cluster = Cluster(initialize_head=True, head_node_args=head)
 print(cluster.address, flush=True)
 sys.stdin.read()
@@ -39,9 +40,15 @@ class RayCluster(NamedTuple):
 def running() -> Iterator[RayCluster]:
     """Starts one, and ends it."""
     env = environment(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
-    with subprocess.Popen(
-        [sys.executable, "-c", _HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
-    ) as head:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        subprocess.Popen(
+            [sys.executable, "-c", _HEAD, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+        ) as head,
+    ):
         assert head.stdin is not None
         assert head.stdout is not None
         address = head.stdout.readline().decode().split()
