@@ -64,8 +64,8 @@ class OutputError(BatcherError):
     exit_status = 1
 
 
-class Damaged(OutputError):
-    """The journal does not hold what it held; the output was left as it is."""
+class IncompleteOutput(OutputError):
+    """Answers that the output needs cannot be read or matched to rows; the output stays as it was."""
 
 
 class RunStopped(BatcherError):

@@ -9,6 +9,7 @@ from typing import Any
 
 from batcher.api import run
 from batcher.errors import JobError
+from batcher.write.atomic import move
 
 __all__ = ["map"]
 
@@ -60,8 +61,8 @@ def _write(dataset: Any, folder: Path) -> None:
     if not any(new.glob("*.parquet")):
         raise JobError("The dataset has no rows.")
     for number, path in enumerate(sorted(new.glob("*.parquet"))):
-        path.rename(new / f"rows-{number:06}.parquet")
+        move(path, new / f"rows-{number:06}.parquet")
     if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
+        move(folder, old)
+    move(new, folder)
     shutil.rmtree(old, ignore_errors=True)

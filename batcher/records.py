@@ -118,6 +118,11 @@ class Outcome(StrEnum):
         """Whether a model answered, so that a rerun does not pay for the answer again."""
         return self in _ANSWERED
 
+    @cached_property
+    def rank(self) -> int:
+        """Which of several results counts: 2 for `ok`, 1 for another answer, 0 for a failure."""
+        return 2 if self is Outcome.OK else 1 if self.answered else 0
+
 
 _ANSWERED = frozenset(
     {

@@ -28,7 +28,7 @@ from batcher.read import line_index
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Result
-from batcher.write import index
+from batcher.write import index, sidecar
 from batcher.write.journal import Journal
 from batcher.write.manifest import Asked, Epoch, Manifest, now
 
@@ -108,7 +108,7 @@ def written(folder: Path, rows: int, models: list[str], *, whole: bool, suffix: 
         segment = run / f"journal-{number:06}.jsonl"
         with segment.open("wb") as file:
             file.truncate(len(at) * LINE)
-        index.save(segment, index.Segment(number, models, [RUN], entries))
+        sidecar.save(segment, index.Segment(number, models, [RUN], entries))
     return words
 
 

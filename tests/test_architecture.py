@@ -1,6 +1,7 @@
 """The structure that STYLE promises: imports point down, and the promised names are there."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import pytest
 import batcher
 
 ROOT = Path(batcher.__file__).parent
+# How files of a run folder are named, opened and replaced: a reader keeps copies of its input there.
+RUN_FOLDER = ("write.atomic", "write.folder", "write.names")
 # From the bottom up: a module may import from the lines above its own folder, and from its own folder.
 LEVELS = (
     "records",
     "errors",
+    "run folder",
     "read",
     "write",
     "job",
@@ -38,20 +42,26 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "simulate" not in path.p
 
 
 def imports(path: Path) -> set[str]:
+    """The levels that a module imports from."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("batcher"):
-            parts = (node.module or "").split(".")[1:]
-            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+            for alias in node.names:
+                found.add(level(f"{node.module}.{alias.name}".removeprefix("batcher.")))
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("batcher.")}
+            found |= {level(a.name[8:]) for a in node.names if a.name.startswith("batcher.")}
     return found
+
+
+def level(name: str) -> str:
+    """The level of a module, or of a name in it."""
+    return "run folder" if name.startswith(RUN_FOLDER) else name.partition(".")[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path):
     """A reader can start at the bottom and never has to look up."""
-    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    here = level(".".join(path.relative_to(ROOT).with_suffix("").parts))
     for name in imports(path) - {here}:
         if name == "simulate":
             assert here == "cli", f"{path} imports the simulated gateway"
@@ -69,6 +79,13 @@ def test_the_simulated_gateway_knows_nothing_of_the_sender():
     """Or a run against it would prove less than it seems to."""
     for path in (ROOT / "simulate").glob("*.py"):
         assert imports(path) <= {"simulate"}
+
+
+def test_one_module_renames_files():
+    """What a crash may leave is thought through in one place."""
+    renaming = re.compile(r"os\.(rename|replace)\b|\.rename\(")
+    found = [path.name for path in ROOT.rglob("*.py") if renaming.search(path.read_text("utf-8"))]
+    assert found == ["atomic.py"]
 
 
 def test_every_promised_name_is_there():

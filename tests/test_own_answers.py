@@ -18,12 +18,13 @@ from batcher.cli.export import export
 from batcher.errors import JobError
 from batcher.job.job import Job
 from batcher.records import Outcome, Result
-from batcher.write import index
+from batcher.write import sidecar
+from batcher.write.entries import load_all
 from batcher.write.journal import Journal
+from batcher.write.lines import line_of
 from batcher.write.manifest import Manifest
 from batcher.write.moved import Moved
 from batcher.write.names import MOVED
-from batcher.write.segment import loaded
 from tests.support import echo
 from tests.support.program import read_jsonl, write_jsonl
 from tests.test_identity import run as ran
@@ -211,7 +212,7 @@ def test_a_run_folder_of_the_version_before(output):
     output.rows(TEN)
     output.run()
     lines = FIRST.read_bytes().splitlines()
-    old = [index.line_of(line[: line.rindex(b',"run":')] + b"}") for line in lines]
+    old = [line_of(line[: line.rindex(b',"run":')] + b"}") for line in lines]
     FIRST.write_bytes(b"".join(old))
     FIRST.with_suffix(".idx").unlink()
     written = msgspec.json.decode((RUN / "run.json").read_bytes())
@@ -257,21 +258,21 @@ def test_a_sidecar_is_believed_only_beside_the_segment_it_was_made_of(tmp_path):
     stat = one.stat()
     one.write_bytes(two.read_bytes())
     os.utime(one, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert index.load(one, 1).entries["row"].tolist() == [5, 6, 7, 8, 9]
+    assert sidecar.load(one, 1).entries["row"].tolist() == [5, 6, 7, 8, 9]
 
 
 def test_moves_are_believed_only_of_a_known_run_and_of_the_same_lines(tmp_path):
     path = a_journal(tmp_path)
-    found = index.load(path, 1).entries[[1, 3]].copy()
+    found = sidecar.load(path, 1).entries[[1, 3]].copy()
     found["row"], found["sample"] = [7, 2], [0, 3]
-    Moved().more("a run", loaded(tmp_path), found).save(tmp_path)
-    (segment,) = loaded(tmp_path)
+    Moved().more("a run", load_all(tmp_path), found).save(tmp_path)
+    (segment,) = load_all(tmp_path)
     taken, there = Moved.load(tmp_path, {"a run"}).of(segment)
     assert taken.tolist() == [False, True, False, True, False]
     assert there[["row", "sample"]].tolist() == [(7, 0), (2, 3)]
     assert not Moved.load(tmp_path, {"another"}).parts
     path.write_bytes(b"".join(path.read_bytes().splitlines(True)[1:]))
-    (segment,) = loaded(tmp_path)
+    (segment,) = load_all(tmp_path)
     assert not np.any(Moved.load(tmp_path).of(segment)[0])
 
 

@@ -20,7 +20,6 @@ from batcher.job.job import Job
 from batcher.runtime.output import check_output, sweep
 from batcher.runtime.runner import Runner
 from batcher.write import parquet, parts
-from batcher.write.results import whole_folder
 from tests.support import program
 
 TABLE = pa.table(
@@ -141,7 +140,7 @@ def counted(real):
     return step
 
 os.rename, os.unlink, os.rmdir = map(counted, (os.rename, os.unlink, os.rmdir))
-parts.put(Path(sys.argv[2]), Path("labels"))
+parts._put(Path(sys.argv[2]), Path("labels"))
 """
 
 
@@ -213,7 +212,7 @@ def test_the_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(run,
     def refused():
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(parts.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OutputError, match=r"labels: it cannot be written.*labels\.run;"):
         run(limit=3)
     assert contents("labels") == before
@@ -234,8 +233,8 @@ def test_a_process_that_swaps_the_folder_at_the_same_time_does_no_harm(run, monk
         if str(old) == "labels" and Path("theirs").exists():
             real("theirs", "labels")
 
-    monkeypatch.setattr(parts.os, "rename", rename)
-    parts.put(Path("mine"), Path("labels"))
+    monkeypatch.setattr(os, "rename", rename)
+    parts._put(Path("mine"), Path("labels"))
     assert contents("labels") == wanted
     assert names() == {"in.parquet", "labels", "labels.run"}
 
@@ -267,7 +266,7 @@ def test_a_folder_with_anything_else_in_it_is_never_removed(run, gateway):
     refused = program.batcher("export", "labels/", cwd=Path.cwd())
     assert refused.returncode == 2
     assert b"notes.txt" in refused.stderr
-    with pytest.raises(OutputError, match=r"notes\.txt"), whole_folder(Path("labels")):
+    with pytest.raises(OutputError, match=r"notes\.txt"), parts.replacing(Path("labels")):
         pass
     assert contents("labels") == before
     assert names() == {"in.parquet", "labels", "labels.run"}

@@ -21,10 +21,9 @@ from batcher.read.prompts import Prompter
 from batcher.records import Completion, Outcome, Request, Result
 from batcher.send import result, wire
 from batcher.send.dialect import AnswerPolicy, RepairState
-from batcher.write.index import checked
 from batcher.write.journal import Journal
-from batcher.write.jsonl import json_row
-from batcher.write.segment import segments
+from batcher.write.jsonl import RowEncoder
+from batcher.write.lines import sound_lines
 
 __all__ = ["NAMES", "answers_in", "is_answer", "is_request", "requests_of", "row_of", "take"]
 
@@ -174,15 +173,8 @@ def take(
 
 def _answered(folder: Path) -> set[tuple[str, str]]:
     """(custom_id, model) of all that was ever answered here, whatever its row said then."""
-    found = set()
-    for _number, path in segments(folder):
-        with path.open("rb", buffering=1 << 20) as file:
-            for line in file:
-                if checked(text := line.rstrip(b"\n")):
-                    of = _decode_name(text)
-                    if of.status.answered:
-                        found.add((of.custom_id, of.model))
-    return found
+    names = map(_decode_name, sound_lines(folder))
+    return {(name.custom_id, name.model) for name in names if name.status.answered}
 
 
 class _Name(msgspec.Struct):
@@ -192,6 +184,7 @@ class _Name(msgspec.Struct):
 
 
 _decode_name = msgspec.json.Decoder(_Name).decode
+_rows = RowEncoder()
 
 
 def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
@@ -206,7 +199,7 @@ def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
     sample = int(own.group(1)) if own else 0
     request = Request(position, name, model, sample, "0" * 32, b"", None)
     made: dict[str, Any] = msgspec.json.decode(
-        json_row({}, _encode(result_of(request, answer)), position, sample)
+        _rows.row({}, _encode(result_of(request, answer)), position, sample)[0]
     )
     return {**made, "custom_id": name, "latency_ms": None, "created_at": None}
 

@@ -25,9 +25,9 @@ def clean(output: str, /) -> int:
     """
     from batcher.cli.folder import found
     from batcher.write import proof
-    from batcher.write.folder import MADE
+    from batcher.write.lines import segments
     from batcher.write.lock import Lock
-    from batcher.write.segment import segments
+    from batcher.write.names import OWN
 
     folder, manifest = found(output)
     path = Path(object_store.here(output))
@@ -52,7 +52,7 @@ def clean(output: str, /) -> int:
                 f"for, so they are not in {path}; run it for all of them, or remove the folder "
                 "yourself."
             )
-        if strange := [name for name in sorted(os.listdir(folder)) if not MADE.fullmatch(name)]:
+        if strange := [name for name in sorted(os.listdir(folder)) if not OWN.fullmatch(name)]:
             raise JobError(
                 f"{folder} holds {', '.join(strange[:5])}, which may be all there is of it: output-* is an output from "
                 "before answers were lost, others batcher did not make. Move them away, and clean then."
@@ -70,8 +70,9 @@ def _left_out(folder: Path, manifest: Manifest) -> int:
     import numpy as np
 
     from batcher.cli.folder import inputs_of
-    from batcher.write.latest import ANSWERED, places_of
-    from batcher.write.segment import placed
+    from batcher.write.entries import load_present
+    from batcher.write.index import ANSWERED
+    from batcher.write.latest import places_of
 
     asked, left = manifest.asked, 0
     inputs = inputs_of(folder, manifest)
@@ -83,7 +84,7 @@ def _left_out(folder: Path, manifest: Manifest) -> int:
                 "the output lacks; remove the folder yourself."
             )
         asked_for = np.frombuffer(inputs.left_out(), np.uint8) == 0
-    for segment in placed(folder, manifest.runs or {""}):
+    for segment in load_present(folder, manifest.runs or {""}):
         entries = segment.entries[ANSWERED[segment.entries["outcome"]]]
         out = places_of(segment.models, asked.models)[entries["model"]] < 0
         out |= entries["sample"] >= asked.samples

@@ -56,7 +56,7 @@ def convert(
     from batcher.read.files import expand, notes_of
     from batcher.read.inputs import Inputs
     from batcher.read.prompts import Prompter
-    from batcher.write.results import whole
+    from batcher.write.atomic import replacing
 
     path = Path(output)
     if path.suffix not in (".jsonl", ".parquet", ".csv"):
@@ -75,7 +75,7 @@ def convert(
     rows = Inputs(files)
     first = next((row.columns for row in rows.rows() if row.columns is not None), {})
     if batch_file.is_answer(first):
-        with whole(path, of_run=False) as file:
+        with replacing(path, of_run=False) as file:
             count = _write_rows(_answers(rows), file, path.suffix)
         say(f"{count:,} rows in {output}.", error=True)
         return 0
@@ -86,7 +86,7 @@ def convert(
     if first and not any(map(prompter.is_told_apart, readable)):
         raise prompter.not_told_apart(", ".join(inputs), first)
     count = bad = 0
-    with whole(path, of_run=False) as file:
+    with replacing(path, of_run=False) as file:
         for line, error in batch_file.requests_of(rows, prompter, model):
             if line is None:
                 bad += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from pathlib import Path
 
 from batcher.errors import JobError
 from batcher.live.terminal import escaped, in_line, say
@@ -25,8 +24,9 @@ def explain(output: str, row: str, /) -> int:
     """
     from batcher.write import folder as folders
     from batcher.write.history import results_of
+    from batcher.write.names import run_folder
 
-    folder = Path(f"{object_store.here(output)}.run")
+    folder = run_folder(object_store.here(output))
     if not folder.is_dir():
         raise JobError(f"{output}: there is no {folder}; name the --output of a run.")
     folders.check(folder)

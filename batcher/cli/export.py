@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from batcher.errors import BatcherError, Damaged, JobError
+from batcher.errors import BatcherError, IncompleteOutput, JobError
 from batcher.live.terminal import say
 from batcher.read import object_store
 
@@ -72,8 +72,8 @@ def export(output: str, to: str | None = None, /) -> int:
             locked=False,
             confirm=enough,
         )
-    except Damaged as error:
-        raise Damaged(
+    except IncompleteOutput as error:
+        raise IncompleteOutput(
             f"{error}; {path} is left as it is. Run the job again, which sends those rows again, or "
             "name a file that is not there yet for what is left."
         ) from None

@@ -16,6 +16,7 @@ from batcher.write import folder as folders
 from batcher.write import overwrite
 from batcher.write.lock import Lock, holder
 from batcher.write.manifest import Manifest
+from batcher.write.names import EARLIER, run_folder
 
 if TYPE_CHECKING:
     from batcher.read.inputs import Inputs
@@ -29,8 +30,8 @@ def found(output: str) -> tuple[Path, Manifest]:
     Raises:
         JobError: There is none.
     """
-    folder = Path(f"{object_store.here(output)}.run")
-    if (folder / overwrite.ASIDE).is_dir() and holder(folder) is None:
+    folder = run_folder(object_store.here(output))
+    if (folder / EARLIER).is_dir() and holder(folder) is None:
         lock = Lock(folder)
         try:
             overwrite.settle(folder)  # A run with --overwrite was killed.

@@ -171,7 +171,7 @@ def _kinds() -> dict[str, _Kind]:
         "bool": _Kind("true or false", frozenset({bool}), _truth),
         "timestamp[ms, UTC]": _Kind("time", frozenset(), _time),
     }
-    return {name: by_type[kind] for name, kind in COLUMNS.items() if name != "parsed"}
+    return {name: by_type[column.type] for name, column in COLUMNS.items() if name != "parsed"}
 
 
 _KINDS = _kinds()

@@ -100,15 +100,15 @@ def report(
 
     from batcher.evaluate.page import page
     from batcher.evaluate.scores import agreement, scores
+    from batcher.write.atomic import replacing
     from batcher.write.columns import COLUMNS
-    from batcher.write.results import whole
 
     examples = {
         "disputed": fetched(output, figures.disputed[:_TEXTS]),
         "wrong": fetched(output, figures.wrong[:_TEXTS]),
     }
     path = Path(f"{object_store.here(output)}.html")
-    with whole(path, of_run=False) as file:
+    with replacing(path, of_run=False) as file:
         name = Path(output).name
         file.write(page(name, figures, told, examples, read, script, COLUMNS).encode())
     console = Console(highlight=False)

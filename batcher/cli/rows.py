@@ -10,7 +10,7 @@ import msgspec
 from batcher.live.terminal import escaped
 from batcher.records import Prompt, Result
 from batcher.write.batch_lines import batch_line
-from batcher.write.jsonl import json_row
+from batcher.write.jsonl import RowEncoder
 
 __all__ = ["RowWriter"]
 
@@ -26,7 +26,7 @@ class RowWriter:
         self._file = file
         self._batch = batch
         self._on_terminal = file.isatty()
-        self._shown = {"keep_raw": keep_raw, "parsed": parsed}
+        self._encoder = RowEncoder(keep_raw=keep_raw, parsed=parsed)
 
     async def write(self, prompt: Prompt, result: Result) -> None:
         """One line: the input's columns, then the result's."""
@@ -34,6 +34,6 @@ class RowWriter:
         if self._batch():
             made = batch_line(line, prompt.custom_id)[0]
         else:
-            made = json_row(columns, line, prompt.row, prompt.sample, **self._shown)
+            made = self._encoder.row(columns, line, prompt.row, prompt.sample)[0]
         self._file.write(escaped(made.decode()).encode() if self._on_terminal else made)
         self._file.flush()

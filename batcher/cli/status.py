@@ -24,9 +24,9 @@ def status(output: str, /) -> int:
     from batcher.plan.requests import settled
     from batcher.write import index
     from batcher.write import status as heartbeat
+    from batcher.write.entries import load_present
     from batcher.write.latest import LatestResults, places_of
     from batcher.write.lock import holder as at_work
-    from batcher.write.segment import placed
 
     folder, manifest = found(output)
     holder, told = at_work(folder), heartbeat.load(folder) or {}
@@ -45,7 +45,7 @@ def status(output: str, /) -> int:
             asked = np.frombuffer(inputs.left_out(), np.uint8) == 0
             rows = int(asked.sum())
     winners = LatestResults(len(models or ("",)), folder, rows or 0, samples=samples, places=False)
-    for segment in placed(folder, manifest.runs or {""}):
+    for segment in load_present(folder, manifest.runs or {""}):
         winners.add(index.last_words(segment.entries), places_of(segment.models, models))
     rows = None if rows is None else rows * samples
     route = manifest.asked.route

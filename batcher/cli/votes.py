@@ -12,8 +12,8 @@ import msgspec
 from batcher.cli.outputs import source
 from batcher.evaluate.scorers import Scorer
 from batcher.evaluate.votes import VOTE, Panel, vote_row
+from batcher.write.atomic import replacing
 from batcher.write.columns import COLUMNS, renames
-from batcher.write.results import whole
 
 __all__ = ["write_votes"]
 
@@ -42,7 +42,7 @@ def write_votes(
     if path.suffix == ".parquet":
         _parquet(path, output, rows)
     else:
-        with whole(path, of_run=False) as file:
+        with replacing(path, of_run=False) as file:
             for row in rows:
                 file.write(_encode(row) + b"\n")
     return rows.count
@@ -94,7 +94,7 @@ def _parquet(path: Path, output: str, rows: _Rows) -> None:
         schema = pa.schema([*columns.types.items(), *added])
         try:
             with (
-                whole(path, of_run=False) as file,
+                replacing(path, of_run=False) as file,
                 pq.ParquetWriter(file, schema, compression="zstd") as writer,
             ):
                 left = iter(rows)

@@ -29,7 +29,7 @@ from batcher.records import Outcome, Prompt, Result
 from batcher.runtime.channel import ChannelStatus
 from batcher.runtime.engine import in_thread
 from batcher.runtime.sink import Emit
-from batcher.write.segment import segments
+from batcher.write.lines import segments
 
 __all__ = ["Cluster", "Driver"]
 

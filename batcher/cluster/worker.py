@@ -28,21 +28,19 @@ from batcher.plan.requests import Part, PendingRow, Settings, Stopped
 from batcher.records import Outcome, Result
 from batcher.runtime.engine import Engine, EngineConfig
 from batcher.runtime.sink import ObservedSink, ResultSink
-from batcher.write.index import checked, run_of
 from batcher.write.journal import Journal, sweep_reserves
-from batcher.write.segment import segments
+from batcher.write.lines import decode, run_of, sound_lines
+from batcher.write.names import TOKEN
 
 __all__ = ["BLOCK", "TOKEN", "Done", "Shard", "ShardJob", "owned", "work"]
 
 BLOCK = 100
 """Segment numbers that each shard has to itself."""
 
-TOKEN = "cluster.token"
 """Names the run that the folder belongs to now."""
 
 _FENCE_SECONDS = 0.5
 _OVER_SECONDS = 3.0
-_decode = msgspec.json.Decoder(Result).decode
 
 
 @dataclass(frozen=True)
@@ -203,15 +201,10 @@ async def _fence(link: Link, folder: Path, token: str, engine: Engine) -> None:
 
 
 def _of_earlier_attempts(folder: Path, first: int, run: str) -> list[Result]:
-    found = []
-    for number, path in segments(folder):
-        if first <= number < first + BLOCK:
-            with path.open("rb") as lines:
-                for line in lines:
-                    text = line.rstrip(b"\n")
-                    if checked(text) and run_of(text) == run:
-                        found.append(_decode(text))
-    return [result for result in found if not result.stopped]
+    own = (
+        line for line in sound_lines(folder, range(first, first + BLOCK)) if run_of(line) == run
+    )
+    return [result for result in map(decode, own) if not result.stopped]
 
 
 def _left(job: Job, todos: Sequence[PendingRow], ended: Sequence[Result]) -> list[PendingRow]:

@@ -19,8 +19,9 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
-from batcher.errors import JobError
+from batcher.errors import JobError, OutputError
 from batcher.job.endpoint import Endpoint, proxy_of
+from batcher.write.atomic import replacing
 
 __all__ = ["address", "fetch", "names"]
 
@@ -129,8 +130,7 @@ def _copy(host: str) -> Path:
 
 def _keep(copy: Path, content: bytes) -> None:
     """Keeps a copy, where there is a place for it."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OutputError):
         copy.parent.mkdir(parents=True, exist_ok=True)
-        temporary = copy.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(content)
-        os.replace(temporary, copy)
+        with replacing(copy, of_run=False) as file:
+            file.write(content)

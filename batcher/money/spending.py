@@ -15,10 +15,10 @@ from typing import NamedTuple
 import msgspec
 
 from batcher.errors import JobError
+from batcher.write import atomic
 from batcher.write import folder as folders
-from batcher.write.index import checked, line_of
+from batcher.write.lines import is_sound, line_of, sound_lines
 from batcher.write.names import BUDGET
-from batcher.write.segment import segments
 
 __all__ = ["Spent", "begin", "known", "recorded", "save"]
 
@@ -162,7 +162,7 @@ def _load(folder: Path) -> _Record:
         return _Record()
     except OSError as error:
         raise ValueError(error.strerror) from None
-    if b'"z":' in line and not checked(line):  # Earlier versions wrote no checksum.
+    if b'"z":' in line and not is_sound(line):  # Earlier versions wrote no checksum.
         raise ValueError("its checksum is wrong")
     record = msgspec.json.decode(line, type=_Record)
     for figure in msgspec.structs.astuple(record):
@@ -189,27 +189,23 @@ def save(folder: Path, dollars: Decimal, tokens: int, earlier: Spent) -> None:
 
 
 def _write(folder: Path, record: _Record) -> None:
-    folders.replace(folder, BUDGET, line_of(msgspec.json.encode(record)), sync=True)
+    atomic.replace(folder, BUDGET, line_of(msgspec.json.encode(record)), sync=True)
 
 
 def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int, int]:
     """(dollars, tokens) of all answers, of the dearest and of the longest; tokens of the longest prompt."""
     dollars, tokens, dearest, longest, prompt = Decimal(0), 0, Decimal(0), 0, 0
-    for _number, path in segments(folder):
-        with path.open("rb", buffering=1 << 20) as file:
-            for line in file:
-                if not checked(line.rstrip(b"\n")):
-                    continue
-                try:
-                    found = _decode(line)
-                except msgspec.DecodeError:
-                    continue
-                # Else it refers to an answer that another line holds, or that a batch gave.
-                if found.at is None and found.attempts:
-                    cost, used = _of(found)
-                    dollars, tokens = dollars + cost, tokens + used
-                    dearest, longest = max(dearest, cost), max(longest, used)
-                    prompt = max(prompt, found.prompt_tokens or 0)
+    for line in sound_lines(folder):
+        try:
+            found = _decode(line)
+        except msgspec.DecodeError:
+            continue
+        # Else it refers to an answer that another line holds, or that a batch gave.
+        if found.at is None and found.attempts:
+            cost, used = _of(found)
+            dollars, tokens = dollars + cost, tokens + used
+            dearest, longest = max(dearest, cost), max(longest, used)
+            prompt = max(prompt, found.prompt_tokens or 0)
     return dollars, tokens, dearest, longest, prompt
 
 

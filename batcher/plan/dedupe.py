@@ -8,7 +8,6 @@ and the one without is sent when the output is found to lack it.
 
 from __future__ import annotations
 
-import os
 import threading
 from array import array
 from collections import Counter
@@ -24,19 +23,15 @@ from batcher.plan.requests import PendingRow, Plan
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt, Request, Result
 from batcher.write import index
+from batcher.write.entries import load_all
+from batcher.write.lines import LineReader, segments
 from batcher.write.moved import Moved
-from batcher.write.names import journal_file
-from batcher.write.segment import loaded, segments
 
 __all__ = ["Deduplicator"]
 
 _BATCH = 200
 _MASK = (1 << 64) - 1
 _STRIDE = 0x9E3779B97F4A7C15  # Odd, so that samples of one request have marks of their own.
-_RANK = np.array(
-    [2 if outcome is Outcome.OK else 1 if outcome.answered else 0 for outcome in index.OUTCOMES]
-)
-_decode = msgspec.json.Decoder(Result).decode
 
 
 class Deduplicator:
@@ -182,22 +177,20 @@ class _Answers:
     """
 
     def __init__(self, folder: Path, marks: Any) -> None:
-        self._folder = folder
-        self._files: dict[int, int] = {}
+        self._reader = LineReader(folder)
         every = (index.last_words(entries) for _number, entries in _all_entries(folder))
         found = [entries[np.isin(_marks_of(entries), marks)] for entries in every]
         entries = np.concatenate([np.empty(0, index.ENTRY), *found])
         names = _names(entries)
         # Of equal names the best first, of those the latest.
-        order = np.lexsort((-np.arange(len(entries)), -_RANK[entries["outcome"]], names))
+        order = np.lexsort((-np.arange(len(entries)), -index.RANK[entries["outcome"]], names))
         self._names, self._entries = names[order], entries[order]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            os.close(file)
+        self._reader.close()
 
     def of(self, request: Request) -> Result | None:
         """The answer to a request of these bytes; None when there is none."""
@@ -207,20 +200,14 @@ class _Answers:
         if at == len(self._names) or self._names[at] != name.rstrip(b"\0"):
             return None
         entry = self._entries[at]
-        number = int(entry["segment"])
-        file = self._files.get(number)
-        if file is None:
-            path = self._folder / journal_file(number)
-            file = self._files[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        line = os.pread(file, int(entry["length"]), int(entry["offset"]))
-        result = _decode(line) if index.checked(line) else None
-        return result if result is not None and result.key == request.key else None
+        place = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
+        return self._reader.result(*place, request.key.encode())
 
 
 def _all_entries(folder: Path) -> Iterator[tuple[int, Any]]:
     """Each segment's number and entries; those that moved to another sample of a request count there too."""
     moved = Moved.load(folder)
-    for segment in loaded(folder):
+    for segment in load_all(folder):
         yield segment.number, np.concatenate([segment.entries, moved.of(segment)[1]])
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from batcher.records import Outcome, Request
-from batcher.write.index import ENTRY, OUTCOMES, last_words, where
-from batcher.write.latest import ANSWERED
+from batcher.write.index import ANSWERED, ENTRY, OUTCOMES, last_words, where
 
 __all__ = ["AnswerCache"]
 

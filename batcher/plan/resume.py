@@ -19,12 +19,13 @@ from batcher.plan.requests import Plan, Settings
 from batcher.read import object_store
 from batcher.read.files import Pin, grown, same_files
 from batcher.read.inputs import Inputs
-from batcher.write import index
-from batcher.write.latest import ANSWERED, LatestResults, places_of
+from batcher.write import index, sidecar
+from batcher.write.entries import present_entries, written_by
+from batcher.write.latest import LatestResults, places_of
+from batcher.write.lines import segments
 from batcher.write.manifest import Asked, Epoch, Manifest, now
 from batcher.write.moved import Moved
 from batcher.write.names import journal_file
-from batcher.write.segment import present, segments, written_by
 
 __all__ = ["Resumed", "SettingsChanged", "resume"]
 
@@ -159,15 +160,15 @@ def resume(
             model = segment.models[int(entry["model"])]
             of = int(entry["row"]), model, int(entry["sample"])
             stopped[of] = int(entry["segment"]), int(entry["offset"]), int(entry["length"])
-        known = index.last_words(present(segment, runs, moved))
+        known = index.last_words(present_entries(segment, runs, moved))
         winners.add(known, places_of(segment.models, job.models))
         left = segment.entries["outcome"][_unplaced(segment, runs, moved)]
-        unplaced += int(np.count_nonzero(ANSWERED[left]))
+        unplaced += int(np.count_nonzero(index.ANSWERED[left]))
         strange.update(segment.runs)
         for place, model in enumerate(segment.models):
             if model in gone:
                 of = segment.entries[segment.entries["model"] == place]
-                gone[model].append(of["row"][ANSWERED[of["outcome"]]])
+                gone[model].append(of["row"][index.ANSWERED[of["outcome"]]])
     damaged = _tell_damage(read, manifest, say)
     dropped = {model: len(np.unique(np.concatenate(of))) for model, of in gone.items() if of}
     _settle_models(job, manifest.asked, dropped, say)
@@ -277,7 +278,7 @@ class _Reader:
     def all(self) -> Iterator[index.Segment]:
         """The segments in order, one at a time."""
         for number, path in self._files:
-            segment = index.load(path, number, keep=self._keep)
+            segment = sidecar.load(path, number, keep=self._keep)
             self._go_on()
             if number not in self._heard:  # Damage is told with the reading that leaves a sidecar.
                 self._heard.add(number)

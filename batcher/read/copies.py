@@ -7,7 +7,6 @@ another one has begun.
 from __future__ import annotations
 
 import os
-import re
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,13 +19,14 @@ import msgspec
 from batcher.errors import JobError
 from batcher.read.files import InputFile, Pin, digest
 from batcher.read.text import BOM
+from batcher.write import atomic
+from batcher.write.names import COPY
 
 __all__ = ["rows", "stdin", "sweep"]
 
 _LOOK_SECONDS = 0.2
 _LOOK_BYTES = 4096
 _TABLE_ROWS = 1000
-_COPY = re.compile(r"(stdin|rows)(-[0-9a-f]{16}\.(jsonl|parquet)|\.copying)")
 
 
 def _plain(value: Any) -> Any:
@@ -158,7 +158,7 @@ def sweep(folder: Path, pins: Iterable[Pin]) -> None:
     """Removes the copies in a run folder that none of the pins names."""
     kept = {pin.path for pin in pins}
     for path in folder.iterdir():
-        if _COPY.fullmatch(path.name) and path.name not in kept:
+        if COPY.fullmatch(path.name) and path.name not in kept:
             path.unlink()
 
 
@@ -166,24 +166,16 @@ def _copied(folder: Path, name: str, kind: str, write: Any) -> InputFile:
     """Writes the copy, pinned by the hash of its content."""
     temporary = folder / f"{name}.copying"
     temporary.unlink(missing_ok=True)
-    with open(
-        temporary, "xb", buffering=1 << 20, opener=_private
-    ) as file:  # Never through a link.
+    with atomic.synced_file(temporary, private=True) as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
     size = temporary.stat().st_size
     content = digest(str(temporary), size)
     path = folder / f"{name}-{content[:16]}.{kind}"
     if path.exists() and digest(str(path), size) == content and path.stat().st_size == size:
         temporary.unlink()  # The file that earlier runs read is known to be the same.
     else:
-        os.replace(temporary, path)
+        atomic.move(temporary, path)
     pinned = InputFile(str(path), name, kind, Pin(path=path.name, size=size, digest=content)).now()
     if pinned is None:
         raise JobError(f"{path}: it was removed.")
     return InputFile(str(path), name, kind, pinned)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

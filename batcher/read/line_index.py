@@ -7,7 +7,6 @@ when its checksum is right and it was made of the very same input.
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from array import array
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 import msgspec
 
 from batcher.read.files import Pin, same_files
+from batcher.write import atomic
+from batcher.write.names import LINES
 
 __all__ = ["load", "save"]
 
-_NAME = "lines.idx"
 _MAGIC = b"batcher-lines-2\n"
 
 
@@ -32,18 +32,14 @@ def save(folder: Path, pins: Sequence[Pin], marks: Mapping[str, array[int]]) -> 
     """Keeps the marks; where that fails, the next start reads the lines again."""
     kept = _Kept(list(pins), {path: found.tobytes() for path, found in marks.items()})
     body = msgspec.msgpack.encode(kept)
-    temporary = folder / f"{_NAME}.tmp"
     with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # Never through a link.
-            file.write(_MAGIC + b"%08x" % zlib.crc32(body) + body)
-        os.replace(temporary, folder / _NAME)
+        atomic.replace(folder, LINES, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
 
 
 def load(folder: Path, pins: Sequence[Pin]) -> dict[str, array[int]]:
     """The marks of this input; none when there are none that can be believed."""
     try:
-        content = (folder / _NAME).read_bytes()
+        content = (folder / LINES).read_bytes()
     except OSError:
         return {}
     head, body = content[: len(_MAGIC) + 8], content[len(_MAGIC) + 8 :]

@@ -13,9 +13,9 @@ from batcher.errors import JobError
 from batcher.job.job import Job
 from batcher.read import object_store
 from batcher.read.files import is_of
-from batcher.write import overwrite, parts, results
+from batcher.write import atomic, parts
 from batcher.write.manifest import Manifest
-from batcher.write.names import LOCK, RUN, journal_file
+from batcher.write.names import EARLIER, LOCK, RUN, journal_file
 
 __all__ = ["check_output", "sweep"]
 
@@ -63,7 +63,7 @@ def check_output(output: Path, folder: Path, job: Job) -> None:
             raise JobError(f"{folder}: it cannot be read: {error.strerror}.") from None
         if names and not {LOCK, RUN, journal_file(1)} & {*names}:
             raise JobError(f"{folder}: it is in the way of the run folder; move it.")
-    recorded = any(name.startswith((RUN, "journal-", overwrite.ASIDE)) for name in names)
+    recorded = any(name.startswith((RUN, "journal-", EARLIER)) for name in names)
     if parts.files(output) and not recorded and not job.overwrite:
         raise JobError(
             f"{output} is there already and batcher has no record of having written it; choose "
@@ -80,7 +80,7 @@ def _check_place(output: Path, *, folder: bool) -> None:
     Raises:
         JobError: It cannot.
     """
-    temporary = results.beside(output)
+    temporary = atomic.temporary_path(output)
     try:
         if folder:
             temporary.mkdir(mode=0o700)

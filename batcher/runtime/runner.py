@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batcher.batches import batch_file as batches
-from batcher.errors import Damaged, JobError, OutputError, RunStopped
+from batcher.errors import IncompleteOutput, JobError, OutputError, RunStopped
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.limits.concurrency import MOST
@@ -50,11 +50,12 @@ from batcher.runtime.snapshot import heartbeat, snapshot
 from batcher.send.dialect import RequestDialect
 from batcher.send.http import open_files
 from batcher.write import overwrite, parts, status
+from batcher.write.atomic import FULL
 from batcher.write.journal import Journal
-from batcher.write.lock import FULL, Lock
+from batcher.write.lines import segments
+from batcher.write.lock import Lock
 from batcher.write.manifest import Manifest, Pictures
 from batcher.write.names import RUN
-from batcher.write.segment import segments
 
 if TYPE_CHECKING:
     from batcher.cluster.driver import Cluster, Driver
@@ -319,10 +320,10 @@ class Runner:
                 raise JobError(f"Not one row was answered{_first_words(self.summary)}.")
             try:
                 return await self._finish(folder, inputs, manifest, touched)
-            except Damaged as error:
+            except IncompleteOutput as error:
                 healings += 1
                 if healings > _HEALINGS:
-                    raise Damaged(f"{error}, again; see to the disk.") from None
+                    raise IncompleteOutput(f"{error}, again; see to the disk.") from None
                 self._say(
                     f"{error}; answers are matched to rows again, and what is lost is sent again."
                 )
@@ -737,7 +738,7 @@ class Runner:
                 f"put together; all answers are in {folder}. Run the same command again."
             )
         if touched is not None:
-            raise Damaged(f"{touched} was touched while the run was going on")
+            raise IncompleteOutput(f"{touched} was touched while the run was going on")
         from batcher.write.finish import export  # Brings pyarrow, which would hold up the start.
 
         output = self._output

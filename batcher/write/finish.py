@@ -1,4 +1,4 @@
-"""The journal and the input, put together to one output file. Touches: files."""
+"""Writes the output: the journal and the input, joined. Touches: files."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batcher.errors import Damaged
+from batcher.errors import IncompleteOutput
 from batcher.read.inputs import Inputs
-from batcher.write import proof, results
+from batcher.write import proof
+from batcher.write.entries import load_present
 from batcher.write.latest import LatestResults, places_of
-from batcher.write.manifest import Manifest
-from batcher.write.names import index_file, journal_file
-from batcher.write.segment import placed
+from batcher.write.manifest import Asked, Manifest
+from batcher.write.names import index_file, journal_file, run_folder
+from batcher.write.results import Confirm, ResultReader, Written
 
 __all__ = ["Finished", "export"]
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,102 +44,122 @@ def export(
     inputs: Inputs,
     manifest: Manifest,
     runs: Collection[str],
-    say: Callable[[str], None],
+    say: Say,
     go_on: Callable[[], None] = lambda: None,
     *,
     locked: bool,
-    confirm: results.Confirm = lambda _written: None,
+    confirm: Confirm = lambda _written: None,
 ) -> Finished:
-    """Writes the output from what the journal holds now; the old file stays until the new is whole.
+    """Writes the output from what the journal holds now; the old one stays until the new one is whole.
 
     Args:
-        output: The file to write, .jsonl, .csv or .parquet; with another name a folder of parts.
+        output: The file to write, .jsonl, .csv or .parquet; with another suffix a folder of parts.
         folder: The run folder.
         inputs: The rows of the present epoch.
         manifest: What was asked.
         runs: IDs of the runs that asked for these rows.
-        say: Told what a person should know, in sentences.
-        go_on: Called now and then; what it raises ends the writing, and the old file stays.
-        locked: Whether the caller holds the run folder; beside a running process nothing else in
-            it is touched but the note of what was written (`write.proof`).
-        confirm: Told what is written, before it takes the place of the old file; what it raises
-            leaves that as it is.
+        say: Called with sentences for the user.
+        go_on: Called now and then; raises to end the writing, and the old output stays.
+        locked: Whether the caller holds the run folder. If not, nothing in it is changed but the
+            note of what was written (`write.proof`), as another process may be at work.
+        confirm: Called before the old output is replaced.
 
     Raises:
-        Damaged: Answers that there were are gone, and the output would lack them. Not raised when
-            the caller holds no lock, so cannot send them again, and there is no output to spoil.
-            Or the input was touched while it was read.
+        IncompleteOutput: Answers are gone that the output would lack, or the input was touched while it was read.
+            Not raised for answers when the caller holds no lock, so cannot send rows again, and there is no
+            output to spoil.
         OutputError: The output cannot be written.
     """
+    before = proof.ends(folder)  # First: a line appended from now on does not count as written.
+    latest, damaged = _latest(folder, manifest, runs, go_on, keep=locked)
     asked = manifest.asked
     models = len(asked.models or ("",))
-    rows = manifest.epochs[-1].rows or 0
-    winners = LatestResults(models, folder, rows, samples=asked.samples)
-    held = proof.ends(folder)
-    lost: dict[int, int] = {}
-    for segment in placed(folder, runs, keep=locked):
-        go_on()
-        if segment.lost:
-            lost[segment.number] = segment.lost
-        winners.add(segment.entries, places_of(segment.models, asked.models))
+    reader = ResultReader(folder, latest, asked.route, models, asked.samples, go_on)
+    reader.damaged.update(damaged)
+    reader.lost = sum(damaged.values())
     spoils = locked or output.exists()
 
-    def whole(written: results.Written) -> None:
+    def check(written: Written) -> None:
         if (name := inputs.touched()) is not None:
-            raise Damaged(f"{name} was touched while the output was written")
-        if picks.lost and spoils:
-            names = ", ".join(journal_file(number) for number in sorted(picks.damaged))
-            what = "one answer" if picks.lost == 1 else f"{picks.lost:,} answers"
-            raise Damaged(f"{names}: {what} there cannot be read any more")
+            raise IncompleteOutput(f"{name} was touched while the output was written")
+        if reader.lost and spoils:
+            names = ", ".join(journal_file(number) for number in sorted(reader.damaged))
+            what = "one answer" if reader.lost == 1 else f"{reader.lost:,} answers"
+            raise IncompleteOutput(f"{names}: {what} there cannot be read any more")
         if written.missing and locked:
             what = "one result is" if written.missing == 1 else f"{written.missing:,} results are"
-            raise Damaged(f"{folder}: {what} not in the journal any more")
+            raise IncompleteOutput(f"{folder}: {what} not in the journal any more")
         confirm(written)
 
-    picks = results.ResultReader(folder, winners, asked.route, models, asked.samples, go_on)
-    picks.damaged.update(lost)
-    picks.lost = sum(lost.values())
-    how: dict[str, Any] = {"keep_raw": asked.keep_raw, "confirm": whole}
     try:
-        with picks:
-            if output.suffix == ".jsonl":
-                from batcher.write.jsonl import Renamed, write_jsonl
-
-                how |= {"parsed": asked.parsed is not None, "batch": asked.batch}
-                try:
-                    written = write_jsonl(output, inputs.dicts(), picks, **how)
-                except Renamed as names:
-                    how["renamed"] = names.names
-                    written = write_jsonl(output, inputs.dicts(), picks, **how)
-            elif output.suffix == ".csv":
-                from batcher.write.csv import write_csv
-
-                how["parsed"] = asked.parsed is not None
-                written = write_csv(output, inputs.dicts, picks, **how)
-            else:
-                written = _parquet(output, inputs, picks, asked.parsed, say, **how)
+        with reader:
+            written = _write(output, inputs, reader, asked, say, check)
     finally:
-        for number in picks.damaged if locked else ():
-            # Its sidecar promises lines that are not there: the segment is to be read again.
+        for number in reader.damaged if locked else ():
+            # Its index promises lines that are not there: the segment must be read again.
             (folder / index_file(number)).unlink(missing_ok=True)
     for sentence in inputs.losses():
         say(sentence)
-    if folder == output.with_name(f"{output.name}.run") and not picks.lost:
-        proof.note(folder, output, held)
+    if folder == run_folder(output) and not reader.lost:
+        proof.note(folder, output, before)
     for old, new in written.renamed.items():
         say(f"The input column {old!r} has the name of a result; it stands as {new!r}.")
-    return Finished(written.rows, written.missing, picks.lost, set(written.statuses) <= {"ok"})
+    return Finished(written.rows, written.missing, reader.lost, set(written.statuses) <= {"ok"})
 
 
-def _parquet(
+def _latest(
+    folder: Path,
+    manifest: Manifest,
+    runs: Collection[str],
+    go_on: Callable[[], None],
+    *,
+    keep: bool,
+) -> tuple[LatestResults, dict[int, int]]:
+    """Where the line of each row is, and how many lines each damaged segment lost."""
+    asked, rows = manifest.asked, manifest.epochs[-1].rows or 0
+    latest = LatestResults(len(asked.models or ("",)), folder, rows, samples=asked.samples)
+    damaged: dict[int, int] = {}
+    for segment in load_present(folder, runs, keep=keep):
+        go_on()
+        if segment.lost:
+            damaged[segment.number] = segment.lost
+        latest.add(segment.entries, places_of(segment.models, asked.models))
+    return latest, damaged
+
+
+def _write(
     output: Path,
     inputs: Inputs,
-    picks: results.ResultReader,
-    checked: dict[str, Any] | None,
-    say: Callable[[str], None],
-    **how: Any,
-) -> results.Written:
-    import pyarrow as pa  # Takes its time to import, and is not needed for JSONL.
+    reader: ResultReader,
+    asked: Asked,
+    say: Say,
+    confirm: Confirm,
+) -> Written:
+    options: dict[str, Any] = {"keep_raw": asked.keep_raw, "confirm": confirm}
+    parsed = asked.parsed is not None
+    if output.suffix == ".jsonl":
+        from batcher.write.jsonl import write_jsonl
+
+        return write_jsonl(
+            output, inputs.dicts, reader, parsed=parsed, batch=asked.batch, **options
+        )
+    if output.suffix == ".csv":
+        from batcher.write.csv import write_csv
+
+        return write_csv(output, inputs.dicts, reader, parsed=parsed, **options)
+    return _write_parquet(output, inputs, reader, asked.parsed, say, **options)
+
+
+def _write_parquet(
+    output: Path,
+    inputs: Inputs,
+    reader: ResultReader,
+    json_schema: dict[str, Any] | None,
+    say: Say,
+    **options: Any,
+) -> Written:
+    """Writes Parquet, again when a column turns out not to be of the type that was found for it."""
+    import pyarrow as pa  # Slow to import, and not needed for JSONL.
 
     from batcher.read.columns import Columns, Misfit, names_in
     from batcher.write import schema_types
@@ -147,7 +170,7 @@ def _parquet(
             yield Block(positions, list(columns.arrays(rows)), names_in(rows))
 
     mixed: set[str] = set()
-    shape = None if checked is None else schema_types.shape_of(checked)
+    shape = None if json_schema is None else schema_types.shape_of(json_schema)
     schemas = inputs.schemas()
     while True:
         if schemas is not None:
@@ -155,16 +178,9 @@ def _parquet(
         else:
             columns = Columns.found_in(inputs.native(), mixed)
         schema = pa.schema(list(columns.types.items()))
+        options |= {"parsed": shape, "as_json": columns.as_json}
         try:
-            written = write_parquet(
-                output,
-                blocks(columns),
-                schema,
-                picks,
-                parsed=shape,
-                as_json=columns.as_json,
-                **how,
-            )
+            written = write_parquet(output, blocks(columns), schema, reader, **options)
         except NotOfType:
             say("Not all answers are of one Arrow type; 'parsed' is a column of JSON text.")
             shape = schema_types.TEXT

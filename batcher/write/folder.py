@@ -1,15 +1,14 @@
-"""The run folder as a place: who may have written into it, and how its files are opened. Touches: files.
+"""The run folder as a place: who else can have written into it, and how to open its files. Touches: files.
 
-A path may lead somewhere else from one moment to the next, a handle may not. What a process writes while it
-holds a run folder goes by the handle of the very folder that it locked, so that nothing of it lands in a
-folder that took its place. No link is followed, and nothing is opened that could hold up who opens it.
+A path may lead somewhere else from one moment to the next; a file descriptor does not. The process that holds a run
+folder opens its files relative to the descriptor of the folder that it locked, so nothing it writes lands in
+a folder that took its place. It follows no symbolic link, and opens nothing that can block, such as a named pipe.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -17,47 +16,40 @@ from pathlib import Path
 
 from batcher.errors import JobError
 
-__all__ = ["FILE", "FOLDER", "MADE", "anew", "check", "handle_of", "hold", "let_go", "new", "opened", "read", "replace"]  # fmt: skip
+__all__ = ["FILE", "FOLDER", "check", "create", "descriptor", "hold", "open_descriptor", "read", "recreate", "release"]  # fmt: skip
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How a folder is opened."""
+"""Flags to open the folder with."""
 FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""How any file in it is: a named pipe does not hold up who opens it so."""
+"""Flags to open any file in it with; O_NONBLOCK lets a named pipe fail instead of block."""
 
-MADE = re.compile(
-    r"LOCK|cluster\.token|reserve(-\d{6,})?|journal-\d{6,}\.jsonl|journal-(\d{6,}|moved)\.idx(\.tmp)?"
-    r"|(run|budget|status|written)\.json(\.tmp)?|lines\.idx(\.tmp)?"
-    r"|(stdin|rows)-[0-9a-f]{16}\.(jsonl|parquet)|(stdin|rows)\.copying|earlier|forgotten"
-)
-"""Names of all that batcher makes in a run folder, but the copies of outputs, which are a person's to remove."""
-
-_held: dict[str, int] = {}  # By path, the handle of each folder that this process has locked.
-_holding = threading.Lock()  # A handle must not be closed, and its number taken, under its user.
+_held: dict[str, int] = {}  # Path → descriptor of each folder that this process has locked.
+_lock = threading.Lock()  # Or one thread could close a descriptor that another is about to use.
 
 
-def hold(folder: Path, handle: int) -> None:
-    """From now on this process uses the folder by this handle.
+def hold(folder: Path, descriptor: int) -> None:
+    """Makes this process use the folder by this descriptor until `release`.
 
     Raises:
-        BlockingIOError: It holds one of this path already.
+        BlockingIOError: The process already holds a folder of this path.
     """
-    with _holding:
+    with _lock:
         if str(folder) in _held:
             raise BlockingIOError
-        _held[str(folder)] = handle
+        _held[str(folder)] = descriptor
 
 
-def let_go(folder: Path) -> None:
+def release(folder: Path) -> None:
     """Ends `hold`."""
-    with _holding:
+    with _lock:
         _held.pop(str(folder), None)
 
 
-def anew(folder: Path) -> Path:
-    """A new folder for one that was removed while it was held; used by all that is written from now on.
+def recreate(folder: Path) -> Path:
+    """Makes a new folder for one that was removed while it was held; everything written later goes there.
 
     Returns:
-        Where it is: at the same path, or beside it where there is another one by now.
+        Its path: the old one, or `NAME.kept-1` and so on when another folder has the old path.
     """
     made, others = folder, 0
     while True:
@@ -67,86 +59,76 @@ def anew(folder: Path) -> Path:
         except FileExistsError:
             others += 1
             made = folder.with_name(f"{folder.name}.kept-{others}")
-    with _holding:
+    with _lock:
         if (held := _held.get(str(folder))) is not None:
-            handle = os.open(made, FOLDER)
-            os.dup2(handle, held, inheritable=False)
-            os.close(handle)
+            new = os.open(made, FOLDER)
+            os.dup2(new, held, inheritable=False)
+            os.close(new)
     return made
 
 
-def handle_of(folder: Path) -> int:
-    """A handle of the folder, to be closed by the caller; of the one that is held where one is.
+def open_descriptor(folder: Path) -> int:
+    """A descriptor of the folder, which the caller closes; of the held one, if the process holds it.
 
     Raises:
-        OSError: There is no folder, or a link in its place.
+        OSError: There is no folder, or it is a symbolic link.
     """
-    with _holding:
+    with _lock:
         if (held := _held.get(str(folder))) is not None:
             return os.dup(held)
     return os.open(folder, FOLDER)
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[int]:
-    """The same, closed in the end."""
-    handle = handle_of(folder)
+def descriptor(folder: Path) -> Iterator[int]:
+    """`open_descriptor` as a context manager, which closes it."""
+    opened = open_descriptor(folder)
     try:
-        yield handle
+        yield opened
     finally:
-        os.close(handle)
+        os.close(opened)
 
 
-def new(name: str, handle: int, flags: int = os.O_WRONLY) -> int:
-    """A new file, for its owner alone; whatever had its name goes first."""
+def create(name: str, folder: int, flags: int = os.O_WRONLY) -> int:
+    """Opens a new file that only its owner can read; removes whatever had the name before.
+
+    Args:
+        name: The file's name.
+        folder: A descriptor of its folder.
+        flags: More flags for `os.open`.
+    """
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=handle)
-    return os.open(name, FILE | flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=handle)
-
-
-def replace(folder: Path, name: str, content: bytes, *, sync: bool) -> None:
-    """Replaces a file whole; `sync` waits until that outlives a power cut."""
-    with opened(folder) as handle:
-        with open(new(f"{name}.tmp", handle), "wb") as file:
-            file.write(content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(f"{name}.tmp", name, src_dir_fd=handle, dst_dir_fd=handle)
-        if sync:
-            os.fsync(handle)
+        os.unlink(name, dir_fd=folder)
+    return os.open(name, FILE | flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
 
 
 def read(folder: Path, name: str) -> bytes:
-    """What a file holds.
+    """The content of a file.
 
     Raises:
-        OSError: There is none, or what is there is no plain file.
+        OSError: The file does not exist, or is not a regular file.
     """
-    with opened(folder) as handle:
-        found = os.open(name, os.O_RDONLY | FILE, dir_fd=handle)
+    with descriptor(folder) as opened:
+        found = os.open(name, os.O_RDONLY | FILE, dir_fd=opened)
     with open(found, "rb") as file:
         if not stat.S_ISREG(os.fstat(found).st_mode):
-            raise OSError(0, "it is no plain file", name)
+            raise OSError(0, "it is not a regular file", name)
         return file.read()
 
 
 def check(folder: Path) -> None:
-    """Whether a run folder holds nothing but plain files and folders, which can be opened without harm.
+    """Refuses a run folder that holds anything but regular files and folders.
 
     Raises:
-        JobError: Something else is in it: batcher makes none, and reading it could wait for ever or lead
-            somewhere else.
+        JobError: Something else is in it: batcher does not make it, and reading it could block or leave the folder.
     """
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = os.path.join(root, name)
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # A run that is at work replaces its files.
-                kind = os.lstat(path).st_mode
-                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-                    what = "a link" if stat.S_ISLNK(kind) else "no plain file"
+            with contextlib.suppress(FileNotFoundError):  # A run at work replaces its files.
+                mode = os.lstat(path).st_mode
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    what = "a link" if stat.S_ISLNK(mode) else "not a regular file"
                     raise JobError(
                         f"{path}: it is {what}, and batcher makes none there. Remove it."
                     )

@@ -1,17 +1,5 @@
 """Which requests are answered, safe against kill and power cut. Touches: files.
 
-Beside `labels.parquet` stands `labels.parquet.run/`:
-
-    LOCK                  flock for the life of the process; who holds it
-    run.json              what was asked, the input pinned, one epoch for each change; never a key
-    journal-000001.jsonl  segments, only ever appended to by the process that made them
-    journal-000001.idx    their sidecars (`write.index`)
-    journal-moved.idx     which answers belong to another row than they were asked for (`write.moved`)
-    reserve               64 MB kept free while a run goes on, for what is in flight when the disk is full
-    earlier/              journal and run.json from before an --overwrite that goes on (`write.aside`)
-    status.json           how the run stands, for whoever watches (`write.status`)
-    lines.idx             where lines of the input begin (`read.line_index`)
-
 Every start opens a new segment, so nothing is ever repaired or truncated: a torn last line stays
 where it is and counts for nothing. One thread encodes and writes each batch with one `write()` at once;
 another calls `fdatasync` at most every 200 ms, so that a disk which is slow to sync holds up no
@@ -29,19 +17,16 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from batcher.errors import OutputError
 from batcher.records import Result
 from batcher.write import folder as folders
-from batcher.write.index import checked
-from batcher.write.lock import FULL
-from batcher.write.names import journal_file
-from batcher.write.segment import OpenSegment, segments
+from batcher.write.atomic import FULL
+from batcher.write.lines import LineReader, segments
+from batcher.write.names import OWN, reserve_file
+from batcher.write.segment import OpenSegment
 
 __all__ = ["Journal", "sweep_reserves"]
 
-_decode = msgspec.json.Decoder(Result).decode
 _SEAL_BYTES = 32 << 20
 _SYNC_SECONDS = 0.2
 _GATHER_SECONDS = 0.002  # A wake-up a row would cost as much as all else that is done for a row.
@@ -89,11 +74,11 @@ class Journal:
         self.lost = 0
         last = max((number for number, _ in segments(folder)), default=0)
         self._number = last if first is None else first - 1
-        self._reserve = "reserve" if first is None else f"reserve-{first:06}"
+        self._reserve = reserve_file(first)
         self.put_back: Path | None = None
         if first is None:
             sweep_reserves(folder)
-        self._handle = folders.handle_of(folder)
+        self._handle = folders.open_descriptor(folder)
         try:
             _reserve(self._reserve, self._handle)
             self._segment = self._next()
@@ -142,15 +127,10 @@ class Journal:
     def at(self, segment: int, offset: int, length: int) -> Result | None:
         """A line of an earlier segment; None where it is not there any more."""
         try:
-            name = journal_file(segment)
-            with open(
-                os.open(name, os.O_RDONLY | folders.FILE, dir_fd=self._handle), "rb"
-            ) as file:
-                file.seek(offset)
-                line = file.read(length)
+            with LineReader(self._folder) as reader:
+                return reader.result(segment, offset, length)
         except OSError:
             return None
-        return _decode(line) if checked(line) else None
 
     def close(self) -> None:
         """Writes, syncs and seals what is left.
@@ -359,13 +339,13 @@ def _told(folder: Path, trouble: Exception, lost: int) -> str:
 def sweep_reserves(folder: Path) -> None:
     """Removes those of workers that were killed."""
     for path in folder.glob("reserve-*"):
-        if folders.MADE.fullmatch(path.name):
+        if OWN.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def _reserve(name: str, handle: int) -> None:
     """Room for what is in flight when the disk is full: a file of real blocks, not of holes."""
-    with open(folders.new(name, handle), "wb") as file:
+    with open(folders.create(name, handle), "wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
         else:

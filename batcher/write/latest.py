@@ -1,7 +1,7 @@
 """Which journal line holds the result of each row and slot. Touches: files (a temporary one).
 
-Ok beats everything, an answer beats a failure, else the latest wins, whatever the order of the
-segments. 25 bytes a row and slot, moved to a file in the run folder when that is much.
+The line with the highest `Outcome.rank` wins, among equal ranks the latest, in whatever order the segments
+come. Takes 25 bytes a row and slot, in a file in the run folder when that is much.
 """
 
 from __future__ import annotations
@@ -16,48 +16,41 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batcher.records import Outcome
-from batcher.write.index import OUTCOMES
+from batcher.write.index import RANK, Entries
 
-__all__ = ["ANSWERED", "LatestResults", "Place", "places_of"]
+__all__ = ["LatestResults", "Place", "places_of"]
 
 Place = tuple[int, int, int, bytes]
 """Segment, offset and length of a line, and the first half of its key in hex."""
 _IN_MEMORY = 64 << 20
-_RANK = np.array(
-    [2 if outcome is Outcome.OK else 1 if outcome.answered else 0 for outcome in OUTCOMES], np.int8
-)
-ANSWERED = _RANK > 0
-"""By an outcome's number, whether a model answered."""
-_HELD = np.concatenate(([-1], _RANK)).astype(np.int8)
-"""Rank by state: nothing, then the outcomes."""
+_RANK_OF_STATE = np.concatenate(([-1], RANK)).astype(np.int8)
 _FIELDS = (
     ("segment", "<u4"),
     ("offset", "<i8"),
     ("length", "<u4"),
     ("key_high", "<u8"),
-    ("state", "u1"),
+    ("state", "u1"),  # 0 for no result, else 1 + the outcome's number.
 )
 
 
 def places_of(models: list[str], asked: tuple[str, ...]) -> npt.NDArray[np.int32]:
-    """Place of each of a segment's models among those asked; -1 for one that is not any more."""
+    """Position of each of a segment's models among the models asked; -1 for one that is no longer asked."""
     places = {model: place for place, model in enumerate(asked)}
     return np.array([places.get(model, -1) if asked else 0 for model in models], np.int32)
 
 
 class LatestResults:
-    """The best line for each (row, slot); the slots of a model, one a sample, stand together.
+    """The best line for each row and slot; a model's slots, one a sample, are neighbours.
 
     Args:
         models: How many models each row goes to.
-        folder: Where a temporary file may be made.
-        rows: How many rows there may be; a wrong number costs memory and nothing else.
-        samples: How many answers each of them gives.
-        places: Whether to know where the lines stand, which a finish needs and a start does not.
+        folder: Where to make a temporary file.
+        rows: How many rows there may be; a wrong number only costs memory.
+        samples: How many answers each model gives.
+        places: Whether to keep where the lines are, which a finish needs and a start does not.
 
     Attributes:
-        extras: What any line has that few lines have (`index.ENTRY`).
+        extras: Bits of `columns.EXTRAS` that at least one line has.
     """
 
     def __init__(
@@ -80,18 +73,18 @@ class LatestResults:
             name: np.zeros((slots, 0), kind) for name, kind in self._fields
         }
 
-    def add(self, entries: npt.NDArray[np.void], places: npt.NDArray[np.int32]) -> None:
-        """Takes a segment's entries, in the order of segments.
+    def add(self, entries: Entries, places: npt.NDArray[np.int32]) -> None:
+        """Takes the entries of a segment; call it in the order of segments.
 
         Args:
-            entries: As `index.load` gives them.
+            entries: Of `index.Segment`.
             places: Of the segment's models, as `places_of` gives them.
         """
         if not len(entries):
             return
-        of, samples = places[entries["model"]], entries["sample"]
-        asked = (of >= 0) & (samples < self._samples)
-        slots = of * np.int32(self._samples) + samples
+        model, samples = places[entries["model"]], entries["sample"]
+        asked = (model >= 0) & (samples < self._samples)
+        slots = model * np.int32(self._samples) + samples
         if not asked.all():
             entries, slots = entries[asked], slots[asked]
         if not len(entries):
@@ -99,7 +92,7 @@ class LatestResults:
         self.extras |= int(np.bitwise_or.reduce(entries["extras"]))
         rows = entries["row"]
         self._grow(int(rows.max()) + 1)
-        rank = _RANK[entries["outcome"]]
+        rank = RANK[entries["outcome"]]
         if _repeats(rows, slots, self._slots):
             # Of several lines for one place in this segment, the last of the best.
             order = np.lexsort((np.arange(len(rows)), rank, rows, slots))
@@ -108,30 +101,30 @@ class LatestResults:
             )
             chosen = order[last]
             entries, rows, slots, rank = entries[chosen], rows[chosen], slots[chosen], rank[chosen]
-        better = rank >= _HELD[self._arrays["state"][slots, rows]]
+        better = rank >= _RANK_OF_STATE[self._arrays["state"][slots, rows]]
         if not better.all():
             entries, rows, slots = entries[better], rows[better], slots[better]
         for name, _kind in self._fields:
-            found = entries["outcome"] + 1 if name == "state" else entries[name]
-            self._arrays[name][slots, rows] = found
+            new = entries["outcome"] + 1 if name == "state" else entries[name]
+            self._arrays[name][slots, rows] = new
 
     def outcomes(self, slot: int) -> npt.NDArray[np.uint8]:
-        """By row: 0 for nothing, else 1 + the outcome's number."""
+        """By row: 0 for no result, else 1 + the outcome's number."""
         states: npt.NDArray[np.uint8] = self._arrays["state"][slot, : self._rows]
         return states
 
     def at(self, rows: Sequence[int], slot: int) -> list[Place]:
-        """Where the line of each row stands; length 0 for none."""
+        """Where the line of each row is; a place of length 0 where there is none."""
         asked = np.asarray(rows, np.int64)
         known = asked < self._rows
         found = np.zeros((3, len(asked)), np.int64)
-        for of, name in zip(found, ("segment", "offset", "length"), strict=True):
-            of[known] = self._arrays[name][slot, asked[known]]
+        for column, name in zip(found, ("segment", "offset", "length"), strict=True):
+            column[known] = self._arrays[name][slot, asked[known]]
         keys = np.zeros(len(asked), "<u8")
         keys[known] = self._arrays["key_high"][slot, asked[known]]
-        begun = hexlify(keys.tobytes())
-        digits = [begun[at : at + 16] for at in range(0, len(begun), 16)]
-        return list(zip(*found.tolist(), digits, strict=True))
+        digits = hexlify(keys.tobytes())
+        halves = [digits[at : at + 16] for at in range(0, len(digits), 16)]
+        return list(zip(*found.tolist(), halves, strict=True))
 
     def _grow(self, rows: int) -> None:
         if rows <= self._rows:
@@ -147,11 +140,13 @@ class LatestResults:
 
     def _empty(self, name: str, kind: str, rows: int) -> Any:
         shape = (self._slots, rows)
-        # The state is looked at row by row while the run goes on; it stays in memory.
+        # The state is read row by row during the run; it stays in memory.
         if name == "state" or np.dtype(kind).itemsize * self._slots * rows < _IN_MEMORY:
             return np.zeros(shape, kind)
         with tempfile.TemporaryFile(dir=self._folder) as file:
-            if hasattr(os, "posix_fallocate"):  # A full disk is an error here, a SIGBUS later.
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # Now a full disk is an error; later it is a SIGBUS.
                 os.posix_fallocate(file.fileno(), 0, np.dtype(kind).itemsize * rows * self._slots)
             return np.memmap(file, kind, "w+", shape=shape)
 
@@ -161,5 +156,5 @@ def _repeats(rows: npt.NDArray[np.int64], slots: npt.NDArray[np.int32], width: i
     first = int(rows.min())
     span = int(rows.max()) - first + 1
     if span > 16 * len(rows) + 1024:
-        return True  # Too far apart to count; sorting is right in any case.
+        return True  # Too sparse to count; sorting is right in any case.
     return int(np.bincount((rows - first) * width + slots).max()) > 1

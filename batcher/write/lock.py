@@ -1,4 +1,4 @@
-"""The run folder, held against every other process. Touches: files."""
+"""Locks a run folder against every other process. Touches: files."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from pathlib import Path
 
 from batcher.errors import JobError, OutputError
 from batcher.write import folder as folders
+from batcher.write.atomic import FULL
 from batcher.write.names import LOCK
 
-__all__ = ["FULL", "Lock", "holder"]
+__all__ = ["Lock", "holder"]
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What a full disk answers."""
 _TRIES = 100
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Lock:
-    """The run folder, held against every other process for the life of this one.
+    """The run folder, locked until `release` or the end of the process.
 
-    The folder itself is locked where the file system can do that, so that no removed file lets a second
-    process in; and the file LOCK in it always.
+    Two things are locked: the folder itself, where the file system can do that, so that removing a file lets no
+    second process in; and always the file LOCK in it.
 
     Args:
-        folder: Is made where it is not there. One that is must be the user's own, and closed to others:
-            what stands in it decides which answers are believed and which files are written.
+        folder: Is made if it does not exist. Otherwise it must be the user's own, and closed to other users:
+            its content decides which answers count and which files are written.
 
     Attributes:
-        folder: Its path, absolute.
+        folder: Its absolute path.
 
     Raises:
-        JobError: Another process holds it, or it is not to be trusted; nothing was changed.
+        JobError: Another process holds it, or it cannot be trusted; nothing was changed.
         OutputError: The disk is full.
     """
 
@@ -56,26 +55,26 @@ class Lock:
                 raise OutputError(f"{what}. Make room, and run the same command again.") from None
             raise JobError(f"{what}.") from None
         try:
-            folders.hold(folder, self._handle)
+            folders.hold(folder, self._descriptor)
         except BlockingIOError:
             os.close(self._file)
-            os.close(self._handle)
+            os.close(self._descriptor)
             raise JobError(
                 f"{folder}: a run of this process is at work on this output; wait for it or stop it."
             ) from None
 
     def _take(self) -> bool:
         """Opens and locks the folder; False when it was removed in the meantime."""
-        made = _made(self.folder)
+        made = _make(self.folder)
         with contextlib.ExitStack() as stack:
-            self._handle = os.open(self.folder, folders.FOLDER)
-            stack.callback(os.close, self._handle)
+            self._descriptor = os.open(self.folder, folders.FOLDER)
+            stack.callback(os.close, self._descriptor)
             if not made:
-                _check_trusted(self.folder, self._handle)
+                _check_trusted(self.folder, self._descriptor)
                 folders.check(self.folder)
-            if not _locked(self._handle, fcntl.LOCK_EX):
-                raise _at_work(self.folder, self._handle)
-            self._file = _lock_file(self.folder, self._handle)
+            if not _lock(self._descriptor, fcntl.LOCK_EX):
+                raise _held_error(self.folder, self._descriptor)
+            self._file = _open_lock_file(self.folder, self._descriptor)
             stack.callback(os.close, self._file)
             if self.lost() is not None:
                 return False
@@ -83,29 +82,29 @@ class Lock:
         return True
 
     def lost(self) -> str | None:
-        """What became of the folder since it was locked; None while it is where it was.
+        """What happened to the folder since it was locked; None while it is where it was.
 
-        A file LOCK that somebody removed is made again: the folder is still held.
+        Makes the file LOCK again if somebody removed it: the folder itself is still locked.
         """
         try:
-            there = os.lstat(self.folder)
+            found = os.lstat(self.folder)
         except (FileNotFoundError, NotADirectoryError):
-            there = None
+            found = None
         except OSError:
-            return None  # Whatever ails the disk, it is said when something is written.
-        if there is not None and os.path.samestat(there, os.fstat(self._handle)):
-            return self._relocked()
+            return None  # A failing disk is reported when something is written.
+        if found is not None and os.path.samestat(found, os.fstat(self._descriptor)):
+            return self._lock_file_again()
         if (where := self.where) is not None:
             return f"it was moved to {where}"
-        return "it was removed" if there is None else "another folder has taken its place"
+        return "it was removed" if found is None else "another folder has taken its place"
 
-    def _relocked(self) -> str | None:
+    def _lock_file_again(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):
-            there = os.stat(LOCK, dir_fd=self._handle, follow_symlinks=False)
-            if os.path.samestat(there, os.fstat(self._file)):
+            found = os.stat(LOCK, dir_fd=self._descriptor, follow_symlinks=False)
+            if os.path.samestat(found, os.fstat(self._file)):
                 return None
         try:
-            old, self._file = self._file, _lock_file(self.folder, self._handle)
+            old, self._file = self._file, _open_lock_file(self.folder, self._descriptor)
         except (OSError, JobError):
             return "its file LOCK was replaced"
         os.close(old)
@@ -113,38 +112,38 @@ class Lock:
 
     @property
     def where(self) -> Path | None:
-        """Where the folder is now, as far as the system tells; None for one that is gone."""
-        try:  # Linux alone names it.
-            path = Path(os.readlink(f"/proc/self/fd/{self._handle}"))
-            there = os.path.samestat(os.stat(path), os.fstat(self._handle))
+        """Where the folder is now; None when it is gone, or the system (any but Linux) does not tell."""
+        try:
+            path = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
+            same = os.path.samestat(os.stat(path), os.fstat(self._descriptor))
         except OSError:
             return None
-        return path if there else None
+        return path if same else None
 
     def release(self) -> None:
-        """Lets the next process in; so does the end of this one, however it ends."""
-        folders.let_go(self.folder)
+        """Lets the next process in."""
+        folders.release(self.folder)
         os.close(self._file)
-        os.close(self._handle)
+        os.close(self._descriptor)
 
 
 def holder(folder: Path) -> str | None:
-    """Who holds a run folder now; None when nobody does."""
+    """Which process holds a run folder now, as its LOCK says; None when none does."""
     try:
-        handle = os.open(folder, folders.FOLDER)
+        descriptor = os.open(folder, folders.FOLDER)
     except OSError:
         return None
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, handle)
-        files = [handle]
+        stack.callback(os.close, descriptor)
+        files = [descriptor]
         with contextlib.suppress(OSError):
-            files.append(os.open(LOCK, os.O_RDONLY | folders.FILE, dir_fd=handle))
+            files.append(os.open(LOCK, os.O_RDONLY | folders.FILE, dir_fd=descriptor))
             stack.callback(os.close, files[-1])
-        held = [file for file in files if not _locked(file, fcntl.LOCK_SH)]
-        return _told(handle) if held else None
+        held = [file for file in files if not _lock(file, fcntl.LOCK_SH)]
+        return _holder(descriptor) if held else None
 
 
-def _made(folder: Path) -> bool:
+def _make(folder: Path) -> bool:
     """Makes a folder where nothing is; False where something is."""
     try:
         folder.mkdir(mode=0o700)
@@ -158,50 +157,52 @@ def _made(folder: Path) -> bool:
     return True
 
 
-def _check_trusted(folder: Path, handle: int) -> None:
-    """Whether only this user can have written into a folder.
+def _check_trusted(folder: Path, descriptor: int) -> None:
+    """Refuses a folder into which another user can have written.
 
     Raises:
-        JobError: Others can; it says how to mend that.
+        JobError: With the command that closes the folder.
     """
-    of = os.fstat(handle)
-    if of.st_uid == os.geteuid() and not of.st_mode & _OTHERS:
+    found = os.fstat(descriptor)
+    if found.st_uid == os.geteuid() and not found.st_mode & _OTHERS:
         return
-    # Some file systems show one owner or one mode for everything, as they would for a new folder of ours.
+    # Some file systems show one owner or one mode for everything: compare with a folder just made.
     probe = f".owner-{os.getpid()}"
-    os.mkdir(probe, 0o700, dir_fd=handle)
-    ours = os.stat(probe, dir_fd=handle, follow_symlinks=False)
-    os.rmdir(probe, dir_fd=handle)
-    where = shlex.quote(str(folder))
-    if of.st_uid not in (os.geteuid(), ours.st_uid):
+    os.mkdir(probe, 0o700, dir_fd=descriptor)
+    own = os.stat(probe, dir_fd=descriptor, follow_symlinks=False)
+    os.rmdir(probe, dir_fd=descriptor)
+    path = shlex.quote(str(folder))
+    if found.st_uid not in (os.geteuid(), own.st_uid):
         raise JobError(
-            f"{folder}: this run folder belongs to another user ({_name_of(of.st_uid)}, and you are "
-            f"{_name_of(os.geteuid())}), so what is in it cannot be trusted. Run batcher as that user, or take the "
-            f"folder over if you know what is in it: sudo chown -R {os.geteuid()} {where}"
+            f"{folder}: this run folder belongs to another user ({_user_name(found.st_uid)}, and you are "
+            f"{_user_name(os.geteuid())}), so what is in it cannot be trusted. Run batcher as that user, or take the "
+            f"folder over if you know what is in it: sudo chown -R {os.geteuid()} {path}"
         )
-    if of.st_mode & _OTHERS & ~ours.st_mode:
+    if found.st_mode & _OTHERS & ~own.st_mode:
         raise JobError(
-            f"{folder}: other users can write into this run folder (its mode is {of.st_mode & 0o777:o}), so what is in "
-            f"it cannot be trusted. Close it if you know what is in it: chmod 700 {where}"
+            f"{folder}: other users can write into this run folder (its mode is {found.st_mode & 0o777:o}), so what is "
+            f"in it cannot be trusted. Close it if you know what is in it: chmod 700 {path}"
         )
 
 
-def _name_of(uid: int) -> str:
+def _user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
 
 
-def _lock_file(folder: Path, handle: int) -> int:
-    """Opens and locks LOCK, by which earlier versions are kept out as well."""
-    file = os.open(LOCK, os.O_RDWR | os.O_CREAT | folders.FILE, 0o600, dir_fd=handle)
+def _open_lock_file(folder: Path, descriptor: int) -> int:
+    """Opens and locks LOCK, the only thing that earlier versions lock."""
+    file = os.open(LOCK, os.O_RDWR | os.O_CREAT | folders.FILE, 0o600, dir_fd=descriptor)
     try:
-        if not _locked(file, fcntl.LOCK_EX):
-            raise _at_work(folder, handle)
+        if not _lock(file, fcntl.LOCK_EX):
+            raise _held_error(folder, descriptor)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        if os.fstat(file).st_nlink == 1:  # Else it is a file that stands somewhere else, too.
-            with contextlib.suppress(OSError):  # Only for people; a disk may be full.
+        if (
+            os.fstat(file).st_nlink == 1
+        ):  # Else it is also a file somewhere else: do not write to it.
+            with contextlib.suppress(OSError):  # Only information for people; a disk may be full.
                 os.ftruncate(file, 0)
                 os.pwrite(file, f"pid {os.getpid()}, since {started}\n".encode(), 0)
     except BaseException:
@@ -210,10 +211,10 @@ def _lock_file(folder: Path, handle: int) -> int:
     return file
 
 
-def _locked(file: int, how: int) -> bool:
+def _lock(file: int, how: int) -> bool:
     """Locks a file or a folder; False when another process holds it.
 
-    Where the system has no such locks (a folder on NFS) this one is passed over.
+    Where the file system cannot lock folders (NFS), the folder is not locked.
     """
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -225,16 +226,16 @@ def _locked(file: int, how: int) -> bool:
     return True
 
 
-def _at_work(folder: Path, handle: int) -> JobError:
+def _held_error(folder: Path, descriptor: int) -> JobError:
     return JobError(
-        f"{folder}: another batcher is at work on this output ({_told(handle)}); wait for it or stop it."
+        f"{folder}: another batcher is at work on this output ({_holder(descriptor)}); wait for it or stop it."
     )
 
 
-def _told(handle: int) -> str:
-    """Who holds a folder, as its LOCK says."""
+def _holder(descriptor: int) -> str:
+    """Which process holds a folder, as its LOCK says."""
     with contextlib.suppress(OSError):
-        file = os.open(LOCK, os.O_RDONLY | folders.FILE, dir_fd=handle)
+        file = os.open(LOCK, os.O_RDONLY | folders.FILE, dir_fd=descriptor)
         with open(file, "rb") as lock:
             return lock.read(200).decode(errors="replace").strip() or "unknown"
     return "unknown"

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from batcher.errors import JobError
+from batcher.write import atomic
 from batcher.write import folder as folders
 from batcher.write.names import RUN
 
@@ -233,7 +234,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         self.edited = False
         body = msgspec.json.format(msgspec.json.encode(self), indent=1).removesuffix(b"\n}")
         content = b'%b,\n "check": "%b"\n}' % (body, _seal(body))
-        folders.replace(folder, RUN, content, sync=True)
+        atomic.replace(folder, RUN, content, sync=True)
 
 
 def _seal(body: bytes) -> bytes:

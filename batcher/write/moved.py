@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from batcher.write import atomic
 from batcher.write import folder as folders
 from batcher.write.index import Segment
 from batcher.write.names import MOVED
@@ -66,7 +67,7 @@ class Moved(msgspec.Struct, frozen=True):
         """Takes the place of what is kept there; where that fails, it is found again next time."""
         body = msgspec.msgpack.encode(self)
         with contextlib.suppress(OSError):
-            folders.replace(folder, MOVED, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
+            atomic.replace(folder, MOVED, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
 
     def of(self, segment: Segment) -> tuple[Any, Any]:
         """(which entries of a whole segment moved, these entries at their new places)."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from batcher.write.columns import COLUMNS, renames, result_names
-from batcher.write.parts import name_of
-from batcher.write.results import Confirm, ResultReader, Written, synced, whole, whole_folder
+from batcher.write import atomic, parts
+from batcher.write.columns import COLUMNS, TIME, renames, result_names
+from batcher.write.results import Confirm, ResultReader, Written
 from batcher.write.schema_types import Shape
 
 __all__ = ["Block", "NotOfType", "result_schema", "write_parquet"]
@@ -29,17 +28,20 @@ _GROUP_ROWS = 32 << 10
 _PART_BYTES = 512 << 20
 _TIME = pa.timestamp("ms", "UTC")
 _RESULT = pa.schema(
-    (name, _TIME if kind.startswith("timestamp") else pa.type_for_alias(kind))
-    for name, kind in COLUMNS.items()
+    (name, _TIME if column.type == TIME else pa.type_for_alias(column.type))
+    for name, column in COLUMNS.items()
 )
 _JOURNAL = pa.schema(
-    pa.field(field.name, pa.int64()) if field.name == "created_at" else field for field in _RESULT
+    pa.field(field.name, pa.int64()) if field.type == _TIME else field for field in _RESULT
 )
-"""The same as they stand in the journal, where time is a number."""
+"""The same as they are in the journal, where a time is a number."""
+
+Line = tuple[int, int, bytes]
+"""Index of its row in a block, sample, and the line."""
 
 
 def result_schema() -> pa.Schema:
-    """Columns of results alone: those that every output has, and what answers may have besides."""
+    """The columns of an answer alone, for batches that are converted."""
     names = result_names(keep_raw=False, shown=("tool_calls", "logprobs"))
     return pa.schema([_RESULT.field(name) for name in names])
 
@@ -49,8 +51,8 @@ class Block(NamedTuple):
 
     Attributes:
         positions: Of each row.
-        arrays: One for each column.
-        names: The `custom_id` of each row, None for none.
+        arrays: One a column.
+        names: The `custom_id` of each row, None where it has none.
     """
 
     positions: list[int]
@@ -59,106 +61,107 @@ class Block(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """The mean size of a row; what a dictionary holds is shared, and not counted."""
+        """The mean size of a row, without what a dictionary holds, which rows share."""
         held = (a.indices if pa.types.is_dictionary(a.type) else a for a in self.arrays)
         return int(sum(array.nbytes for array in held)) // len(self.positions)
 
 
 class NotOfType(ValueError):
-    """A value of `parsed` is not of its type: too large, or checked by another schema."""
+    """A value of `parsed` does not fit its type: it is too large, or was checked by another schema."""
 
 
 def write_parquet(
     path: Path,
     blocks: Iterator[Block],
     schema: pa.Schema,
-    picks: ResultReader,
+    reader: ResultReader,
     *,
     keep_raw: bool,
     parsed: Shape | None = None,
     as_json: Collection[str] = (),
     confirm: Confirm = lambda _written: None,
 ) -> Written:
-    """Writes Parquet; see `Written`.
-
-    `confidences`, `tool_calls`, `logprobs` and `copied` are there when any row has them.
+    """Writes an output as Parquet.
 
     Args:
         path: The output; without the suffix `.parquet` it is a folder of parts.
-        blocks: The input's rows, with one array for each field of `schema`.
+        blocks: The rows of the input, with one array for each field of `schema`.
         schema: The input's columns.
-        picks: Finds the lines.
+        reader: Finds the lines.
         keep_raw: Whether there is a `response` column.
         parsed: Of the `parsed` column; None for none.
-        as_json: Columns that hold JSON as text.
-        confirm: Told what is written, before it takes the place of the old file; what it raises
-            leaves that as it is.
+        as_json: Input columns that hold JSON as text.
+        confirm: Called before the old output is replaced.
 
     Raises:
         NotOfType: A value of `parsed` is not of its type.
         OutputError: The disk refuses.
     """
-    written = Written()
-    custom_id = schema.get_field_index("custom_id")
-    # One of texts is not repeated: the result's has the same.
-    same = custom_id >= 0 and "custom_id" not in as_json and _is_text(schema.types[custom_id])
-    kept = [i for i in range(len(schema)) if not (same and i == custom_id)]
-    renamed = renames(schema.names[i] for i in kept)
-    written.renamed = renamed
-    fields = [pa.field(renamed.get(name := schema.names[i], name), schema.types[i]) for i in kept]
-    shown = [*picks.shown, *(["parsed"] if parsed else [])]
-    names = result_names(keep_raw=keep_raw, shown=shown)
-    results = [_RESULT.field(name) for name in names]
-    if parsed is not None:
-        results[names.index("parsed")] = pa.field("parsed", parsed.type)
-    out = pa.schema([*fields, *results])
-    table = partial(_table, out, kept, names, parsed)
-    with _writer(path, out) as writer:
-        held: list[pa.Table] = []
-        size = rows = 0
+    layout = _Layout(schema, reader.shown, as_json, parsed, keep_raw=keep_raw)
+    written = Written(renamed=layout.renamed)
+    with _writer(path, layout.schema) as writer:
+        groups = _Groups(writer, written)
         for block in blocks:
-            places: list[int] = []
-            samples: list[int] = []
-            lines: list[bytes] = []
+            lines: list[Line] = []
             pending, own = 0, block.row_bytes
-            for place, sample, line in picks.lines(block.positions):
+            for at, sample, line in reader.lines(block.positions):
                 if line is None:
                     written.missing += 1
                     continue
-                places.append(place)
-                samples.append(sample)
-                lines.append(line)
+                lines.append((at, sample, line))
                 pending += len(line) + own
                 if pending >= _GROUP_BYTES // 4:
-                    held.append(table(block, places, samples, lines))
-                    size, rows = size + pending, rows + len(places)
-                    places, samples, lines, pending = [], [], [], 0
-                    if size >= _GROUP_BYTES:
-                        _flush(writer, held, written)
-                        held, size, rows = [], 0, 0
+                    groups.add(layout.table(block, lines), pending)
+                    lines, pending = [], 0
             if lines:
-                held.append(table(block, places, samples, lines))
-                size, rows = size + pending, rows + len(places)
-            if size >= _GROUP_BYTES or rows >= _GROUP_ROWS:
-                _flush(writer, held, written)
-                held, size, rows = [], 0, 0
-        _flush(writer, held, written)
+                groups.add(layout.table(block, lines), pending)
+        groups.flush()
         confirm(written)
     return written
+
+
+class _Groups:
+    """Collects tables to row groups of some 16 MB, and writes these."""
+
+    def __init__(self, writer: pq.ParquetWriter | _Parts, written: Written) -> None:
+        self._writer, self._written = writer, written
+        self._held: list[pa.Table] = []
+        self._bytes = self._rows = 0
+
+    def add(self, table: pa.Table, size: int) -> None:
+        """Takes a table of about so many bytes."""
+        self._held.append(table)
+        self._bytes, self._rows = self._bytes + size, self._rows + len(table)
+        if self._bytes >= _GROUP_BYTES or self._rows >= _GROUP_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        if not self._held:
+            return
+        table = pa.concat_tables(self._held)
+        self._held.clear()
+        self._bytes = self._rows = 0
+        self._writer.write_table(table, row_group_size=_GROUP_ROWS)
+        for item in pc.value_counts(table["status"]).to_pylist():
+            self._written.statuses[item["values"]] += item["counts"]
 
 
 @contextlib.contextmanager
 def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter | _Parts]:
     if path.suffix == ".parquet":
-        with whole(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with (
+            atomic.replacing(path) as file,
+            pq.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
             yield writer
     else:
-        with whole_folder(path) as folder, contextlib.ExitStack() as opened:
+        with parts.replacing(path) as folder, contextlib.ExitStack() as opened:
             yield _Parts(folder, schema, opened)
 
 
 class _Parts:
-    """A writer of files in a folder: what has come to `_PART_BYTES` is followed by another one."""
+    """Writes files in a folder; begins a new one when one has reached `_PART_BYTES`."""
 
     def __init__(self, folder: Path, schema: pa.Schema, opened: contextlib.ExitStack) -> None:
         self._folder = folder
@@ -169,7 +172,8 @@ class _Parts:
 
     def _begin(self) -> None:
         self._opened.close()
-        self._file = self._opened.enter_context(synced(self._folder / name_of(self._count)))
+        path = self._folder / parts.file_name(self._count)
+        self._file = self._opened.enter_context(atomic.synced_file(path))
         writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
         self._writer = self._opened.enter_context(writer)
         self._count += 1
@@ -181,54 +185,72 @@ class _Parts:
             self._writer.write_table(table.slice(at, row_group_size))
 
 
-def _flush(writer: pq.ParquetWriter | _Parts, held: list[pa.Table], written: Written) -> None:
-    if not held:
-        return
-    table = pa.concat_tables(held)
-    writer.write_table(table, row_group_size=_GROUP_ROWS)
-    written.rows += table.num_rows
-    for item in pc.value_counts(table["status"]).to_pylist():
-        written.statuses[item["values"]] += item["counts"]
+class _Layout:
+    """Which columns the output has, and how a table of them is made.
+
+    Attributes:
+        schema: Of the output.
+        renamed: Input columns that get another name.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        shown: Sequence[str],
+        as_json: Collection[str],
+        parsed: Shape | None,
+        *,
+        keep_raw: bool,
+    ) -> None:
+        custom_id = schema.get_field_index("custom_id")
+        if custom_id >= 0 and ("custom_id" in as_json or not _is_text(schema.types[custom_id])):
+            custom_id = -1  # Only one of strings is the same as the result's and not repeated.
+        self._kept = [at for at in range(len(schema)) if at != custom_id]
+        self.renamed = renames(schema.names[at] for at in self._kept)
+        self._parsed = parsed
+        shown = [*shown, *(["parsed"] if parsed else [])]
+        self._names = result_names(keep_raw=keep_raw, shown=shown)
+        results = [_RESULT.field(name) for name in self._names]
+        if parsed is not None:
+            results[self._names.index("parsed")] = pa.field("parsed", parsed.type)
+        own = [schema.field(at) for at in self._kept]
+        renamed = (pa.field(self.renamed.get(field.name, field.name), field.type) for field in own)
+        self.schema = pa.schema([*renamed, *results])
+
+    def table(self, block: Block, lines: Sequence[Line]) -> pa.Table:
+        """The output rows of some lines of a block."""
+        places, samples, texts = zip(*lines, strict=True)
+        found = pj.read_json(
+            io.BytesIO(b"\n".join(texts) + b"\n"),
+            pj.ReadOptions(use_threads=False, block_size=max(1 << 20, 2 * max(map(len, texts)))),
+            pj.ParseOptions(explicit_schema=_JOURNAL, unexpected_field_behavior="ignore"),
+        )
+        results: dict[str, Any] = {name: _column(name, found[name]) for name in self._names}
+        names, positions = block.names, block.positions
+        results["row"] = pa.array([positions[at] for at in places], pa.int64())
+        results["sample"] = pa.array(samples, pa.int32())
+        results["custom_id"] = pa.array(
+            [str(positions[at]) if (name := names[at]) is None else name for at in places],
+            pa.string(),
+        )
+        if self._parsed is not None:
+            try:
+                results["parsed"] = self._parsed.array(found["parsed"].to_pylist())
+            except pa.ArrowInvalid:
+                raise NotOfType from None
+        take = pa.array(places, pa.int64())
+        own = (block.arrays[at].take(take) for at in self._kept)
+        return pa.Table.from_arrays([*own, *results.values()], schema=self.schema)
 
 
-def _table(
-    out: pa.Schema,
-    kept: list[int],
-    names: list[str],
-    parsed: Shape | None,
-    block: Block,
-    places: list[int],
-    samples: list[int],
-    lines: list[bytes],
-) -> pa.Table:
-    """One block of output rows."""
-    found = pj.read_json(
-        io.BytesIO(b"\n".join(lines) + b"\n"),
-        pj.ReadOptions(use_threads=False, block_size=max(1 << 20, 2 * max(map(len, lines)))),
-        pj.ParseOptions(explicit_schema=_JOURNAL, unexpected_field_behavior="ignore"),
-    )
-    take = pa.array(places, pa.int64())
-    results: dict[str, Any] = {name: found[name] for name in names}
-    names_of, positions = block.names, block.positions
-    results["row"] = pa.array([positions[place] for place in places], pa.int64())
-    results["sample"] = pa.array(samples, pa.int32())
-    results["custom_id"] = pa.array(
-        [str(positions[p]) if (n := names_of[p]) is None else n for p in places], pa.string()
-    )
-    if parsed is not None:
-        try:
-            results["parsed"] = parsed.array(found["parsed"].to_pylist())
-        except pa.ArrowInvalid:
-            raise NotOfType from None
-    results["attempts"] = pc.fill_null(found["attempts"], 0)
-    if "copied" in results:
-        results["copied"] = pc.fill_null(found["copied"], False)
-    results["created_at"] = found["created_at"].cast(_TIME)
-    results["model"] = pc.if_else(pc.equal(found["model"], ""), None, found["model"])
-    return pa.Table.from_arrays(
-        [*(block.arrays[i].take(take) for i in kept), *(results[name] for name in names)],
-        schema=out,
-    )
+def _column(name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values of an output column, from the field of the journal."""
+    column = COLUMNS[name]
+    if column.missing is not None:
+        values = pc.fill_null(values, column.missing)
+    if column.null is not None:
+        values = pc.if_else(pc.equal(values, column.null), None, values)
+    return values.cast(_TIME) if column.type == TIME else values
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 
 from batcher.read import object_store
+from batcher.write import atomic, parts
 from batcher.write import folder as folders
-from batcher.write import parts
+from batcher.write.lines import segments
 from batcher.write.names import WRITTEN
-from batcher.write.segment import segments
 
 __all__ = ["ends", "holds_all", "is_whole", "note"]
 
@@ -59,7 +59,7 @@ def note(folder: Path, output: Path, before: list[tuple[int, int, str]]) -> None
     """
     proof = _Proof(before, _contents(output))
     with contextlib.suppress(OSError):
-        folders.replace(folder, WRITTEN, msgspec.json.encode(proof) + b"\n", sync=True)
+        atomic.replace(folder, WRITTEN, msgspec.json.encode(proof) + b"\n", sync=True)
 
 
 def holds_all(folder: Path) -> bool:

@@ -1,11 +1,11 @@
-"""One open segment of the journal: lines in, synced, sealed with its index. Touches: files."""
+"""One open segment of the journal: lines are appended, synced, and sealed with an index. Touches: files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,77 +14,38 @@ import numpy as np
 
 from batcher.records import Outcome, Result, clean
 from batcher.write import folder as folders
-from batcher.write import index
-from batcher.write.moved import Moved
-from batcher.write.names import JOURNAL_FILE, journal_file
+from batcher.write import index, lines, sidecar
+from batcher.write.names import journal_file
 
-__all__ = ["OpenSegment", "loaded", "placed", "present", "segments", "sync_folder", "written_by"]
+__all__ = ["OpenSegment"]
 
 _encode = msgspec.json.Encoder().encode
-_MOST_MODELS = 50_000  # Of 65,536, as what is written at once may bring some thousands more.
+_MOST_MODELS = 50_000  # Of index.MOST_NAMES, as one append may bring some thousands more.
 _COST = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd", "attempts")
-
-
-def segments(folder: Path) -> list[tuple[int, Path]]:
-    """(number, path) of every segment, in order.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    named = [(JOURNAL_FILE.fullmatch(name), folder / name) for name in names]
-    return sorted((int(match[1]), path) for match, path in named if match)
-
-
-def loaded(folder: Path, *, keep: bool = False) -> Iterator[index.Segment]:
-    """All segments in order, one at a time: there may be gigabytes of them."""
-    for number, path in segments(folder):
-        yield index.load(path, number, keep=keep)
-
-
-def placed(folder: Path, runs: Collection[str], *, keep: bool = False) -> Iterator[index.Segment]:
-    """Likewise, with the entries alone of which it is known that they are of the present rows.
-
-    Args:
-        folder: The run folder.
-        runs: IDs of the runs that asked for the present rows.
-        keep: As in `index.load`.
-    """
-    moved = Moved.load(folder, runs)
-    for segment in loaded(folder, keep=keep):
-        segment.entries = present(segment, runs, moved)
-        yield segment
-
-
-def present(segment: index.Segment, runs: Collection[str], moved: Moved) -> Any:
-    """Entries of the present rows: those that moved to one, those of lines that one of the runs wrote."""
-    ours, there = written_by(segment, runs), moved.of(segment)[1]
-    own = segment.entries if ours.all() else segment.entries[ours]
-    return np.concatenate([there, own]) if len(there) else own
-
-
-def written_by(segment: index.Segment, runs: Collection[str]) -> Any:
-    """By entry, whether one of these runs wrote the line."""
-    return np.array([run in runs for run in segment.runs], np.bool_)[segment.entries["run"]]
 
 
 class OpenSegment:
     """A new segment, of one run. One thread appends; another syncs and seals.
 
+    Args:
+        folder: The run folder.
+        number: Its number, if that is free; else the next free one.
+        run: ID of the run.
+
     Attributes:
-        number: The first free one from that which was asked for.
+        number: Its number.
         size: Bytes written.
-        unsynced: What was appended and is not known to be on the disk; the first `written` of them
+        unsynced: Results that were appended and are not known to be on the disk; the first `written` of them
             are in the file.
-        refused: Why items were left out that no line can hold, not even as a failure.
-        put_back: Where its lines are, when its file was removed.
+        refused: Why results were left out that no line can hold, not even as a failure.
+        put_back: Where its lines are now, when its file was removed.
+
+    Raises:
+        OSError: The disk refuses the file.
     """
 
     def __init__(self, folder: Path, number: int, run: str = "") -> None:
-        self._path, self.number, self._file = _next(folder, number)
+        self._path, self.number, self._file = _create(folder, number)
         self._run = run
         self._named = False  # Whether its name would outlive a power cut.
         self.size = 0
@@ -95,13 +56,20 @@ class OpenSegment:
         self._models: dict[str, int] = {}
         self._entries = bytearray()
 
-    def append(self, items: Sequence[Result], make_room: Callable[[OSError], bool]) -> None:
-        """Writes the items at once; `make_room` says whether a failed write is worth another.
+    def append(self, results: Sequence[Result], make_room: Callable[[OSError], bool]) -> None:
+        """Writes results with one `write()`.
 
-        An item that cannot be written is written as a failure of its own row, with the reason.
+        A result that cannot be written becomes a failure of its own row, with the reason.
+
+        Args:
+            results: What to write.
+            make_room: Called with the error of a failed write; returns whether to try again.
+
+        Raises:
+            OSError: The write failed, and `make_room` returned False.
         """
-        self.unsynced += items
-        block = memoryview(b"".join(map(self._line_or_failure, items)))
+        self.unsynced += results
+        block = memoryview(b"".join(map(self._line_or_failure, results)))
         while block:  # A full disk first answers with a short write and no error.
             try:
                 block = block[os.write(self._file, block) :]
@@ -112,54 +80,58 @@ class OpenSegment:
 
     @property
     def crowded(self) -> bool:
-        """Whether it holds nearly as many models as its index can number: the next begins."""
+        """Whether it holds nearly as many models as its index can number, so that a new one must begin."""
         return len(self._models) >= _MOST_MODELS
 
-    def _line_or_failure(self, item: Result) -> bytes:
+    def _line_or_failure(self, result: Result) -> bytes:
         try:
-            return self._line(item)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is about this item alone)
+            return self._line(result)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it concerns this result alone)
             failed = error
         try:
-            return self._line(_failure(item, failed))
-        except Exception as error:  # noqa: BLE001 (its row, key or sample can stand in no line)
+            return self._line(_failure(result, failed))
+        except Exception as error:  # noqa: BLE001 (no line can hold its row, key or sample)
             self.refused.append(error)
             return b""
 
-    def _line(self, item: Result) -> bytes:
-        """The line that comes next in the file, with its entry noted."""
-        line = index.line_of(_encoded(item), self._run)
-        slot = self._models.get(item.model, len(self._models))
+    def _line(self, result: Result) -> bytes:
+        """The next line of the file; notes its entry."""
+        line = lines.line_of(_encoded(result), self._run)
+        model = self._models.get(result.model, len(self._models))
         self._entries += index.entry_bytes(
-            item.row,
+            result.row,
             self.size,
-            item.key,
+            result.key,
             len(line) - 1,
             self.number,
-            slot,
-            item.sample,
-            item.status,
-            index.extras_of(item),
+            model,
+            result.sample,
+            result.status,
+            index.extras_of(result),
         )
-        # Nothing is noted of an item that fails before here.
-        self._models[item.model] = slot
+        # Only now, so that nothing is noted of a result that failed above.
+        self._models[result.model] = model
         self.size += len(line)
         return line
 
     def sync(self) -> int:
-        """Syncs; returns how many of `unsynced` are on the disk for certain."""
+        """Syncs; returns how many of `unsynced` are now on the disk.
+
+        Raises:
+            OSError: The disk refuses. Never sync this file again: the kernel now takes its pages for clean.
+        """
         written = self.written
         if not self._named:
-            with folders.opened(self._path.parent) as handle:
-                os.fsync(handle)
+            with folders.descriptor(self._path.parent) as descriptor:
+                os.fsync(descriptor)
             self._named = True
         if written:
             os.fdatasync(self._file)
         return written
 
     def seal(self) -> None:
-        """Ends a segment that is synced: it is never appended to again, and gets its index."""
-        known = index.identity(os.fstat(self._file))
+        """Closes a segment that is synced, and writes its index; nothing is appended to it any more."""
+        known = sidecar.identity(os.fstat(self._file))
         self.close()
         if not self.size:
             self._unlink(self._path.name)
@@ -167,87 +139,81 @@ class OpenSegment:
         entries = np.frombuffer(bytes(self._entries), index.ENTRY)
         made = index.Segment(self.number, list(self._models), [self._run], entries)
         try:
-            if known[0] == self.size:  # Else somebody wrote to it, and only a reading tells what.
-                index.save(self._path, made, known)
-        except (OSError, ValueError):  # It is made again when needed.
+            if known[0] == self.size:  # Else another process wrote to it: it must be read.
+                sidecar.save(self._path, made, known)
+        except (OSError, ValueError):  # `sidecar.load` makes it when it is needed.
             self._unlink(self._path.with_suffix(".idx").name)
 
     def _unlink(self, name: str) -> None:
-        with folders.opened(self._path.parent) as handle, contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=handle)
+        with (
+            folders.descriptor(self._path.parent) as descriptor,
+            contextlib.suppress(FileNotFoundError),
+        ):
+            os.unlink(name, dir_fd=descriptor)
 
     def close(self) -> None:
-        """Lets go of the file; a second time is no harm. One that was removed is put back first."""
+        """Closes the file, once; copies it first when its name was removed."""
         file, self._file = self._file, -1
         if file >= 0:
             try:
                 if self.size and self._displaced(file):
-                    self.put_back = _copied(file, self._path, self.number)
+                    self.put_back = _put_back(file, self._path, self.number)
             finally:
                 with contextlib.suppress(OSError):  # What counts is what was synced.
                     os.close(file)
 
     @property
     def removed(self) -> bool:
-        """Whether somebody removed its file, moved it, or put another one in its place."""
+        """Whether its file was removed, moved, or replaced by another one."""
         return self._file >= 0 and self._displaced(self._file)
 
     def _displaced(self, file: int) -> bool:
-        """Whether the name leads to this file no more; other names, as of a backup's links, do not count."""
+        """Whether its name no longer leads to this file; other names (hard links of a backup) do not matter."""
         try:
-            with folders.opened(self._path.parent) as handle:
-                found = os.stat(self._path.name, dir_fd=handle, follow_symlinks=False)
+            with folders.descriptor(self._path.parent) as descriptor:
+                found = os.stat(self._path.name, dir_fd=descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return True
         return not os.path.samestat(found, os.fstat(file))
 
 
-def _encoded(item: Result) -> bytes:
+def _encoded(result: Result) -> bytes:
     try:
-        return _encode(item)
+        return _encode(result)
     except UnicodeEncodeError:
-        return _encode(clean(msgspec.to_builtins(item)))
+        return _encode(clean(msgspec.to_builtins(result)))
 
 
-def _failure(item: Result, error: Exception) -> Result:
-    """What stands in the journal for an item that cannot stand there; what it cost is kept."""
-    said = f"the answer cannot be kept in the journal ({type(error).__name__}: {str(error)[:200]})"
-    of: dict[str, Any] = {"row": item.row, "model": item.model, "sample": item.sample}
-    of |= {"key": item.key, "custom_id": item.custom_id}
-    of |= {name: getattr(item, name) for name in _COST}
-    return Result(**of, status=Outcome.BAD_RESPONSE, error=clean(said))
+def _failure(result: Result, error: Exception) -> Result:
+    """The failure that stands in for a result which cannot be written; it keeps the cost."""
+    why = f"the answer cannot be kept in the journal ({type(error).__name__}: {str(error)[:200]})"
+    known: dict[str, Any] = {"row": result.row, "model": result.model, "sample": result.sample}
+    known |= {"key": result.key, "custom_id": result.custom_id}
+    known |= {name: getattr(result, name) for name in _COST}
+    return Result(**known, status=Outcome.BAD_RESPONSE, error=clean(why))
 
 
-def _next(folder: Path, number: int) -> tuple[Path, int, int]:
-    """Path, number and handle of a new segment, of this number or the first free one after it."""
+def _create(folder: Path, number: int) -> tuple[Path, int, int]:
+    """Path, number and descriptor of a new segment with this number, or the first free one after it."""
     flags = folders.FILE | os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND
-    with folders.opened(folder) as handle:
-        while True:  # Whoever else writes into the folder may be about to take the same one.
+    with folders.descriptor(folder) as descriptor:
+        while True:  # Another process may be about to take the same number.
             name = journal_file(number)
             try:
-                return folder / name, number, os.open(name, flags, 0o600, dir_fd=handle)
+                return folder / name, number, os.open(name, flags, 0o600, dir_fd=descriptor)
             except FileExistsError:
                 number += 1
 
 
-def _copied(file: int, path: Path, number: int) -> Path:
-    """What a removed segment holds, as a new one; in a new run folder, where all of that was removed."""
+def _put_back(file: int, path: Path, number: int) -> Path:
+    """Copies a removed segment to a new one, in a new run folder if that was removed as well."""
     try:
-        path, _number, copy = _next(path.parent, number)
+        path, _number, copy = _create(path.parent, number)
     except FileNotFoundError:
-        path, _number, copy = _next(folders.anew(path.parent), number)
-    with open(copy, "wb") as to, open(os.dup(file), "rb") as lines:
-        lines.seek(0)
-        shutil.copyfileobj(lines, to)
-        to.flush()
-        os.fsync(to.fileno())
+        path, _number, copy = _create(folders.recreate(path.parent), number)
+    with open(copy, "wb") as new, open(os.dup(file), "rb") as old:
+        old.seek(0)
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
     return path
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes new and renamed names in a folder outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from batcher.write import atomic
 from batcher.write import folder as folders
 from batcher.write.names import STATUS
 
@@ -51,7 +52,7 @@ def save(folder: Path, told: Mapping[str, object]) -> None:
     }
     text = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
     with contextlib.suppress(OSError):
-        folders.replace(folder, STATUS, text, sync=False)
+        atomic.replace(folder, STATUS, text, sync=False)
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from batcher.plan.resume import Resumed, resume
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Result
-from batcher.write.index import line_of
+from batcher.write.lines import line_of
 from tests.support.program import write_jsonl
 
 URL = "https://gateway.test/v1/chat/completions"

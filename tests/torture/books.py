@@ -17,8 +17,8 @@ import msgspec
 from batcher.records import Result
 from batcher.simulate.server import Running, running
 from batcher.simulate.settings import Simulation
-from batcher.write import index
-from batcher.write.segment import segments
+from batcher.write import sidecar
+from batcher.write.lines import is_sound, segments
 from tests.support.forked import Forked
 
 __all__ = ["Bill", "Books", "answers", "key_of", "opened"]
@@ -118,11 +118,11 @@ def answers(folder: Path) -> Iterator[Result]:
     for number, path in segments(folder):
         file = os.open(path, os.O_RDONLY)
         try:
-            for entry in index.load(path, number, keep=False).entries:
+            for entry in sidecar.load(path, number, keep=False).entries:
                 if int(entry["segment"]) != number:
                     continue  # It refers to a line that is counted where it stands.
                 line = os.pread(file, int(entry["length"]), int(entry["offset"]))
-                assert index.checked(line), f"{path.name} at {entry['offset']}: not a line"
+                assert is_sound(line), f"{path.name} at {entry['offset']}: not a line"
                 result = _decode(line)
                 if result.status.answered:
                     yield result

@@ -15,7 +15,7 @@ from batcher.errors import OutputError
 from batcher.records import Outcome, Result
 from batcher.simulate import server
 from batcher.simulate.settings import MODELS, Simulation
-from batcher.write import index, journal
+from batcher.write import journal, sidecar
 from tests.support.program import command, environment, read_jsonl, write_jsonl
 from tests.torture import LONG, dice, long_only, tell, times
 from tests.torture.books import opened
@@ -291,7 +291,7 @@ def test_no_room_for_the_next_segment(tmp_path, long_answers):
 def test_a_journal_that_finds_no_room_closes_only_what_is_its_own(tmp_path, monkeypatch):
     """The number of a file that it closed before may be that of a connection by now."""
     theirs, failures = [], [errno.ENOSPC]
-    save, opening = index.save, os.open
+    save, opening = sidecar.save, os.open
 
     def saved(*of):
         theirs.append(opening("/dev/null", os.O_RDONLY))  # Takes the number that is free.
@@ -303,7 +303,7 @@ def test_a_journal_that_finds_no_room_closes_only_what_is_its_own(tmp_path, monk
         return opening(path, flags, *more, **named)
 
     monkeypatch.setattr(journal, "_SEAL_BYTES", 100)
-    monkeypatch.setattr(index, "save", saved)
+    monkeypatch.setattr(sidecar, "save", saved)
     log = journal.Journal(tmp_path)
     monkeypatch.setattr(os, "open", refused)
     end = time.monotonic() + 30

@@ -6,8 +6,9 @@ import os
 import pytest
 
 from batcher.records import Outcome, Result
-from batcher.write import index
+from batcher.write import sidecar
 from batcher.write.journal import Journal
+from batcher.write.lines import is_sound, line_of
 from tests.torture import dice, tell, times
 
 PAGE = 4096
@@ -37,7 +38,7 @@ def put(folder, rng, rows, rare=None):
 
 def entries(path):
     """What is found, with the name of each model for its number: that depends on what is left."""
-    found = index.load(path, 1)
+    found = sidecar.load(path, 1)
     at = list(found.entries.dtype.names).index("model")
     return [(*e[:at], found.models[e[at]], *e[at + 1 :]) for e in found.entries.tolist()]
 
@@ -101,7 +102,7 @@ def test_synced_rows_are_found_and_wrong_ones_are_not(tmp_path, rare):
             found = entries(path)
             lost += len(set(true[:synced]) - set(found))
             wrong += len(set(found) - set(true))
-            wrong += sum(not index.checked(image[e[1] : e[1] + e[4]]) for e in found)
+            wrong += sum(not is_sound(image[e[1] : e[1] + e[4]]) for e in found)
         salvaged += len(found) - synced
         assert (lost, wrong) == (0, 0), f"image {number}, sidecar {beside[0]}"
     tell(f"pages, {rare or 'plain'}", images=images, lost=lost, wrong=wrong, salvaged=salvaged)
@@ -126,8 +127,8 @@ def test_a_sidecar_is_written_only_of_lines_that_reached_the_disk(tmp_path, monk
         done.append(os.path.basename(new))
         replace(old, new, **at)
 
-    monkeypatch.setattr(index.os, "fdatasync", synced)
-    monkeypatch.setattr(index.os, "replace", replaced)
+    monkeypatch.setattr(sidecar.os, "fdatasync", synced)
+    monkeypatch.setattr(sidecar.os, "replace", replaced)
     assert entries(path) == true
     assert done == [path.name, path.with_suffix(".idx").name]
 
@@ -135,7 +136,7 @@ def test_a_sidecar_is_written_only_of_lines_that_reached_the_disk(tmp_path, monk
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     path.with_suffix(".idx").unlink()
-    monkeypatch.setattr(index.os, "fdatasync", failed)
+    monkeypatch.setattr(sidecar.os, "fdatasync", failed)
     assert entries(path) == true
     assert not path.with_suffix(".idx").exists()
 
@@ -181,7 +182,7 @@ def test_garbage_that_parses_as_json_is_no_row(tmp_path, place):
         newline = b"" if place.endswith("newline") else b"\n"
         path.write_bytes(whole[:at] + bad + newline + whole[at:])
         path.with_suffix(".idx").unlink(missing_ok=True)
-        segment = index.load(path, 1)
+        segment = sidecar.load(path, 1)
         rows = [(e[0], e[2], e[3]) for e in segment.entries.tolist()]
         assert rows == [(e[0], e[2], e[3]) for e in true], bad
         assert segment.bad == 1, bad
@@ -212,7 +213,7 @@ def test_a_line_with_a_good_checksum_and_a_bad_head_is_no_row(tmp_path):
     ]
     failed = {}
     for odd in strange:
-        path.write_bytes(whole + index.line_of(odd))
+        path.write_bytes(whole + line_of(odd))
         path.with_suffix(".idx").unlink(missing_ok=True)
         try:
             found = entries(path)

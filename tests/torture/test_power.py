@@ -13,8 +13,8 @@ import time
 import msgspec
 
 from batcher.records import Outcome, Result
-from batcher.write import index
-from batcher.write.segment import segments
+from batcher.write import sidecar
+from batcher.write.lines import is_sound, segments
 from tests.support.program import environment
 from tests.torture import dice, tell, times
 from tests.torture.disks import cut_power, ext4, image
@@ -104,10 +104,10 @@ def found(folder):
     rows = set()
     for number, path in segments(folder):
         content = path.read_bytes()
-        for entry in index.load(path, number).entries:
+        for entry in sidecar.load(path, number).entries:
             start, length = int(entry["offset"]), int(entry["length"])
             text = content[start : start + length]
-            assert index.checked(text), f"{path.name} at {start}: no line of ours was accepted"
+            assert is_sound(text), f"{path.name} at {start}: no line of ours was accepted"
             assert _decode(text) == line(int(entry["row"]))
             rows.add(int(entry["row"]))
     return rows
@@ -148,7 +148,7 @@ def test_what_was_synced_survives_a_power_cut(tmp_path):
             acknowledged += max(0, last - first)
             lost += len(safe - rows)
             salvaged += len(rows - safe)
-            torn += sum(index.load(p, n).bad for n, p in segments(place / "out.run"))
+            torn += sum(sidecar.load(p, n).bad for n, p in segments(place / "out.run"))
             assert not safe - rows, f"cut {cut}: {len(safe - rows)} rows that were synced are lost"
         # What was salvaged may be written anew by the kernel or not at all: it is no promise.
         first = max([*rows, last - 1, first - 1]) + 1

@@ -1,7 +1,7 @@
 """A journal read again after whatever happened to it."""
 
 from batcher.records import Outcome, Result
-from batcher.write import index
+from batcher.write import sidecar
 from batcher.write.journal import Journal
 
 
@@ -21,7 +21,7 @@ def test_a_tail_torn_at_any_byte_costs_that_line_alone(tmp_path):
     starts = [0] + [i + 1 for i, byte in enumerate(content) if byte == 10]
     for end in range(starts[-3], len(content)):
         path.write_bytes(content[:end])
-        found = index.load(path, 1)
+        found = sidecar.load(path, 1)
         # The last newline is no part of a line's checksum: without it the line is whole.
         whole = sum(start <= end + 1 for start in starts[1:])
         assert found.entries["row"].tolist() == list(range(whole))
@@ -30,16 +30,16 @@ def test_a_tail_torn_at_any_byte_costs_that_line_alone(tmp_path):
 def test_a_sidecar_that_is_missing_or_damaged_is_made_again(tmp_path):
     """The segment alone is the truth."""
     path = written(tmp_path)
-    sidecar = path.with_suffix(".idx")
-    good = index.load(path, 1).entries.tolist()
-    for content in (None, b"", b"garbage", sidecar.read_bytes()[:-1] + b"!"):
-        sidecar.unlink(missing_ok=True) if content is None else sidecar.write_bytes(content)
-        assert index.load(path, 1).entries.tolist() == good
+    index = path.with_suffix(".idx")
+    good = sidecar.load(path, 1).entries.tolist()
+    for content in (None, b"", b"garbage", index.read_bytes()[:-1] + b"!"):
+        index.unlink(missing_ok=True) if content is None else index.write_bytes(content)
+        assert sidecar.load(path, 1).entries.tolist() == good
 
 
 def test_garbage_that_parses_as_json_is_no_line(tmp_path):
     """Only a line whose checksum holds counts."""
     path = written(tmp_path)
     path.write_bytes(b'7\nnull\n{"row":1}\n' + path.read_bytes())
-    found = index.load(path, 1)
+    found = sidecar.load(path, 1)
     assert (len(found.entries), found.bad) == (6, 3)

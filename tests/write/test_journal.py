@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 
 from batcher.errors import JobError, OutputError
 from batcher.records import Attempt, Outcome, Result
-from batcher.write import index, journal, jsonl, parquet, results, segment
+from batcher.write import atomic, index, journal, jsonl, lines, parquet, segment, sidecar
 from batcher.write.journal import Journal
 from batcher.write.latest import LatestResults
+from batcher.write.lines import segments
 from batcher.write.lock import Lock
-from batcher.write.segment import segments
+from batcher.write.results import ResultReader
 
 KEY = "ab" * 16
 
@@ -44,9 +45,9 @@ def result(row=0, **more):
 def picks(folder, rows):
     winners = LatestResults(1, folder, rows)
     for number, path in segments(folder):
-        found = index.load(path, number)
+        found = sidecar.load(path, number)
         winners.add(found.entries, np.zeros(len(found.models), np.int32))
-    return results.ResultReader(folder, winners, "each", 1)
+    return ResultReader(folder, winners, "each", 1)
 
 
 def kept(folder, made):
@@ -86,7 +87,7 @@ def test_what_was_put_comes_out_in_both_formats(tmp_path_factory, made):
     with picks(folder, len(made)) as chosen:
         jsonl.write_jsonl(
             folder / "o.jsonl",
-            iter([(positions, [{"q": n} for n in positions])]),
+            lambda: iter([(positions, [{"q": n} for n in positions])]),
             chosen,
             keep_raw=False,
         )
@@ -145,7 +146,7 @@ class Disk:
 
 def all_rows(folder):
     """Rows of every line that counts, in order, and how many lines do not."""
-    found = [index.load(path, number) for number, path in segments(folder)]
+    found = [sidecar.load(path, number) for number, path in segments(folder)]
     return [r for s in found for r in s.entries["row"].tolist()], sum(s.bad for s in found)
 
 
@@ -213,7 +214,7 @@ def test_a_segment_whose_sync_failed_is_never_trusted_again(tmp_path, monkeypatc
     assert disk.syncs[:failed] == ["journal-000001.jsonl"] * failed
     assert set(disk.syncs[failed:]) == {"journal-000002.jsonl"}
     assert not (tmp_path / "journal-000001.idx").exists()
-    second = index.load(tmp_path / "journal-000002.jsonl", 2).entries["row"].tolist()
+    second = sidecar.load(tmp_path / "journal-000002.jsonl", 2).entries["row"].tolist()
     assert sorted({*second, *range(failed - 1)}) == [0, 1, 2]
 
 
@@ -255,7 +256,7 @@ def test_the_writer_never_dies_unseen(tmp_path, monkeypatch):
     """A thread that ended would let the run pay for hours of answers that go nowhere."""
     stopped = threading.Event()
     log = Journal(tmp_path, stopped.set)
-    monkeypatch.setattr(index, "line_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(lines, "line_of", lambda *_: 1 / 0)
     log.put(result(0))
     assert stopped.wait(10)
     log.put(result(1))
@@ -358,9 +359,9 @@ def test_the_old_output_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     def no_sync(_file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(results.os, "fsync", no_sync)
+    monkeypatch.setattr(atomic.os, "fsync", no_sync)
     with picks(tmp_path, 1) as chosen, pytest.raises(OutputError, match="cannot be written"):
-        jsonl.write_jsonl(output, iter([([0], [{}])]), chosen, keep_raw=False)
+        jsonl.write_jsonl(output, lambda: iter([([0], [{}])]), chosen, keep_raw=False)
     assert output.read_text() == "old\n"
     assert not list(tmp_path.glob(".o.jsonl*"))
 
@@ -370,7 +371,7 @@ def test_rows_without_a_result_are_counted_and_left_out(tmp_path):
     kept(tmp_path, [result(1, content="x")])
     with picks(tmp_path, 3) as chosen:
         written = jsonl.write_jsonl(
-            tmp_path / "o.jsonl", iter([([0, 1, 2], [{}, {}, {}])]), chosen, keep_raw=False
+            tmp_path / "o.jsonl", lambda: iter([([0, 1, 2], [{}, {}, {}])]), chosen, keep_raw=False
         )
     assert (written.rows, written.missing) == (1, 2)
 
@@ -382,7 +383,9 @@ def test_columns_with_names_of_results_stay_under_another_name(tmp_path):
     block = [pa.array([value]) for value in row.values()]
     schema = pa.schema([(name, array.type) for name, array in zip(row, block, strict=True)])
     with picks(tmp_path, 1) as chosen:
-        one = jsonl.write_jsonl(tmp_path / "o.jsonl", iter([([0], [row])]), chosen, keep_raw=False)
+        one = jsonl.write_jsonl(
+            tmp_path / "o.jsonl", lambda: iter([([0], [row])]), chosen, keep_raw=False
+        )
         other = parquet.write_parquet(
             tmp_path / "o.parquet",
             iter([parquet.Block([0], block, ["0"])]),
