@@ -530,7 +530,7 @@ def test_a_damaged_record_is_said_in_a_sentence(gateway, change):
 def test_bytes_that_are_no_text_are_refused_in_a_sentence(flag):
     """They could stand in no run.json, request or message."""
     value = os.fsdecode(b"a\xff.jsonl")
-    with pytest.raises(JobError, match="no UTF-8"):
+    with pytest.raises(JobError, match="not UTF-8"):
         Job.of(**{"inputs": "a.jsonl", "output": "o.jsonl", flag: value})
 
 
@@ -539,7 +539,7 @@ def test_a_file_below_a_name_that_is_no_text_is_refused(tmp_path):
     odd = tmp_path / os.fsdecode(b"b\xfc cher")
     odd.mkdir()
     (odd / "a.jsonl").write_text("{}\n")
-    with pytest.raises(JobError, match="no UTF-8; rename it"):
+    with pytest.raises(JobError, match="not UTF-8; rename it"):
         expand([str(tmp_path)])
 
 
