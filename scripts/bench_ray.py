@@ -196,7 +196,7 @@ def hub(workers: int, seconds: float) -> None:
     from batcher.cluster.hub import Hub
     from batcher.cluster.link import Link
     from batcher.job.job import Limits
-    from batcher.limits.gate import ExchangeOutcome
+    from batcher.limits.port import ExchangeOutcome
 
     turns = sent = size = 0
 

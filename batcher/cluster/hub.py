@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from batcher.cluster.shared_budget import BudgetServer, Spends
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, ExchangeOutcome, Gate, KeyGate, Pace, Ticket
+from batcher.limits.gate import Gate, KeyGate
+from batcher.limits.port import Closed, ExchangeOutcome, Pace, Ticket
 from batcher.money.budget import Amount, BudgetState, LocalBudget
 from batcher.records import Result
 
@@ -330,7 +331,7 @@ class Hub:
     def _leave(self, worker: _Worker, number: int, heard: ExchangeOutcome) -> None:
         model, ticket = worker.out.pop(number, (None, None))
         if model is not None and ticket is not None:
-            if heard.how == "answered":
+            if heard.kind == "answered":
                 self._alive.add(model)
             self._gate(model).leave(ticket, heard)
 

@@ -27,7 +27,8 @@ from batcher.cluster.hub import (
 )
 from batcher.cluster.shared_budget import SharedBudget, Spends
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, ExchangeOutcome, Gate, KeyGate, Pace, Ticket
+from batcher.limits.gate import Gate, KeyGate
+from batcher.limits.port import Closed, ExchangeOutcome, Pace, Ticket
 from batcher.records import Result
 
 __all__ = ["Link", "SharedGate", "Unreachable"]
@@ -332,7 +333,7 @@ class SharedGate:
         """The exchange is over."""
         if isinstance(ticket, _Given):
             self._flying.pop(ticket.number, None)
-            self._link.leave(ticket.number, None if heard.how == "unsent" else heard)
+            self._link.leave(ticket.number, None if heard.kind == "unsent" else heard)
         else:
             self.alone_in_flight -= 1
             if self._own is not None:

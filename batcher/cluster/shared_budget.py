@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from batcher.limits.gate import Closed
+from batcher.limits.port import Closed
 from batcher.money.budget import NOTHING, Amount, LocalBudget, Reservation
 
 __all__ = ["BudgetServer", "ReserveRequest", "SharedBudget", "Spends"]

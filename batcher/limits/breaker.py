@@ -1,83 +1,103 @@
-"""While everything fails: one probe at a time instead of every row. Touches: nothing."""
+"""A circuit breaker: while everything fails, one probe at a time instead of every row. Touches: nothing."""
 
 from __future__ import annotations
 
-__all__ = ["Breaker"]
+from enum import Enum, auto
+
+__all__ = ["Breaker", "BreakerState"]
+
+_FAILURES = 8
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
+_STUCK_SECONDS = 30.0
+_SERVED = frozenset({"answered", "rejected", "refused"})
+_FAILED = frozenset({"overloaded", "failed"})
+
+
+class BreakerState(Enum):
+    """Whether requests are let through: all (CLOSED), none until the pause is over (PAUSED), or none beside a PROBE."""
+
+    CLOSED = auto()
+    PAUSED = auto()
+    PROBE = auto()
 
 
 class Breaker:
-    """Opens after eight failures in a row, of requests sent after the last that was answered.
+    """Lets one request at a time through once eight in a row have failed.
 
-    Then one request at a time is let through, after 1, 2, 4, 8, 15, 15 … s, and the first that the
-    server answers closes it again. An outage of a minute so costs eight requests and seven probes
-    besides those in flight, whatever the load. What was sent before the failures began says nothing
-    about them, however late its answer comes.
+    | state | event | next state |
+    |---|---|---|
+    | CLOSED | the eighth failure in a row | PAUSED for 1 s |
+    | PAUSED | the pause is over and a request goes | PROBE |
+    | PROBE | it fails | PAUSED for twice as long, 15 s at most |
+    | PROBE | it is not sent after all | PAUSED, and over |
+    | PROBE | 30 s pass without an outcome and a request goes | PROBE |
+    | PAUSED, PROBE | the server answers a request that was sent after the breaker opened | CLOSED |
+
+    A refusal and a rejection count as answers: the server works. An outage of a minute costs eight requests and
+    seven probes besides those in flight, whatever the load. An answer to a request that was sent before the failures
+    began says nothing about them, however late it comes.
 
     Attributes:
-        calm: Whether nothing failed since the last answer, so that there is nothing to ask or tell it.
+        calm: Whether nothing has failed since the last answer, so that there is nothing to ask or to report.
     """
-
-    _FAILURES = 8
-    _MOST_SECONDS = 15.0
-    _STUCK_SECONDS = 30.0  # A probe that hangs is not waited for longer than this.
 
     def __init__(self) -> None:
         self.calm = True
+        self.state = BreakerState.CLOSED
         self._failures = 0
-        self._since = float("-inf")  # When the first of the failures in a row was sent.
-        self._opened: float | None = None
-        self._probe_after = 0.0
-        self._probe_sent: float | None = None
-        self._pause = 1.0
+        self._failing_since = float("-inf")  # When the first of the failures in a row was sent.
+        self._opened = self._pause_over = self._probe_sent = float("-inf")
+        self._pause = _FIRST_PAUSE
 
     @property
     def open(self) -> bool:
         """Whether only probes are let through."""
-        return self._opened is not None
+        return self.state is not BreakerState.CLOSED
 
     def probing(self, now: float) -> bool:
-        """Whether a probe is under way and may still be answered."""
-        sent = self._probe_sent
-        return self.open and sent is not None and now - sent < self._STUCK_SECONDS
+        """Whether a probe is in flight that may still be answered."""
+        return self.state is BreakerState.PROBE and now - self._probe_sent < _STUCK_SECONDS
 
-    def wait(self, now: float) -> float:
+    def delay(self, now: float) -> float:
         """Seconds until a request may go."""
-        if self._opened is None:
-            return 0.0
-        if self._probe_sent is not None:
-            return max(0.0, self._probe_sent + self._STUCK_SECONDS - now)
-        return max(0.0, self._probe_after - now)
+        match self.state:
+            case BreakerState.CLOSED:
+                return 0.0
+            case BreakerState.PAUSED:
+                return max(0.0, self._pause_over - now)
+            case BreakerState.PROBE:
+                return max(0.0, self._probe_sent + _STUCK_SECONDS - now)
 
     def take(self, now: float) -> None:
-        """A request goes; while open it is the probe."""
-        if self._opened is not None:
-            self._probe_sent = now
+        """A request goes; while the breaker is open it is the probe."""
+        if self.state is not BreakerState.CLOSED:
+            self.state, self._probe_sent = BreakerState.PROBE, now
 
-    def failed(self, sent_at: float, now: float) -> None:
-        """A request that was sent then failed on the server's side."""
-        if not self._failures:
-            self._since = sent_at
-        self._since = min(self._since, sent_at)
+    def observe(self, kind: str, sent_at: float, now: float) -> None:
+        """A request that was sent at a time has ended; `kind` as in `ExchangeOutcome`."""
+        if kind in _SERVED:
+            self._served(sent_at)
+        elif kind in _FAILED:
+            self._failed(sent_at, now)
+        elif self._is_probe(sent_at):
+            self.state, self._pause_over = BreakerState.PAUSED, now
+
+    def _served(self, sent_at: float) -> None:
+        if sent_at >= (self._opened if self.open else self._failing_since):
+            self.calm, self.state = True, BreakerState.CLOSED
+            self._failures = 0
+
+    def _failed(self, sent_at: float, now: float) -> None:
+        self._failing_since = min(self._failing_since, sent_at) if self._failures else sent_at
         self._failures += 1
         self.calm = False
-        if self._opened is None:
-            if self._failures >= self._FAILURES:
-                self._opened, self._pause, self._probe_sent = now, 1.0, None
-                self._probe_after = now + self._pause
-        elif self._probe_sent is not None and sent_at >= self._probe_sent:
-            self._probe_sent = None
-            self._pause = min(self._MOST_SECONDS, 2 * self._pause)
-            self._probe_after = now + self._pause
+        if self.state is BreakerState.CLOSED:
+            if self._failures >= _FAILURES:
+                self._opened, self._pause = now, _FIRST_PAUSE
+                self.state, self._pause_over = BreakerState.PAUSED, now + self._pause
+        elif self._is_probe(sent_at):
+            self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+            self.state, self._pause_over = BreakerState.PAUSED, now + self._pause
 
-    def succeeded(self, sent_at: float) -> None:
-        """The server answered what was sent then: with an answer, or with a thought-out refusal."""
-        if sent_at < (self._since if self._opened is None else self._opened):
-            return
-        self._failures = 0
-        self._opened = self._probe_sent = None
-        self.calm = True
-
-    def unsent(self, sent_at: float, now: float) -> None:
-        """A request was let in and then not sent; if it was the probe, the next one goes."""
-        if self._probe_sent is not None and sent_at >= self._probe_sent:
-            self._probe_sent, self._probe_after = None, now
+    def _is_probe(self, sent_at: float) -> bool:
+        return self.state is BreakerState.PROBE and sent_at >= self._probe_sent

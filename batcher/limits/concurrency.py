@@ -7,36 +7,33 @@ import math
 __all__ = ["MOST", "Concurrency"]
 
 MOST = 1000
-"""Upper bound of what is found, unless told."""
+"""The upper bound of what is found."""
 
 
 class Concurrency:
-    """How many requests may be in flight.
+    """How many requests may be in flight: a fixed number, or one that is found.
 
-    Told a number, it is that number. Told nothing, it begins at 16 and doubles as long as that
-    brings a tenth more answers a second. Where it does not, the server queues: by Little's law as
-    many are worth sending as it answers a second times the time one takes without a queue, and a
-    tenth more. From there it tries a quarter more from time to time. Overloads (503, 529, no answer
-    in time), once they are three and a twentieth of the answers, halve it, and from there it grows
-    by quarters only; those that follow a try take back the try, and the next one comes later.
+    It begins at 16 and doubles as long as that brings a tenth more answers per second. Where it does not, the
+    server queues: by Little's law as many requests are worth sending as it answers per second times the time that
+    one takes without a queue, and a tenth more. From there it tries a quarter more from time to time. Overloads
+    (503, 529, no answer in time) halve it, once they are three and a twentieth of the answers, and from there it
+    grows by quarters only. Overloads that follow a try take back the try, and the next one comes later.
 
     Args:
-        told: The fixed number, or None to find it.
-        most: Upper bound of what is found.
+        fixed: The fixed number; None to find it.
 
     Attributes:
         limit: How many may be in flight now.
-        told: Whether it was told, so that nothing is to be found.
+        fixed: Whether it is fixed, so that there is nothing to find.
     """
 
     _GAIN = 1.1
     _CUT_SECONDS = 5.0
     _FEW, _OFTEN = 3, 0.05
 
-    def __init__(self, told: int | None, most: int = MOST) -> None:
-        self.limit = told if told is not None else min(16, most)
-        self.told = told is not None
-        self._most = most
+    def __init__(self, fixed: int | None) -> None:
+        self.limit = fixed if fixed is not None else 16
+        self.fixed = fixed is not None
         self._doubling = True
         self._trying: tuple[int, float] | None = None  # (limit, rate) to fall back to
         self._quiet = math.inf  # Mean seconds of an answer when there was no queue.
@@ -46,27 +43,27 @@ class Concurrency:
         self._reset(None)
         self._cut = float("-inf")
         self._answered_since_cut = True
-        self._overloads = self._heard = 0
+        self._overloads = self._recent = 0
 
     def _reset(self, now: float | None) -> None:
         self._answers, self._seconds, self._busy, self._since = 0, 0.0, 0, now
 
     def begin_at(self, limit: int) -> None:
-        """Goes on from what was found before."""
-        if not self.told:
-            self.limit, self._doubling = max(1, min(self._most, limit)), False
+        """Starts from a limit that was found before."""
+        if not self.fixed:
+            self.limit, self._doubling = max(1, min(MOST, limit)), False
 
     def answered(self, in_flight: int, latency: float, now: float) -> None:
-        """One answer came after `latency` seconds; `in_flight` counts it as well."""
-        if self.told:
+        """An answer came after `latency` seconds; `in_flight` counts its request as well."""
+        if self.fixed:
             return
         if self._since is None:
             self._reset(now)
             return
         self._answered_since_cut = True
-        self._heard += 1
-        if self._heard >= 8 * max(self.limit, 16):  # What was long ago says nothing of now.
-            self._heard, self._overloads = self._heard // 2, self._overloads // 2
+        self._recent += 1
+        if self._recent >= 8 * max(self.limit, 16):  # What was long ago says nothing about now.
+            self._recent, self._overloads = self._recent // 2, self._overloads // 2
         self._answers += 1
         self._seconds += latency
         self._busy += in_flight >= 0.9 * self.limit
@@ -74,10 +71,10 @@ class Concurrency:
         if self._answers < steps * max(self.limit, 16) or now <= self._since:
             return
         rate, mean = self._answers / (now - self._since), self._seconds / self._answers
-        # Only what was measured with all places taken says anything about more places.
+        # Only a measurement at the limit says anything about a higher limit.
         if self._busy >= 0.8 * self._answers:
             self._judge(rate, mean)
-        self._reset(None)  # The answers of the old width still come: one is let pass.
+        self._reset(None)  # Answers at the old limit are still to come: let one pass.
 
     def _judge(self, rate: float, mean: float) -> None:
         self._quiet = min(self._quiet, mean)
@@ -85,7 +82,7 @@ class Concurrency:
         if self._doubling:
             if rate > self._GAIN * self._best:
                 self._best = rate
-                self.limit = int(min(self._most, 2 * self.limit, self._enough))
+                self.limit = int(min(MOST, 2 * self.limit, self._enough))
                 self._doubling = self.limit < self._enough
             else:
                 self._doubling = False
@@ -97,17 +94,17 @@ class Concurrency:
                 self.limit = before
         else:
             self._trying = (self.limit, rate)
-            self.limit = min(self._most, max(self.limit + 1, self.limit * 5 // 4))
+            self.limit = min(MOST, max(self.limit + 1, self.limit * 5 // 4))
 
     def overloaded(self, now: float) -> None:
-        """The server said that it is overloaded, or did not answer; at most one cut in 5 s."""
-        if self.told or now - self._cut < self._CUT_SECONDS:
+        """The server is overloaded, or did not answer in time; at most one cut in 5 s."""
+        if self.fixed or now - self._cut < self._CUT_SECONDS:
             return
         self._overloads += 1
-        # One of many is no overload: some gateways fail a few at whatever width.
-        if self._overloads < max(self._FEW, self._OFTEN * (self._heard + self._overloads)):
+        # One of many is no overload: some gateways fail a few at any concurrency.
+        if self._overloads < max(self._FEW, self._OFTEN * (self._recent + self._overloads)):
             return
-        self._overloads = self._heard = 0
+        self._overloads = self._recent = 0
         self._cut = now
         if self._trying is not None:
             self.limit, _rate = self._trying

@@ -1,4 +1,4 @@
-"""What response headers say of a server's limits, in its dialects. Touches: nothing.
+"""Reads the limits that response headers advertise, in the dialects of servers. Touches: nothing.
 
 | who | names | counted per |
 |---|---|---|
@@ -9,8 +9,8 @@
 | Together | `x-ratelimit-{limit,…}` beside `x-tokenlimit-{limit,…}` | second |
 | OpenRouter | `x-ratelimit-{limit,remaining,reset}`, reset in epoch milliseconds | minute, or day |
 
-Azure tells only what remains, Fireworks parts prompt from answer tokens: neither is a rate. What is
-counted by the hour, day or month is no pace either: it is used up or it is not.
+Azure sends only what remains, and Fireworks separates prompt tokens from answer tokens: neither is a rate. A limit
+per hour, day or month is no pace either: it is used up or it is not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-__all__ = ["RateLimitHeaders", "ShortWindow", "limits", "span"]
+__all__ = ["RateLimitHeaders", "ShortWindow", "rate_limits", "span"]
 
 _SHORT = 3.0
 _FIELDS = frozenset({"limit", "remaining", "reset"})
@@ -34,12 +34,12 @@ _PARTS = frozenset({"input", "output", "prompt", "generated", "over", "cache", "
 
 
 class RateLimitHeaders(NamedTuple):
-    """One limit as a server tells it.
+    """One limit as a server advertises it.
 
     Attributes:
         limit: Units in a window.
-        remaining: Units left in it; None when not told.
-        reset: Seconds until it is whole again, or turns; None when not told.
+        remaining: Units left in it; None if not sent.
+        reset: Seconds until the window is whole again, or turns; None if not sent.
         window: Its length in seconds.
         named: Whether the header names the window; else it is inferred.
     """
@@ -53,55 +53,51 @@ class RateLimitHeaders(NamedTuple):
 
     @property
     def per_minute(self) -> float | None:
-        """The pace that it amounts to; None for windows longer than a minute."""
+        """The limit per minute; None for windows longer than a minute."""
         return self.limit * 60 / self.window if self.window <= 60 else None
 
     @property
     def pause(self) -> float | None:
-        """Seconds until more is allowed, when all is used up and the window turns before it is full.
+        """Seconds until more is allowed, if all is used up and the window turns before it is full.
 
         Where a bucket refills, an empty one is whole after its whole window, and there is more long
-        before that: no pause then. Nor for a second or two, which even pacing brings.
+        before that: no pause then. Nor for a second or two, which occurs with even pacing too.
         """
         if self.remaining is None or self.remaining >= 1.0 or self.window > 60:
             return None
         return self.reset if _SHORT <= (self.reset or 0.0) < 0.95 * self.window else None
 
 
-def limits(headers: Mapping[str, str], now: float) -> list[RateLimitHeaders]:
-    """Every limit that the headers tell in full.
+def rate_limits(headers: Mapping[str, str], now: float) -> list[RateLimitHeaders]:
+    """Every limit that the headers advertise.
 
-    >>> limits({"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599",
-    ...         "x-ratelimit-reset-requests": "100ms"}, now=0.0)[0].per_minute
+    >>> rate_limits({"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599",
+    ...              "x-ratelimit-reset-requests": "100ms"}, now=0.0)[0].per_minute
     600.0
 
     Args:
         headers: Names in any case.
         now: Unix time in seconds, for resets that are dates.
     """
-    told: dict[_Key, dict[str, str]] = {}
-    if "limit" not in "".join(headers).lower():  # Most servers tell nothing, with every answer.
+    if "limit" not in "".join(headers).lower():  # Most servers advertise none, with every answer.
         return []
+    fields: dict[_Key, dict[str, str]] = {}
     for name in headers:
-        if (place := _place(name)) is not None:
-            key, field = place
-            told.setdefault(key, {})[field] = headers[name]
-    by_second = any(key.by_second for key in told)
-    found = []
-    for key, fields in told.items():
-        said = _said(key, fields, by_second, now)
-        if said is not None:
-            found.append(said)
-    return found
+        if (found := _key_and_field(name)) is not None:
+            key, field = found
+            fields.setdefault(key, {})[field] = headers[name]
+    by_second = any(key.by_second for key in fields)
+    read = (_rate_limit(key, values, by_second, now) for key, values in fields.items())
+    return [limit for limit in read if limit is not None]
 
 
 class _Key(NamedTuple):
     """What the three headers of a limit have in common.
 
     Attributes:
-        words: All but the field.
-        window: Its length in seconds; None when it is not named.
-        by_second: Whether who names it so counts by the second.
+        words: The words of the name, the field apart.
+        window: Its length in seconds; None if the name has none.
+        by_second: Whether servers that use such a name count by the second.
     """
 
     words: tuple[str, ...]
@@ -111,8 +107,8 @@ class _Key(NamedTuple):
 
 
 @lru_cache  # The same few names come with every answer.
-def _place(name: str) -> tuple[_Key, str] | None:
-    """Under which limit a header is filed, and as which of its fields; None for another header."""
+def _key_and_field(name: str) -> tuple[_Key, str] | None:
+    """The limit that a header belongs to, and its field there; None for another header."""
     low = name.lower()
     if "ratelimit" not in low and "tokenlimit" not in low:
         return None
@@ -128,65 +124,65 @@ def _place(name: str) -> tuple[_Key, str] | None:
     return _Key(left, what, window, "tokenlimit" in left), fields[0]
 
 
-def _said(
+def _rate_limit(
     key: _Key, fields: Mapping[str, str], by_second: bool, now: float
 ) -> RateLimitHeaders | None:
     limit, remaining = _number(fields.get("limit")), _number(fields.get("remaining"))
     if limit is None or limit <= 0:
         return None
-    reset, what, window = _reset(fields.get("reset"), now), key.what, key.window
+    reset, window = _reset(fields.get("reset"), now), key.window
     named = window is not None or by_second
     if window is None:
         window = 1.0 if by_second else _window(limit, remaining, reset)
-    return RateLimitHeaders(what, limit, remaining, reset, window, named)
+    return RateLimitHeaders(key.what, limit, remaining, reset, window, named)
 
 
 class ShortWindow:
-    """Tells a limit of a second from one of a minute, where headers name no window.
+    """Tells a limit per second from a limit per minute, where headers do not name the window.
 
     "limit 50, reset 1s" may be either. A minute's bucket takes `used / limit × 60 s` to fill, and a minute's
-    fixed window has up to 60 s left; one of a second is always whole within a second. What one request at a
-    time uses does not show it, so a few are sent ahead (`ahead`), while at least half of the limit remains
-    by the server's own word.
+    fixed window has up to 60 s left; a second's is always whole within a second. The use of one request at a
+    time does not show it, so a few requests are sent ahead of the minute's pace, while the server says that at least
+    half of the limit remains.
 
     Attributes:
-        found: Whether it is a second's.
+        found: Whether it is a limit per second.
     """
 
-    _MOST, _SECONDS, _ANSWERS = 1.5, 4.0, 4
+    _LONGEST_RESET, _SECONDS, _ANSWERS = 1.5, 4.0, 4
 
     def __init__(self) -> None:
         self.found = False
         self._refuted = False
         self._limit = 0.0
         self._since = self._ahead_at = 0.0
-        self._heard = self._votes = 0
-        self._enough = False
+        self._answers = self._votes = 0
+        self._half_remains = False
 
-    def observe(self, said: RateLimitHeaders, now: float) -> None:
-        """What an answer's headers say."""
-        if self._refuted or said.named or said.window != 60.0 or said.reset is None:
+    def observe(self, header: RateLimitHeaders, now: float) -> None:
+        """Learns from the header of an answer."""
+        if self._refuted or header.named or header.window != 60.0 or header.reset is None:
             return
-        if said.limit != self._limit:
-            self.found, self._limit, self._since = False, said.limit, now
-            self._heard = self._votes = 0
-        if said.reset > self._MOST or said.remaining is None:
+        if header.limit != self._limit:
+            self.found, self._limit, self._since = False, header.limit, now
+            self._answers = self._votes = 0
+        if header.reset > self._LONGEST_RESET or header.remaining is None:
             self.refute()
             return
-        self._heard += 1
-        # Where less is left the limit is a minute's, and what is left that of a shorter span of it.
-        self._enough = said.remaining >= said.limit / 2
-        to_fill = (said.limit - said.remaining) / said.limit * 60.0
-        self._votes += self._enough and to_fill > 2.0 * max(said.reset, 0.5)
+        self._answers += 1
+        # Where less remains it is a minute's limit, and the header is that of a shorter part of it.
+        self._half_remains = header.remaining >= header.limit / 2
+        to_fill = (header.limit - header.remaining) / header.limit * 60.0
+        self._votes += self._half_remains and to_fill > 2.0 * max(header.reset, 0.5)
         self.found = self.found or (self._votes >= 3 and now - self._since >= self._SECONDS)
 
     def refute(self) -> None:
-        """It is none of a second, for good."""
+        """It is no limit per second, for good."""
         self._refuted, self.found = True, False
 
-    def ahead(self, now: float) -> int:
-        """How many requests to send ahead of a minute's pace, to see which it is; 0 for none."""
-        if self._refuted or self.found or self._heard < self._ANSWERS or not self._enough:
+    def send_ahead(self, now: float) -> int:
+        """Starts a try, if it is time for one: how many requests go ahead of the minute's pace; 0 for none."""
+        if self._refuted or self.found or self._answers < self._ANSWERS or not self._half_remains:
             return 0
         if now - self._since < 1.0 or now - self._ahead_at < 1.2:
             return 0
@@ -195,9 +191,9 @@ class ShortWindow:
 
 
 def _window(limit: float, remaining: float | None, reset: float | None) -> float:
-    """Length of a window that is not named.
+    """The length of a window that is not named.
 
-    Of a bucket that refills, `reset` is the time until it is full, `used / limit × window`
+    For a bucket that refills, `reset` is the time until it is full, `used / limit × window`
     (inferred from OpenAI's and Groq's figures), which tells a day from a minute.
     """
     if reset is None or remaining is None:
@@ -222,10 +218,10 @@ def _number(text: str | None) -> float | None:
 
 
 def _reset(text: str | None, now: float) -> float | None:
-    """Seconds from now, of a number, an epoch in s or ms, RFC 3339, or "6m0.5s"."""
+    """Seconds from now: a number, an epoch in s or ms, RFC 3339, or "6m0.5s"."""
     if text is None:
         return None
-    if text[-1:].isalpha() and (length := span(text)) is not None:  # Most often.
+    if text[-1:].isalpha() and (length := span(text)) is not None:  # The usual case.
         return length
     if (number := _number(text)) is not None:
         if number > 1e11:
@@ -245,7 +241,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def span(text: str) -> float | None:
-    """Seconds of a length of time such as "1h5m25.152s", "825ms" or "6 seconds".
+    """The seconds of a duration such as "1h5m25.152s", "825ms" or "6 seconds".
 
     >>> span("1m2.5s"), span("20 milliseconds"), span("soon")
     (62.5, 0.02, None)

@@ -23,7 +23,7 @@ from decimal import ROUND_UP, Decimal
 from typing import NamedTuple, Protocol
 
 from batcher.errors import BatcherError, RunStopped
-from batcher.limits.gate import Closed
+from batcher.limits.port import Closed
 
 __all__ = ["NOTHING", "Amount", "Budget", "BudgetState", "Reservation"]
 

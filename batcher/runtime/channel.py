@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from batcher.errors import SUSPENDED
 from batcher.job.endpoint import Endpoint
-from batcher.limits.gate import RateLimiter
+from batcher.limits.port import RateLimiter
 from batcher.money.prices import Bill, Price, is_free
 from batcher.records import Outcome, Prompt, Result
 from batcher.send.dialect import ModelDialect, RequestDialect

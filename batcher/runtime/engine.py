@@ -22,7 +22,8 @@ from typing import NamedTuple, TypeVar
 from batcher.errors import BadResponse, JobError, NoAnswer, RunStopped
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
-from batcher.limits.gate import Closed, Gate, KeyGate, RateLimiter
+from batcher.limits.gate import Gate, KeyGate
+from batcher.limits.port import Closed, RateLimiter
 from batcher.money.budget import Budget
 from batcher.money.prices import Bill, Prices
 from batcher.plan.dedupe import Deduplicator

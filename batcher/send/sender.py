@@ -27,8 +27,8 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.limits.gate import Closed, ExchangeOutcome, RateLimiter
-from batcher.limits.headers import RateLimitHeaders, limits
+from batcher.limits.headers import RateLimitHeaders, rate_limits
+from batcher.limits.port import Closed, ExchangeOutcome, RateLimiter
 from batcher.money.budget import Amount, Budget, Reservation
 from batcher.money.prices import Bill, no_price, tier_asked
 from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
@@ -278,7 +278,7 @@ class Sender:
         try:
             reply = await self._client.post(body, min(patience.seconds, left), self._idle)
             latency = time.monotonic() - clock
-            said = limits(reply.headers, started)
+            said = rate_limits(reply.headers, started)
             try:
                 if len(reply.body) > LARGE_BYTES:  # Others go on while it is read.
                     came, streamed, at = await asyncio.to_thread(self._read, reply, body)
@@ -306,7 +306,7 @@ class Sender:
                 prompt, told = ended.usage.prompt_tokens, ended.usage.completion_tokens
                 estimate.learn(size, prompt, told)
                 patience.answered(latency)
-                heard = ExchangeOutcome("answered", latency, _sum(prompt, told), said=said)
+                heard = ExchangeOutcome("answered", latency, _sum(prompt, told), headers=said)
             finally:
                 reply.done()
         except RequestError as error:
@@ -448,7 +448,7 @@ def _failure(error: RequestError, said: Sequence[RateLimitHeaders]) -> ExchangeO
     match error:
         case RateLimited():
             return ExchangeOutcome(
-                "refused", retry_after=error.retry_after, about=error.about, said=said
+                "refused", retry_after=error.retry_after, about=error.about, headers=said
             )
         case NoAnswer() if error.outcome is Outcome.TIMEOUT:
             return ExchangeOutcome(
@@ -456,12 +456,12 @@ def _failure(error: RequestError, said: Sequence[RateLimitHeaders]) -> ExchangeO
             )  # Perhaps worked on, perhaps billed: its tokens stay booked.
         case ServerError() if error.status in (503, 529):
             return ExchangeOutcome(
-                "overloaded", used=0.0, retry_after=error.retry_after, said=said
+                "overloaded", used=0.0, retry_after=error.retry_after, headers=said
             )
         case ServerError() | NoAnswer() | BadResponse():
-            return ExchangeOutcome("failed", said=said)
+            return ExchangeOutcome("failed", headers=said)
         case _:
-            return ExchangeOutcome("rejected", said=said)
+            return ExchangeOutcome("rejected", headers=said)
 
 
 def _sum(prompt: int | None, completion: int | None) -> float | None:

@@ -10,7 +10,7 @@ import pytest
 from batcher.cluster.hub import Hub
 from batcher.cluster.link import Link, Unreachable
 from batcher.job.job import Limits
-from batcher.limits.gate import ExchangeOutcome
+from batcher.limits.port import ExchangeOutcome
 from batcher.simulate.meters import ModelMeter
 from tests.support import clock
 

@@ -10,7 +10,7 @@ from batcher.cluster.hub import Hub
 from batcher.cluster.link import Link, Unreachable
 from batcher.errors import OutputError, RunStopped
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, ExchangeOutcome
+from batcher.limits.port import Closed, ExchangeOutcome
 from batcher.money.budget import Amount, LocalBudget
 from tests.support import clock
 

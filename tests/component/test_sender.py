@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from batcher.errors import JobError, NoAnswer
-from batcher.limits.gate import Closed, ExchangeOutcome, Ticket
+from batcher.limits.port import Closed, ExchangeOutcome, Ticket
 from batcher.money.budget import NOTHING, LocalBudget
 from batcher.money.prices import Bill, Price
 from batcher.records import Outcome, Result
@@ -219,7 +219,7 @@ HEARD = [
 def test_what_the_limiter_hears_of_an_exchange(reply, how, used):
     _result, world = sent(reply, *[answer()] * 2)
     heard = world.limiter.heard[0]
-    assert (heard.how, heard.used) == (how, used)
+    assert (heard.kind, heard.used) == (how, used)
 
 
 def test_the_limiter_hears_what_headers_and_refusals_say():
@@ -229,8 +229,8 @@ def test_the_limiter_hears_what_headers_and_refusals_say():
     _result, world = sent(refusal, answer())
     refused, answered = world.limiter.heard
     assert (refused.retry_after, refused.about) == (2.0, "tokens")
-    assert refused.said[0].limit == 600.0
-    assert not answered.said
+    assert refused.headers[0].limit == 600.0
+    assert not answered.headers
 
 
 def test_what_was_cancelled_was_not_sent_as_far_as_limits_go():

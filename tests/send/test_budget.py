@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batcher.errors import RunStopped
-from batcher.limits.gate import Closed
+from batcher.limits.port import Closed
 from batcher.money.budget import NOTHING, Amount, LocalBudget
 
 CENT = Decimal("0.01")

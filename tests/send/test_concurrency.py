@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from batcher.job.job import Limits
-from batcher.limits.gate import ExchangeOutcome, Gate, KeyGate
+from batcher.limits.gate import Gate, KeyGate
+from batcher.limits.port import ExchangeOutcome
 from tests.support import clock
 
 
@@ -31,7 +32,7 @@ def against(serve, seconds=300.0, workers=400):
         limits = []
         while time() < seconds:
             await asyncio.sleep(1.0)
-            limits.append(gate.concurrency.limit)
+            limits.append(gate.places)
         gate.close()
         for task in tasks:
             task.cancel()

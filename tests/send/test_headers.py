@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from batcher.limits.headers import limits, span
+from batcher.limits.headers import rate_limits, span
 
 NOW = 1_800_000_000.0
 OPENAI = {
@@ -121,7 +121,7 @@ SENT = {
 def test_every_dialect_comes_out_as_a_pace(who):
     """None is a limit of a day or a month: used up or not, but no pace."""
     headers, expected = SENT[who]
-    assert {(said.what, said.per_minute) for said in limits(headers, NOW)} == expected
+    assert {(said.what, said.per_minute) for said in rate_limits(headers, NOW)} == expected
 
 
 @pytest.mark.parametrize("used", [1, 17, 300, 599])
@@ -133,7 +133,7 @@ def test_a_bucket_tells_its_window_by_how_long_it_takes_to_fill(used, window):
         "x-ratelimit-remaining-requests": str(600 - used),
         "x-ratelimit-reset-requests": f"{used / 600 * window:.3f}s",
     }
-    (said,) = limits(headers, NOW)
+    (said,) = rate_limits(headers, NOW)
     assert said.window == window
 
 
@@ -145,7 +145,7 @@ def test_a_bucket_tells_its_window_by_how_long_it_takes_to_fill(used, window):
 def test_a_reset_is_read_in_whatever_form_it_comes(text, seconds):
     """Lengths, dates, epochs; what is no time is not told."""
     headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-reset-requests": text}
-    (said,) = limits(headers, 1_800_000_000.0)
+    (said,) = rate_limits(headers, 1_800_000_000.0)
     assert said.reset == (None if seconds is None else pytest.approx(seconds, abs=1e-3))
 
 

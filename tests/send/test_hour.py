@@ -7,7 +7,8 @@ from statistics import fmean
 import pytest
 
 from batcher.job.job import Limits
-from batcher.limits.gate import ExchangeOutcome, Gate, KeyGate
+from batcher.limits.gate import Gate, KeyGate
+from batcher.limits.port import ExchangeOutcome
 from tests.support import clock
 from tests.support.metering import Case, reached
 from tests.torture import times
@@ -126,7 +127,7 @@ async def _queue(places: int, seconds: float):
             gate.leave(ticket, ExchangeOutcome("answered", loop.time() - began, 100.0))
 
     await clock.busy((worker() for _ in range(1000)), seconds, gate)
-    return gate.concurrency.limit, answered / (seconds / 2)
+    return gate.places, answered / (seconds / 2)
 
 
 @pytest.mark.parametrize("places", [1, 8, 140, 600])

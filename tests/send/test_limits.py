@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.limits.bucket import AdaptiveRate, SlidingSum, TokenBucket
+from batcher.limits.adaptive import AdaptiveRate
+from batcher.limits.bucket import SlidingSum, TokenBucket
 
 limits = st.floats(1, 100_000)
 # What a client does between two takes: it waits a while, then asks for so much.
@@ -17,7 +18,7 @@ def take_all(one, steps, *, settle: float = 0.0):
     for pause, amount in steps:
         now += pause
         for _ in range(100):
-            if (wait := one.wait(amount, now)) <= 0:
+            if (wait := one.delay(amount, now)) <= 0:
                 break
             now += wait
         else:
@@ -53,11 +54,11 @@ def test_tokens_exceed_the_pace_by_one_request_at_most(limit, steps, settle):
 def test_a_request_above_a_whole_minute_waits_for_a_full_allowance():
     """And not for ever; those after it wait until it is paid off."""
     tokens = TokenBucket(600, 0.0)
-    full = tokens.wait(10_000, 10.0)
-    assert 0.0 < full <= 0.5  # Nothing was saved up before anybody asked.
-    assert tokens.wait(10_000, 10.0 + full) == 0.0
-    tokens.take(10_000, 10.0 + full)
-    assert tokens.wait(1, 10.0 + full) == pytest.approx(10_000 / 9.9, rel=0.01)
+    full = tokens.delay(10_000, 0.0)
+    assert 0.0 < full <= 0.5  # At the start nothing is saved up but one unit.
+    assert tokens.delay(10_000, full) == 0.0
+    tokens.take(10_000, full)
+    assert tokens.delay(1, full) == pytest.approx(10_000 / 9.9, rel=0.01)
 
 
 @pytest.mark.parametrize("before", [0.0, 0.3, 30.0])
@@ -66,8 +67,8 @@ def test_a_start_is_no_burst(before, pause):
     """However long the first request was waited for, or its answer, or places for the others."""
     requests, now, taken = TokenBucket(6000, 0.0), before, []
     while now < before + 20.0:
-        while requests.wait(1.0, now):
-            now += requests.wait(1.0, now)
+        while requests.delay(1.0, now):
+            now += requests.delay(1.0, now)
         requests.take(1.0, now)
         taken.append(now)
         now += pause if len(taken) in (1, 17) else 0.0  # A first answer; then only sixteen places.
@@ -80,7 +81,7 @@ def test_one_at_a_time_below_the_limit_waits_for_nothing():
     tokens, now, waited = TokenBucket(90_000, 0.0), 0.0, 0.0
     for n in range(200):
         amount = 700.0 if n % 10 == 0 else 50.0
-        wait = tokens.wait(amount, now)
+        wait = tokens.delay(amount, now)
         waited += wait if n else 0.0
         now += wait
         tokens.take(amount, now)
@@ -92,7 +93,7 @@ def test_whoever_comes_late_makes_up_for_half_a_second():
     """A loop that is busy when it is its turn loses nothing of the limit, once it is no start any more."""
     requests, now, sent = TokenBucket(6000, 0.0), 0.0, []
     while now < 30.0:
-        while not (wait := requests.wait(1.0, now)):
+        while not (wait := requests.delay(1.0, now)):
             requests.take(1.0, now)
             sent.append(now)
         now += max(wait, 0.4)
@@ -102,15 +103,15 @@ def test_whoever_comes_late_makes_up_for_half_a_second():
 def test_nothing_is_saved_up_during_a_pause():
     """Or every pause would end in a burst, and that in the next refusal."""
     requests = TokenBucket(6000, 0.0)
-    requests.hold(until=30.0)
-    assert requests.wait(1, 30.0) == pytest.approx(1 / 99, rel=0.01)
+    requests.hold(30.0, 0.0)
+    assert requests.delay(1, 30.0) == pytest.approx(1 / 99, rel=0.01)
 
 
 class TestLearned:
     def test_there_is_no_limit_before_the_first_refusal(self):
         """What is not known is not guessed."""
         learned = AdaptiveRate()
-        assert all(learned.wait(1, now / 1000) == 0.0 for now in range(100))
+        assert all(learned.delay(1, now / 1000) == 0.0 for now in range(100))
 
     def test_a_refusal_shuts_and_one_probe_goes_at_a_time(self):
         """While the server refuses, it is asked seldom and by one."""
@@ -118,12 +119,12 @@ class TestLearned:
         for n in range(10):
             learned.take(1, n / 10)
         learned.refused(1, 0.9, 1.0, None)
-        assert learned.shut
-        now = 1.0 + learned.wait(1, 1.0)
+        assert learned.shut(1.0)
+        now = 1.0 + learned.delay(1, 1.0)
         learned.take(1, now)
-        assert learned.wait(1, now) > 0.0
+        assert learned.delay(1, now) > 0.0
         learned.refused(1, now, now + 0.01, None)
-        assert learned.wait(1, now + 0.01) >= 0.25
+        assert learned.delay(1, now + 0.01) >= 0.25
 
     def test_what_was_on_its_way_before_a_cut_does_not_cut_again(self):
         """One event is one cut, however many were in flight."""
@@ -131,18 +132,18 @@ class TestLearned:
         for n in range(100):
             learned.take(1, n / 100)
         learned.refused(1, 0.5, 1.0, None)
-        rate = learned.rate
+        rate = learned.rate(2.0)
         learned.accepted(2.0, 2.0)
         for n in range(50, 100):
             learned.refused(1, n / 100, 1.1, None)
-        assert learned.rate == rate
+        assert learned.rate(2.0) == rate
 
     def test_a_named_wait_is_kept(self):
         """The server knows better when to ask again."""
         learned = AdaptiveRate()
         learned.take(1, 0.0)
         learned.refused(1, 0.0, 0.1, 30.0)
-        assert learned.wait(1, 0.1) == pytest.approx(30.0)
+        assert learned.delay(1, 0.1) == pytest.approx(30.0)
 
     @given(
         st.lists(
@@ -156,7 +157,7 @@ class TestLearned:
         learned, now, sent = AdaptiveRate(), 0.0, 0.0
         for what, pause, named in events:
             now += pause
-            if what == "t" and learned.wait(1, now) <= 0:
+            if what == "t" and learned.delay(1, now) <= 0:
                 learned.take(1, now)
                 sent = now
             elif what == "r":
@@ -164,7 +165,7 @@ class TestLearned:
             elif what == "a":
                 learned.accepted(sent, now)
         for _ in range(10):
-            if (wait := learned.wait(1, now)) <= 0:
+            if (wait := learned.delay(1, now)) <= 0:
                 return
             assert wait < 1e7
             now += wait

@@ -8,8 +8,9 @@ import random
 from typing import Literal, NamedTuple
 
 from batcher.job.job import Limits
-from batcher.limits.gate import ExchangeOutcome, Gate, KeyGate
-from batcher.limits.headers import limits
+from batcher.limits.gate import Gate, KeyGate
+from batcher.limits.headers import rate_limits
+from batcher.limits.port import ExchangeOutcome
 from batcher.simulate.meters import Charge, MeterKind, ModelMeter
 from tests.support import clock
 
@@ -65,7 +66,7 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
                 wait = no.wait_s if case.knows == "headers" else None
                 gate.leave(
                     ticket,
-                    ExchangeOutcome("refused", 0.0, 0.0, wait, no.what, limits(told, 0.0)),
+                    ExchangeOutcome("refused", 0.0, 0.0, wait, no.what, rate_limits(told, 0.0)),
                 )
                 continue
             used = PROMPT + answer
@@ -76,7 +77,8 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
             await asyncio.sleep(latency)
             meter.settle(used, loop.time() + 1000.0)
             gate.leave(
-                ticket, ExchangeOutcome("answered", latency, used, None, None, limits(told, 0.0))
+                ticket,
+                ExchangeOutcome("answered", latency, used, None, None, rate_limits(told, 0.0)),
             )
 
     await clock.busy((worker() for _ in range(400)), end, gate)

@@ -6,8 +6,9 @@ import random
 import pytest
 
 from batcher.job.job import Limits
-from batcher.limits.gate import Closed, ExchangeOutcome, Gate, KeyGate
-from batcher.limits.headers import limits
+from batcher.limits.gate import Gate, KeyGate
+from batcher.limits.headers import rate_limits
+from batcher.limits.port import Closed, ExchangeOutcome
 from tests.support import clock
 from tests.torture import times
 
@@ -61,7 +62,7 @@ def test_a_limit_in_headers_is_kept_without_being_told():
 
     async def work():
         gate = a_gate()
-        heard = ExchangeOutcome("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        heard = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
         return [await goes(gate, heard) for _ in range(5)]
 
     at = clock.run(work())
@@ -75,7 +76,7 @@ def test_the_strictest_of_told_and_read_counts(told):
 
     async def work():
         gate = a_gate(told)
-        heard = ExchangeOutcome("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        heard = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
         return [await goes(gate, heard) for _ in range(9)]
 
     at = clock.run(work())
@@ -93,7 +94,7 @@ def test_a_day_used_up_is_no_pace():
 
     async def work():
         gate = a_gate()
-        heard = ExchangeOutcome("answered", 0.1, 100.0, said=limits(headers, 0.0))
+        heard = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
         return [await goes(gate, heard) for _ in range(50)]
 
     assert clock.run(work())[-1] < 1.0
@@ -174,10 +175,10 @@ def test_overloads_mean_fewer_at_once_and_429s_do_not():
 
     async def work(how, often):
         gate = a_gate()
-        before = gate.concurrency.limit
+        before = gate.places
         for _ in range(often):
             await goes(gate, ExchangeOutcome(how))
-        return before, gate.concurrency.limit
+        return before, gate.places
 
     for how, often, part in (("overloaded", 2, 1), ("overloaded", 3, 2), ("refused", 3, 1)):
         before, after = clock.run(work(how, often))
@@ -256,11 +257,11 @@ def test_a_window_that_is_used_up_is_waited_out():
 
     async def work():
         gate = a_gate()
-        told = limits(
+        told = rate_limits(
             {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "0",
              "x-ratelimit-reset-requests": "20s"}, now=0.0,
         )  # fmt: skip
-        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, said=told))
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=told))
         return await goes(gate)
 
     assert clock.run(work()) == pytest.approx(20.0, abs=0.3)
@@ -271,8 +272,8 @@ def test_a_limit_below_one_a_minute_is_no_limit():
 
     async def work():
         gate = a_gate()
-        told = limits({"x-ratelimit-limit-requests": "0.5"}, now=0.0)
-        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, said=told))
+        told = rate_limits({"x-ratelimit-limit-requests": "0.5"}, now=0.0)
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=told))
         return await goes(gate)
 
     assert clock.run(work()) < 1.0
@@ -283,8 +284,8 @@ def test_a_limit_that_is_told_no_more_is_forgotten():
 
     async def work():
         gate = a_gate()
-        told = limits({"x-ratelimit-limit-requests": "1"}, now=0.0)
-        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, said=told))
+        told = rate_limits({"x-ratelimit-limit-requests": "1"}, now=0.0)
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=told))
         for _ in range(3):
             await goes(gate)
         return [await goes(gate) for _ in range(9)]
@@ -385,15 +386,17 @@ async def windowed(told, seconds, span, limit, headers, workers=40, latency=0.2)
             if (now := int(loop.time() // span)) != window:
                 window, used = now, 0
             used += 1
-            told = limits(headers(limit, max(0, limit - used), span - loop.time() % span), 0.0)
+            told = rate_limits(
+                headers(limit, max(0, limit - used), span - loop.time() % span), 0.0
+            )
             if used > limit:
                 refused += 1
                 await asyncio.sleep(0.02)
-                gate.leave(ticket, ExchangeOutcome("refused", said=told))
+                gate.leave(ticket, ExchangeOutcome("refused", headers=told))
                 continue
             await asyncio.sleep(latency)
             answered += 1
-            gate.leave(ticket, ExchangeOutcome("answered", latency, 100.0, said=told))
+            gate.leave(ticket, ExchangeOutcome("answered", latency, 100.0, headers=told))
 
     await clock.busy((worker() for _ in range(workers)), seconds, gate)
     return answered, refused
