@@ -26,22 +26,13 @@ from tokenizers import Tokenizer
 
 from batcher.read.prompts import Prompter
 from batcher.records import Row
-from batcher.send.estimate import Estimate
+from batcher.send.estimate import TokenEstimator
 
 ROOT = Path(__file__).parent.parent
 LEARN, ASK = 100, 1000
 SYSTEM = "You are a careful clerk. Read what follows and answer in one word, in English. " * 8
 
-KOREAN = """어제 주문한 상품이 아직 도착하지 않았습니다. 배송 조회를 해 보니 사흘째 같은 곳에 머물러 있네요.
-결제가 두 번 되었는데 한 건은 취소해 주실 수 있나요? 카드사에서는 판매자에게 문의하라고 합니다.
-앱을 업데이트한 뒤로 로그인 화면에서 더 이상 넘어가지 않습니다. 비밀번호를 새로 만들어도 마찬가지입니다.
-상담원이 아주 친절해서 기분 좋게 문제를 해결했습니다. 감사합니다.
-색상이 사진과 달라서 교환하고 싶습니다. 상자는 뜯었지만 한 번도 입지 않았어요.
-구독을 해지했는데도 이번 달 요금이 또 빠져나갔습니다. 환불 규정이 어떻게 되는지 알려 주세요.
-화면 밝기를 자동으로 조절하는 기능이 있으면 좋겠습니다. 밤에는 너무 눈이 부십니다.
-이메일 주소를 바꾸고 싶은데 설정 메뉴를 찾을 수가 없습니다. 어디에 있나요?
-지난주에 보낸 문의에 대한 답을 아직 받지 못했습니다. 접수 번호는 아래에 적어 두었습니다.
-서버가 느려서 파일 하나를 올리는 데 십 분이 넘게 걸립니다. 다른 사이트는 괜찮습니다.""".split("\n")
+KOREAN = ["어제 주문한 상품이 아직 도착하지 않았습니다. 배송 조회를 해 보니 사흘째 같은 곳에 머물러 있네요.", "결제가 두 번 되었는데 한 건은 취소해 주실 수 있나요? 카드사에서는 판매자에게 문의하라고 합니다.", "앱을 업데이트한 뒤로 로그인 화면에서 더 이상 넘어가지 않습니다. 비밀번호를 새로 만들어도 마찬가지입니다.", "상담원이 아주 친절해서 기분 좋게 문제를 해결했습니다. 감사합니다.", "색상이 사진과 달라서 교환하고 싶습니다. 상자는 뜯었지만 한 번도 입지 않았어요.", "구독을 해지했는데도 이번 달 요금이 또 빠져나갔습니다. 환불 규정이 어떻게 되는지 알려 주세요.", "화면 밝기를 자동으로 조절하는 기능이 있으면 좋겠습니다. 밤에는 너무 눈이 부십니다.", "이메일 주소를 바꾸고 싶은데 설정 메뉴를 찾을 수가 없습니다. 어디에 있나요?", "지난주에 보낸 문의에 대한 답을 아직 받지 못했습니다. 접수 번호는 아래에 적어 두었습니다.", "서버가 느려서 파일 하나를 올리는 데 십 분이 넘게 걸립니다. 다른 사이트는 괜찮습니다."]
 
 
 def english(rng):
@@ -123,11 +114,11 @@ def main():
             bodies = [prompter.prompt(row).fields for row in rows]
             of_kind = {"bytes": [len(body) for body in bodies[: 2 * LEARN]]}
             for name, count in names.items():
-                estimate = Estimate()
+                estimate = TokenEstimator()
                 told = [counted(body, count) for body in bodies]
                 of_kind[name] = told[: 2 * LEARN]
                 for body, tokens in zip(bodies[:LEARN], told, strict=False):
-                    estimate.learn(len(body), tokens, 0)
+                    estimate.observe(len(body), tokens, 0)
                 guessed = [estimate.tokens(len(body), 0)[0] for body in bodies[LEARN:]]
                 real = told[LEARN:]
                 off = sorted(abs(g / r - 1) for g, r in zip(guessed, real, strict=True))

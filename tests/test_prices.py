@@ -13,6 +13,7 @@ from batcher.errors import JobError
 from batcher.job.endpoint import Endpoint
 from batcher.money.catalogue import address
 from batcher.money.prices import Bill, Price, Prices, cost_of, of_catalogue, of_file, of_package
+from batcher.money.reserve import max_cost
 from batcher.records import Usage
 from batcher.send import wire
 from batcher.simulate.server import running
@@ -185,14 +186,14 @@ def test_writes_to_the_cache_and_service_tiers_cost_what_is_known_of_them_or_not
     ],
 )
 def test_a_reservation_covers_the_dearest_way_to_serve_a_request(body, dollars):
-    assert Bill(WRITES).most(1000, 100, body) == (dollars and Decimal(dollars))
+    assert max_cost(WRITES, 1000, 100, body) == (dollars and Decimal(dollars))
 
 
 def test_a_reservation_covers_writes_whose_price_is_unknown():
     """By the highest factors that providers document."""
     price = Price(Decimal(4), Decimal(20))
-    assert price.most(1000, 100) == Decimal("0.007")
-    assert price.most(1000, 100, b'{"ttl":"1h"}') == Decimal("0.010")
+    assert max_cost(price, 1000, 100, b"") == Decimal("0.007")
+    assert max_cost(price, 1000, 100, b'{"ttl":"1h"}') == Decimal("0.010")
 
 
 def test_a_prices_file_names_writes_and_service_tiers(tmp_path):
@@ -296,7 +297,7 @@ def test_prices_of_the_package_are_used_as_it_uses_them_itself(url, model):
             context = {} if tier is None else {"price_context": {"service_tier": tier}}
             theirs = genai_prices.calc_price(usage, model, provider_api_url=url, **context)
             used = Usage(prompt, completion, None, cached, cache_write_tokens=written)
-            known = price.at(tier).of(prompt).cache_write is not None
+            known = price.at(tier).for_prompt(prompt).cache_write is not None
             assert cost_of(used, price.at(tier)) == (theirs.total_price if known else None)
     assert price.source == f"genai-prices {genai_prices.__version__}"
 

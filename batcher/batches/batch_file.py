@@ -20,7 +20,7 @@ from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
 from batcher.records import Completion, Outcome, Request, Result
 from batcher.send import result, wire
-from batcher.send.dialect import AnswerPolicy, RepairState
+from batcher.send.dialect import NO_REPAIR, AnswerPolicy
 from batcher.write.journal import Journal
 from batcher.write.jsonl import RowEncoder
 from batcher.write.lines import sound_lines
@@ -103,7 +103,7 @@ def result_of(request: Request, answer: Answer) -> Result:
     """The answer as the result of a request that was sent once."""
     tried = [result.attempt(time.time(), 0.0, 0.0, "", answer, None)]
     if isinstance(answer, RequestError):
-        return result.ended(request, answer, tried, RepairState())
+        return result.ended(request, answer, tried, NO_REPAIR)
     return result.answered(request, answer, tried)
 
 
@@ -155,7 +155,7 @@ def take(
                 if journal is None:
                     journal = Journal(folder, run=run)
                 request = plan.request(prompt, model)
-                result = result_of(request, terms.judged(found))
+                result = result_of(request, terms.validate(found))
                 # By nobody's attempt here: it counts for no budget of this output.
                 journal.put(msgspec.structs.replace(result, attempts=0, cost_usd=None))
                 while journal.full:

@@ -9,12 +9,15 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from batcher.errors import JobError, OutputError
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.money import catalogue, spending
 from batcher.money.budget import Amount, LocalBudget
-from batcher.money.prices import Price, Prices, no_price, of_catalogue, of_package
+from batcher.money.prices import Price, Prices, of_catalogue, of_package
+from batcher.money.reserve import max_cost, no_price
 from batcher.money.spending import Spent
 from batcher.records import BOUNDS, tier_of
 
@@ -72,26 +75,26 @@ async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Accoun
         folder,
         cut_off,
         bounded=bounded,
-        whole=_whole(job, prices) if bounded else None,
+        max_amount=_max_amount(job, prices) if bounded else None,
     )
     spent = await asyncio.to_thread(begin)
     return Account(job, folder, spent) if bounded else None
 
 
-def _whole(job: Job, prices: Prices) -> Callable[[int], tuple[Decimal, int]] | None:
+def _max_amount(job: Job, prices: Prices) -> Callable[[int], Amount] | None:
     """What a request of this job takes at most, by the tokens of its prompt; None without a bound."""
-    told = [of for name in BOUNDS if type(of := job.body_params.get(name)) is int and of > 0]
-    tier = tier_of(job.body_params.get("service_tier"))
-    defaults = [price for model in job.models if (price := prices.of(model)) is not None]
-    known = [at for of in defaults for at in (of, of.at(tier)) if at is not None]
-    if not told:
+    bounds = [n for name in BOUNDS if type(n := job.body_params.get(name)) is int and n > 0]
+    if not bounds:
         return None
+    answer, body = max(bounds), msgspec.json.encode(job.body_params)
+    known = [price for model in job.models if (price := prices.of(model)) is not None]
 
-    def whole(prompt: int) -> tuple[Decimal, int]:
-        bound = max(told)
-        return max((of.most(prompt, bound) for of in known), default=Decimal(0)), prompt + bound
+    def max_amount(prompt: int) -> Amount:
+        costs = (max_cost(price, prompt, answer, body) for price in known)
+        dollars = max((cost for cost in costs if cost is not None), default=Decimal(0))
+        return Amount(dollars, prompt + answer)
 
-    return whole
+    return max_amount
 
 
 class Account:

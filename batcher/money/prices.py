@@ -28,22 +28,19 @@ from batcher.errors import JobError
 from batcher.records import Usage, tier_of
 
 __all__ = [
+    "HOUR",
+    "MILLION",
     "Bill",
     "Price",
     "Prices",
     "cost_of",
     "is_free",
-    "no_price",
     "of_catalogue",
     "of_file",
-    "tier_asked",
 ]
 
-_MILLION = 1_000_000
-_DEAREST_WRITE, _DEAREST_HOUR = Decimal("1.25"), Decimal(2)
-"""How many times the input price a write to the cache costs at most, kept for minutes or for an hour:
-Anthropic's and OpenAI's factors, the highest that a provider documents."""
-_HOUR = b'"1h"'  # The `ttl` of a `cache_control`, in the bytes of a request.
+MILLION = 1_000_000
+HOUR = b'"1h"'  # The `ttl` of a `cache_control`, in the bytes of a request.
 _TOO_CHEAP = Decimal(
     "0.001"
 )  # Dollars for a million tokens, that is; the cheapest cost ten times as much.
@@ -76,7 +73,7 @@ class Price(msgspec.Struct, frozen=True):
     cache_write_1h: Decimal | None = None
     served: dict[str, Price] = {}
 
-    def of(self, prompt_tokens: int) -> Price:
+    def for_prompt(self, prompt_tokens: int) -> Price:
         """The price of a request with a prompt of so many tokens."""
         held = self
         for over, price in self.tiers:
@@ -88,23 +85,10 @@ class Price(msgspec.Struct, frozen=True):
         """The price at a service tier; None when it is not known. A tier of None is the default."""
         return self if tier is None else self.served.get(tier)
 
-    def most(self, prompt: int, completion: int, body: bytes = b"") -> Decimal:
-        """Dollars that a request takes at most: its whole prompt may be written to the cache.
-
-        >>> Price(Decimal(2), Decimal(8), Decimal("0.5")).most(1000, 100)
-        Decimal('0.0033')
-        """
-        price = self.of(prompt)
-        write, factor = price.cache_write, _DEAREST_WRITE
-        if _HOUR in body:
-            write, factor = price.cache_write_1h, _DEAREST_HOUR
-        dearest = max(price.input, price.input * factor if write is None else write)
-        return (prompt * dearest + completion * price.output) / _MILLION
-
     @property
     def saved(self) -> Decimal:
         """Dollars that a token read from the cache is cheaper."""
-        return Decimal(0) if self.cached is None else (self.input - self.cached) / _MILLION
+        return Decimal(0) if self.cached is None else (self.input - self.cached) / MILLION
 
 
 def cost_of(usage: Usage, price: Price, body: bytes = b"") -> Decimal | None:
@@ -127,7 +111,7 @@ def cost_of(usage: Usage, price: Price, body: bytes = b"") -> Decimal | None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prompt is None or completion is None:
         return None
-    price = price.of(prompt)
+    price = price.for_prompt(prompt)
     cached = min(usage.cached_tokens or 0, prompt)
     cheap = price.input if price.cached is None else price.cached
     written = min(usage.cache_write_tokens or 0, prompt - cached)
@@ -135,7 +119,7 @@ def cost_of(usage: Usage, price: Price, body: bytes = b"") -> Decimal | None:
     if written:
         hour = usage.cache_write_1h_tokens
         if hour is None:
-            if _HOUR in body and price.cache_write != price.cache_write_1h:
+            if HOUR in body and price.cache_write != price.cache_write_1h:
                 return None  # Some of them may be kept for an hour, and it is not told how many.
             hour = 0
         hour = min(hour, written)
@@ -144,7 +128,7 @@ def cost_of(usage: Usage, price: Price, body: bytes = b"") -> Decimal | None:
                 if per is None:
                     return None
                 dollars += tokens * per
-    return (dollars + (prompt - cached - written) * price.input) / _MILLION
+    return (dollars + (prompt - cached - written) * price.input) / MILLION
 
 
 def is_free(model: str) -> bool:
@@ -200,22 +184,9 @@ class Bill:
         if price is None:
             missing = f"@{usage.service_tier}"
         else:
-            known = price.of(usage.prompt_tokens).cache_write
+            known = price.for_prompt(usage.prompt_tokens).cache_write
             missing = "cache_write" if known is None else "cache_write_1h"
         self.unpriced[missing] = self.unpriced.get(missing, 0) + 1
-
-    def most(self, prompt: int, completion: int, body: bytes) -> Decimal | None:
-        """Dollars that a request takes at most; None when the price at its service tier is not known.
-
-        Whoever asks for a tier may be served by the default one.
-        """
-        if self.price is None:
-            return None
-        most = self.price.most(prompt, completion, body)
-        if (tier := tier_asked(body)) is None:
-            return most
-        asked = self.price.at(tier)
-        return None if asked is None else max(most, asked.most(prompt, completion, body))
 
     @property
     def differs(self) -> bool:
@@ -223,32 +194,6 @@ class Bill:
         if self.told is None or self.priced is None:
             return False
         return abs(self.told - self.priced) > max(self.told, self.priced) / 100
-
-
-def no_price(model: str, tier: str | None) -> str:
-    """Why `--max-cost` cannot be kept: the price of a model, at a service tier, is not known."""
-    if tier is None:
-        return f"--max-cost: the price of {model} is not known; add {model} to --prices."
-    return (
-        f"--max-cost: the price of {model} at the service tier {tier} is not known; add "
-        f"{model}@{tier} to --prices."
-    )
-
-
-class _Tier(msgspec.Struct):
-    service_tier: Any = None
-
-
-_tier_of = msgspec.json.Decoder(_Tier).decode
-
-
-def tier_asked(body: bytes) -> str | None:
-    """The service tier that a request asks for; None for the default one.
-
-    >>> tier_asked(b'{"model":"m","service_tier":"flex"}'), tier_asked(b'{"service_tier":"auto"}')
-    ('flex', None)
-    """
-    return tier_of(_tier_of(body).service_tier) if b'"service_tier"' in body else None
 
 
 class Prices:
@@ -385,7 +330,7 @@ def of_catalogue(data: Any, date: str) -> dict[str, Price]:
             continue
         name = of.get("model_id") or of.get("id")
         if "prompt" in pricing:
-            factor, names = _MILLION, ("prompt", "completion", "input_cache_read")
+            factor, names = MILLION, ("prompt", "completion", "input_cache_read")
             writes = "input_cache_write"
         else:
             factor, names, writes = 1, ("input", "output", "cache_read"), "cache_write"

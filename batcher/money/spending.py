@@ -85,7 +85,7 @@ def begin(
     cut_off: int,
     *,
     bounded: bool,
-    whole: Callable[[int], tuple[Decimal, int]] | None = None,
+    max_amount: Callable[[int], tuple[Decimal, int]] | None = None,
 ) -> Spent:
     """Takes stock before a run; what a kill left in flight is added to what may have been billed.
 
@@ -94,7 +94,7 @@ def begin(
         cut_off: Requests that were in flight when the run before was killed, as far as it told.
         bounded: Whether this run has a budget. Without one the journal is read only where a run
             with a budget was the last, and nothing is returned that means anything.
-        whole: (dollars, tokens) that a request with a prompt of so many tokens takes at most; None
+        max_amount: (dollars, tokens) that a request with a prompt of so many tokens takes at most; None
             where that is not known: then each counts as the dearest one that was answered.
 
     Raises:
@@ -123,8 +123,8 @@ def begin(
                 record.perhaps_usd = max(record.perhaps_usd, besides)
             over = (record.committed_tokens or 0) - tokens
             record.perhaps_tokens = max(record.perhaps_tokens, over)
-        if whole is not None:
-            most = whole(prompt or _A_PROMPT)
+        if max_amount is not None:
+            most = max_amount(prompt or _A_PROMPT)
             dearest, longest = max(dearest, most[0]), max(longest, most[1])
         if longest:  # Else there was no answer yet to tell what one costs.
             record.perhaps_usd += record.cut_off * dearest

@@ -158,12 +158,12 @@ def _range(numbers: Sequence[float | Decimal]) -> dict[str, float]:
 
 def _of_prompts(share: _Share, price: Price) -> list[Decimal]:
     """(about, from, to) dollars; where long prompts have a price of their own, by their mean."""
-    per = price.of(int(share.tokens[0] / share.requests)).input
+    per = price.for_prompt(int(share.tokens[0] / share.requests)).input
     return [Decimal(tokens) * per / 1_000_000 for tokens in share.tokens]
 
 
 def _of_answers(share: _Share, price: Price) -> Decimal:
-    return share.bound * price.of(int(share.tokens[0] / share.requests)).output / 1_000_000
+    return share.bound * price.for_prompt(int(share.tokens[0] / share.requests)).output / 1_000_000
 
 
 def _money(share: _Share, price: Price | None) -> str:

@@ -17,10 +17,10 @@ from batcher.job.endpoint import Endpoint
 from batcher.limits.port import RateLimiter
 from batcher.money.prices import Bill, Price, is_free
 from batcher.records import Outcome, Prompt, Result
+from batcher.send.attempt import SendChannel
 from batcher.send.dialect import ModelDialect, RequestDialect
-from batcher.send.estimate import Estimate, TimeoutEstimator
+from batcher.send.estimate import TimeoutEstimator, TokenEstimator
 from batcher.send.retry import FATAL
-from batcher.send.sender import SendChannel
 
 __all__ = [
     "PENDING",
@@ -226,7 +226,12 @@ class ModelChannel:
         self.queue = queue
         self.room = room
         self.way = SendChannel(
-            gate, Estimate(), patience, {}, ModelDialect(before), Bill(price, free=is_free(model))
+            gate,
+            TokenEstimator(),
+            patience,
+            {},
+            ModelDialect(before),
+            Bill(price, free=is_free(model)),
         )
         self.workers = 0
         self.awake = False
@@ -246,7 +251,7 @@ class ModelChannel:
     def standing(self) -> ChannelStatus:
         """How it stands now."""
         now, gate = time.monotonic(), self.gate
-        ages = [(now - since, name) for name, since in self.way.flying.values()]
+        ages = [(now - since, name) for name, since in self.way.in_flight.values()]
         if gate.waiting and gate.waits_for:
             cause = gate.waits_for
         elif self.retrying:
@@ -282,7 +287,7 @@ class ModelChannel:
         """
         if self.streak < _SAME_FIRST or self.dead is not None or self.alive or self.proven:
             return False
-        return any(t <= self._doubted for _name, t in self.way.flying.values())
+        return any(t <= self._doubted for _name, t in self.way.in_flight.values())
 
     def judge(self, result: Result) -> bool:
         """Takes a result into account; whether it is one too many of those that stay.
@@ -304,7 +309,7 @@ class ModelChannel:
             self.fatal = result
             if self.streak == _SAME_FIRST:
                 self._doubted = time.monotonic()
-            flying = self.way.flying.values()
+            flying = self.way.in_flight.values()
             return self.streak >= _SAME_FIRST and all(t > self._doubted for _name, t in flying)
         if status in FATAL:
             self.streak += 1
@@ -343,7 +348,7 @@ class Prefetcher:
 def may_answer(lane: ModelChannel) -> bool:
     """Whether something is in flight that was not refused at once."""
     now = time.monotonic()
-    return any(now - since > _AT_ONCE_SECONDS for _name, since in lane.way.flying.values())
+    return any(now - since > _AT_ONCE_SECONDS for _name, since in lane.way.in_flight.values())
 
 
 def silent_result(lane: ModelChannel, seconds: float) -> Result:

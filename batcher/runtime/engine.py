@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +43,8 @@ from batcher.runtime.channel import (
 from batcher.runtime.routes import Split
 from batcher.runtime.sink import Sink
 from batcher.send import result
-from batcher.send.dialect import AnswerPolicy, RepairState, RequestDialect
+from batcher.send.attempt import SendConfig
+from batcher.send.dialect import NO_REPAIR, AnswerPolicy, RepairState, RequestDialect
 from batcher.send.estimate import TimeoutEstimator
 from batcher.send.http import Client
 from batcher.send.retry import FATAL
@@ -142,17 +142,9 @@ class Engine:
         self._terms = AnswerPolicy(
             plan.expected, job.reask, job.grow_max_tokens, streams=job.stream
         )
-        self._sender = Sender(
-            self._client,
-            max_retries=job.max_retries,
-            row_timeout=job.row_timeout,
-            keep_raw=job.keep_raw,
-            sleep=self._sleep,
-            rng=random.Random(),
-            terms=self._terms,
-            budget=budget,
-            idle=job.idle_timeout if job.stream else None,
-        )
+        idle_timeout = job.idle_timeout if job.stream else None
+        sending = SendConfig(job.row_timeout, job.max_retries, job.keep_raw, idle_timeout)
+        self._sender = Sender(self._client, sending, self._sleep, self._terms, budget)
         self._budget = budget
         if budget is not None:
             budget.on_stop(self.stop)
@@ -192,11 +184,11 @@ class Engine:
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
         for prompt, failed in [] if self._split is None else self._split.left():
-            paid = result.stopped(failed.request, failed.error, failed.tries, failed.talk)
+            paid = result.stopped(failed.request, failed.error, failed.attempts, failed.repair)
             if paid is not None:
                 await self._sink.put(paid, prompt)
             else:
-                self._sink.put_pending(failed.request.model, failed.tries)
+                self._sink.put_pending(failed.request.model, failed.attempts)
         lanes = list(self._lanes.values())
         if self.stopped is None and lanes and all(lane.hopeless for lane in lanes):
             self.stopped = JobError(why_dead(lanes, self._endpoint))
@@ -306,8 +298,8 @@ class Engine:
     async def _send(self, lane: ModelChannel, prompt: Prompt) -> None:
         request = self._plan.request(prompt, lane.model)
         before = None if self._split is None else self._split.before(prompt)
-        talk = None if before is not None else self._talk_of(request)
-        ended = await self._sender.first(request, lane.way, before, talk)
+        talk = NO_REPAIR if before is not None else self._talk_of(request)
+        ended = await self._sender.send(request, lane.way, before, talk)
         if not self._tried_version:
             await self._try_version(ended)
         if isinstance(ended, Result):
@@ -359,20 +351,21 @@ class Engine:
                     )
                 )
 
-    def _talk_of(self, request: Request) -> RepairState | None:
-        """What was said about a request before a run was stopped; None for nothing, most often."""
+    def _talk_of(self, request: Request) -> RepairState:
+        """How to go on with a request that was answered before a run was stopped."""
         if not self._plan.stopped:
-            return None
+            return NO_REPAIR
         at = self._plan.stopped.pop((request.row, request.model, request.sample), None)
         found = None if at is None else self._config.earlier_result(*at)
         same = found is not None and found.key == request.key
-        return self._terms.talk_of(found, request) if found is not None and same else None
+        resumed = self._terms.resume(found, request) if found is not None and same else None
+        return resumed or NO_REPAIR
 
     async def _again(self, lane: ModelChannel, prompt: Prompt, failed: FailedAttempt) -> None:
         try:
-            await self._done(lane, prompt, await self._sender.again(failed, lane.way))
+            await self._done(lane, prompt, await self._sender.retry(failed, lane.way))
         except Closed:  # Stopped while it waited: the request stays pending.
-            self._sink.put_pending(lane.model, failed.tries)
+            self._sink.put_pending(lane.model, failed.attempts)
             if lane.dead is not None:
                 await self._bury(lane, prompt)
 
@@ -649,8 +642,8 @@ class Engine:
     @property
     def dialects(self) -> dict[str, RequestDialect]:
         """How the models that answered take requests."""
-        found = ((lane.model, lane.way.forms) for lane in self._lanes.values())
-        return {model: forms.now for model, forms in found if forms.proven}
+        found = ((lane.model, lane.way.dialect) for lane in self._lanes.values())
+        return {model: dialect.current for model, dialect in found if dialect.proven}
 
     @property
     def traffic(self) -> list[ModelTraffic]:
@@ -661,7 +654,7 @@ class Engine:
                 lane.gate.share(),
                 lane.gate.waited,
                 lane.way.bill,
-                lane.way.forms.why,
+                lane.way.dialect.given_up,
             )
             for lane in self._lanes.values()
         ]

@@ -40,7 +40,7 @@ class Split:
             return (
                 self._may(lane, (prompt.row, prompt.sample))
                 and lane.room.free(prompt)
-                and lane.gate.free(*lane.way.estimate.tokens(size, prompt.max_tokens))
+                and lane.gate.free(*lane.way.tokens.tokens(size, prompt.max_tokens))
             )
 
         picked = lane.queue.pick(fits) if lane.gate.free(0.0) else None

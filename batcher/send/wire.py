@@ -16,7 +16,7 @@ import msgspec
 from batcher.errors import BadResponse, RequestError
 from batcher.records import FINISHED, NOT_TOLD, Completion, Outcome, Usage, reason_of, tier_of
 from batcher.send.error_body import is_error
-from batcher.send.failures import NOT_AN_ANSWER, cut, failure
+from batcher.send.failures import NOT_AN_ANSWER, beginning, failure
 from batcher.send.lenient_json import LARGE_BYTES, loads
 from batcher.send.reasoning import is_reasoning
 from batcher.send.sse import unwrapped
@@ -198,7 +198,7 @@ def _shaped(data: dict[str, Any], body: bytes, request_id: str | None) -> _Answe
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise BadResponse(
-            f"HTTP 200 but no choice in it: {cut(body)}", status=200, request_id=request_id
+            f"HTTP 200 but no choice in it: {beginning(body)}", status=200, request_id=request_id
         )
     shaped = _Message(
         _content(message.get("content")),

@@ -13,12 +13,14 @@ from batcher.errors import JobError, NoAnswer
 from batcher.limits.port import Closed, ExchangeOutcome, Ticket
 from batcher.money.budget import NOTHING, LocalBudget
 from batcher.money.prices import Bill, Price
+from batcher.money.reserve import max_cost
 from batcher.records import Outcome, Result
 from batcher.send.answers import Expected
+from batcher.send.attempt import SendChannel, SendConfig
 from batcher.send.dialect import AnswerPolicy, ModelDialect
-from batcher.send.estimate import Estimate, TimeoutEstimator
+from batcher.send.estimate import TimeoutEstimator, TokenEstimator
 from batcher.send.http import Reply
-from batcher.send.sender import SendChannel, Sender
+from batcher.send.sender import Sender
 from tests.support.made import request
 
 ASKED = request(b'{"model":"m","messages":[{"role":"user","content":"?"}]}', max_tokens=100)
@@ -98,20 +100,23 @@ class World:
         self.slept = []
         self.budget = budget
         self.lane = SendChannel(
-            self.limiter, Estimate(), TimeoutEstimator(600.0), {}, ModelDialect(), Bill(price)
+            self.limiter,
+            TokenEstimator(),
+            TimeoutEstimator(600.0),
+            {},
+            ModelDialect(),
+            Bill(price),
         )
-        known = {"max_retries": 2, "row_timeout": 60.0, "keep_raw": False, "rng": random.Random(1)}
-        self.sender = Sender(
-            self.transport, sleep=self.sleep, terms=policy, budget=budget, **{**known, **more}
-        )
+        config = SendConfig(**{"max_retries": 2, "row_timeout": 60.0, **more})
+        self.sender = Sender(self.transport, config, self.sleep, policy, budget, random.Random(1))
 
     async def sleep(self, seconds):
         self.slept.append(seconds)
 
     async def send(self, asked=ASKED, **more):
         """The result; attempts after the first included."""
-        ended = await self.sender.first(asked, self.lane, **more)
-        return ended if isinstance(ended, Result) else await self.sender.again(ended, self.lane)
+        ended = await self.sender.send(asked, self.lane, **more)
+        return ended if isinstance(ended, Result) else await self.sender.retry(ended, self.lane)
 
 
 def sent(*replies, asked=ASKED, **more):
@@ -147,7 +152,7 @@ def test_what_goes_again_and_how_it_ends(replies, status, attempts):
     assert (result.status, result.attempts) == (status, attempts)
     assert len(world.transport.asked) == attempts
     assert len(world.slept) == attempts - 1
-    assert world.lane.flying == {}
+    assert world.lane.in_flight == {}
 
 
 def test_without_retries_a_failure_is_the_last_word_and_a_refusal_is_not():
@@ -174,7 +179,7 @@ def test_a_request_does_not_go_again_when_its_time_would_be_up_by_then():
 
 
 def test_an_attempt_gets_the_time_that_its_row_has_left():
-    _result, world = sent(failure(500), answer(), row_timeout=30.0, idle=9.0)
+    _result, world = sent(failure(500), answer(), row_timeout=30.0, idle_timeout=9.0)
     [(_, first, idle), (_, second, _)] = world.transport.asked
     assert (first, idle) == (30.0, 9.0)
     assert 29.0 < second < 30.0
@@ -184,9 +189,11 @@ def test_a_row_whose_time_is_up_while_it_waits_for_its_turn_ends_as_it_failed():
     world = World(failure(500), answer())
 
     async def late():
-        failed = await world.sender.first(ASKED, world.lane)
+        failed = await world.sender.send(ASKED, world.lane)
         world.limiter.waits_for = 30.0
-        return await world.sender.again(failed._replace(until=time.monotonic() + 0.02), world.lane)
+        return await world.sender.retry(
+            failed._replace(deadline=time.monotonic() + 0.02), world.lane
+        )
 
     result = asyncio.run(late())
     assert (result.status, result.attempts) == ("server_error", 1)
@@ -197,6 +204,21 @@ def test_each_attempt_is_told_with_what_it_waited_for():
     assert [t.cause for t in result.tries] == ["requests", "429", "retry"]
     assert [t.status for t in result.tries] == ["rate_limited", "server_error", "ok"]
     assert result.total_tokens == 14
+
+
+EVENTS = (
+    b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}\n\ndata: [DONE]\n\n'
+)
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+def test_an_answer_that_comes_as_a_stream_unasked_is_taken(kind):
+    """It was paid for, and some gateways stream to everybody."""
+    result, _world = sent(Reply(200, {"Content-Type": kind}, EVENTS))
+    assert (result.status, result.content, result.attempts) == ("ok", "hi", 1)
+    assert (result.total_tokens, result.ttft_ms) == (4, None)
 
 
 # What the limits hear
@@ -238,12 +260,12 @@ def test_what_was_cancelled_was_not_sent_as_far_as_limits_go():
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(world.send())
     assert world.limiter.heard == [ExchangeOutcome("unsent")]
-    assert world.lane.flying == {}
+    assert world.lane.in_flight == {}
 
 
 def test_answers_teach_how_many_tokens_to_reserve():
     _result, world = sent(answer(prompt=200, completion=50))
-    tokens, most = world.lane.estimate.tokens(len(ASKED.body), 100)
+    tokens, most = world.lane.tokens.tokens(len(ASKED.body), 100)
     assert (round(tokens), round(most)) == (250, 300)
     first, bound = world.limiter.asked[0]
     assert bound - first == 0  # Before an answer, an answer of its bound is expected.
@@ -302,7 +324,7 @@ def test_a_refused_form_is_put_in_another_one_for_all_rows():
     refusal = failure(400, "response_format of type json_schema is not supported")
     result, world = sent(refusal, answer("bug"), policy=LABELS, max_retries=0)
     assert (result.status, result.attempts) == ("ok", 2)
-    assert world.lane.forms.now.form == "json_object"
+    assert world.lane.dialect.current.form == "json_object"
 
 
 def test_one_refusal_does_not_unmake_a_form_that_was_answered():
@@ -313,7 +335,7 @@ def test_one_refusal_does_not_unmake_a_form_that_was_answered():
         return [(await world.send()).status for _ in range(2)]
 
     assert asyncio.run(two()) == ["ok", "ok"]
-    assert world.lane.forms.now.form == "json_schema"
+    assert world.lane.dialect.current.form == "json_schema"
     assert b"response_format" not in world.transport.asked[2][0]  # Of this row alone.
 
 
@@ -324,8 +346,8 @@ def test_what_one_model_did_is_told_where_another_goes_on():
     world = World(failure(500), answer())
 
     async def work():
-        failed = await world.sender.first(request(model="a", max_tokens=100), world.lane)
-        return await world.sender.first(ASKED, world.lane, failed)
+        failed = await world.sender.send(request(model="a", max_tokens=100), world.lane)
+        return await world.sender.send(ASKED, world.lane, failed)
 
     result = asyncio.run(work())
     assert (result.model, result.status, result.attempts) == ("m", "ok", 2)
@@ -357,7 +379,7 @@ BILLS = [
 def test_what_is_spent_is_what_was_used_or_all_that_it_may_have_been(reply, spent, perhaps):
     purse = budget()
     sent(reply, price=PRICE, budget=purse, max_retries=0)
-    most = PRICE.most(len(ASKED.body), 100)  # A byte of the prompt may be a token.
+    most = max_cost(PRICE, len(ASKED.body), 100, b"")  # A byte of the prompt may be a token.
     assert purse.committed.dollars == (most if spent is None else MICRO * spent)
     assert purse.perhaps.dollars == (most if perhaps is None else MICRO * perhaps)
 

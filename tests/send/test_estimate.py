@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.send.estimate import Estimate
+from batcher.send.estimate import TokenEstimator
 
 # As `scripts/bench tokens tests/send/token_counts.json` writes them: lengths of 200 bodies of each
 # kind and their prompt tokens by four tokenizers.
@@ -19,9 +19,9 @@ COUNTS = json.loads((Path(__file__).parent / "token_counts.json").read_text())
 def test_after_a_hundred_rows_the_sum_is_right_within_a_tenth(kind, tokenizer):
     """English, Korean, code, base64, and all of these in turn; one row, too, unless they are mixed."""
     sizes, tokens = COUNTS[kind]["bytes"], COUNTS[kind][tokenizer]
-    estimate = Estimate()
+    estimate = TokenEstimator()
     for size, told in zip(sizes[:100], tokens[:100], strict=True):
-        estimate.learn(size, told, 0)
+        estimate.observe(size, told, 0)
     guessed = [estimate.tokens(size, 0)[0] for size in sizes[100:]]
     real = tokens[100:]
     assert sum(guessed) == pytest.approx(sum(real), rel=0.1)
@@ -31,7 +31,7 @@ def test_after_a_hundred_rows_the_sum_is_right_within_a_tenth(kind, tokenizer):
 
 
 def test_before_anything_is_learned_a_token_has_four_bytes():
-    estimate = Estimate()
+    estimate = TokenEstimator()
     assert estimate.tokens(4000, 100) == (1100.0, 1100.0)
     assert estimate.tokens(4000, None) == (1250.0, None)
 
@@ -39,9 +39,9 @@ def test_before_anything_is_learned_a_token_has_four_bytes():
 @given(st.integers(0, 2000), st.floats(0.1, 1.0), st.lists(st.integers(100, 9000), min_size=40))
 def test_a_fixed_part_and_a_part_by_length_are_told_apart(fixed, slope, sizes):
     """As of a long system prompt in one language and rows in another; nearly, for equal lengths."""
-    estimate = Estimate()
+    estimate = TokenEstimator()
     for size in sizes:
-        estimate.learn(size, round(fixed + slope * size), 7)
+        estimate.observe(size, round(fixed + slope * size), 7)
     mean = sum(sizes) / len(sizes)
     spread = (sum(size * size for size in sizes) / len(sizes) - mean * mean) ** 0.5
     steep = (fixed + slope * mean) / mean > 4 * slope  # Not believed of any language.
@@ -58,9 +58,9 @@ def test_a_fixed_part_and_a_part_by_length_are_told_apart(fixed, slope, sizes):
 )
 def test_whatever_was_learned_a_guess_is_a_number_of_tokens(seen, size, most):
     """At least one, and the largest no smaller than the likely one."""
-    estimate = Estimate()
+    estimate = TokenEstimator()
     for body, tokens in seen:
-        estimate.learn(body, tokens, 10)
+        estimate.observe(body, tokens, 10)
     guessed, bound = estimate.tokens(size, most)
     assert 1 <= guessed < float("inf")
     assert bound is None or bound >= guessed
@@ -69,8 +69,8 @@ def test_whatever_was_learned_a_guess_is_a_number_of_tokens(seen, size, most):
 @given(st.lists(st.integers(200, 400), min_size=30, max_size=90), st.integers(1000, 10**6))
 def test_of_rows_alike_nothing_is_concluded_for_a_long_one(tokens, size):
     """Noise is no slope: a row of a megabyte is taken to be in proportion."""
-    estimate = Estimate()
+    estimate = TokenEstimator()
     for told in tokens:
-        estimate.learn(1000, told, 0)
+        estimate.observe(1000, told, 0)
     guessed, _most = estimate.tokens(size, 0)
     assert 0.199 * size <= guessed <= 0.401 * size

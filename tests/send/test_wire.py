@@ -18,7 +18,8 @@ from batcher.errors import (
     RequestError,
     ServerError,
 )
-from batcher.send import failures, sse, wire
+from batcher.send import sse, wire
+from batcher.send.retry_after import retry_after
 from tests.torture import dice, tell, times
 
 OK = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
@@ -364,7 +365,7 @@ def test_what_is_nearly_an_answer(status, body, expected):
 )
 def test_the_wait_is_found_wherever_it_stands(headers, message, seconds):
     """A header in seconds or milliseconds, or prose."""
-    assert failures.retry_after(headers, None, message) == seconds
+    assert retry_after(headers, message=message) == seconds
 
 
 JSON = st.recursive(

@@ -40,8 +40,8 @@ def test_a_form_that_was_answered_is_given_up_after_three_refusals_else_after_on
     forms = ModelDialect(RequestDialect() if proven else None)
     for _ in range(times):
         found = forms.refused("json_schema", "no response_format here")
-    assert (found, forms.now.form) == (of_row, of_model)
-    assert forms.why == ("" if of_row else "no response_format here")
+    assert (found, forms.current.form) == (of_row, of_model)
+    assert forms.given_up == ("" if of_row else "no response_format here")
 
 
 def test_an_answer_between_refusals_begins_the_count_again():
@@ -51,32 +51,34 @@ def test_an_answer_between_refusals_begins_the_count_again():
     forms.answered(RequestDialect(), RepairState())
     for _ in range(2):
         assert forms.refused("json_schema", "x") == "json_object"
-    assert forms.now.form == "json_schema"
+    assert forms.current.form == "json_schema"
 
 
 def test_a_refusal_of_a_form_that_was_given_up_meanwhile_changes_nothing():
     forms = ModelDialect()
     forms.refused("json_schema", "first")
     assert forms.refused("json_schema", "late") is None
-    assert (forms.now.form, forms.why) == ("json_object", "first")
+    assert (forms.current.form, forms.given_up) == ("json_object", "first")
     forms.refused("json_object", "second")
-    assert (forms.now.form, forms.why) == ("prompt", "first")
+    assert (forms.current.form, forms.given_up) == ("prompt", "first")
 
 
 def test_a_row_that_passes_in_another_form_settles_the_doubt_for_all():
     """It was refused without a reason, and answered without the form."""
-    forms, talk = ModelDialect(), RepairState()
-    talk.doubt = "bad request"
+    forms, talk = ModelDialect(), RepairState(doubt="bad request")
     forms.answered(RequestDialect("json_object"), talk)
-    assert (forms.now.form, forms.why, forms.proven) == ("json_object", "bad request", True)
+    assert (forms.current.form, forms.given_up, forms.proven) == (
+        "json_object",
+        "bad request",
+        True,
+    )
 
 
 @pytest.mark.parametrize(("before", "doubt"), [(RequestDialect(), "bad request"), (None, None)])
 def test_without_a_doubt_or_against_proof_a_row_in_another_form_settles_nothing(before, doubt):
-    forms, talk = ModelDialect(before), RepairState()
-    talk.doubt = doubt
+    forms, talk = ModelDialect(before), RepairState(doubt=doubt)
     forms.answered(RequestDialect("json_object"), talk)
-    assert forms.now.form == "json_schema"
+    assert forms.current.form == "json_schema"
 
 
 # What is sent
@@ -104,7 +106,7 @@ def test_a_schema_that_is_no_list_of_labels_keeps_json_object():
 
 
 def test_the_bound_goes_by_the_other_name_where_the_model_takes_only_that():
-    sent = body(AnswerPolicy(None), RequestDialect(renamed=True))
+    sent = body(AnswerPolicy(None), RequestDialect(renamed_bound=True))
     assert (sent["max_completion_tokens"], "max_tokens" in sent) == (8, False)
     assert list(sent)[-1] == "max_completion_tokens"  # At its place.
 
@@ -112,13 +114,13 @@ def test_the_bound_goes_by_the_other_name_where_the_model_takes_only_that():
 @pytest.mark.parametrize(("bare", "options"), [(False, {"include_usage": True}), (True, None)])
 def test_a_stream_is_asked_for_its_usage_unless_that_is_refused(bare, options):
     own = request(b'{"model":"m","messages":[],"stream":false}')
-    sent = body(AnswerPolicy(None, streams=True), RequestDialect(bare=bare), of=own)
+    sent = body(AnswerPolicy(None, streams=True), RequestDialect(without_usage=bare), of=own)
     assert (sent["stream"], sent.get("stream_options")) == (True, options)
 
 
 def test_a_wrong_answer_goes_back_with_what_is_wrong_with_it():
-    terms, talk = AnswerPolicy(LABELS, 1), RepairState()
-    talk.answer = completion(Outcome.INVALID, "maybe", unfit="it is none of the labels")
+    terms = AnswerPolicy(LABELS, 1)
+    talk = RepairState(completion(Outcome.INVALID, "maybe", unfit="it is none of the labels"))
     first, answer, again = body(terms, talk=talk)["messages"]
     assert first == BODY["messages"][0]
     assert answer == {"role": "assistant", "content": "maybe"}
@@ -126,8 +128,8 @@ def test_a_wrong_answer_goes_back_with_what_is_wrong_with_it():
 
 
 def test_a_truncated_answer_is_not_sent_back_but_gets_more_room():
-    terms, talk = AnswerPolicy(LABELS, 1, 64), RepairState()
-    talk.answer, talk.max_tokens = completion(Outcome.TRUNCATED, "may"), 16
+    terms = AnswerPolicy(LABELS, 1, 64)
+    talk = RepairState(completion(Outcome.TRUNCATED, "may"), 16)
     sent = body(terms, talk=talk)
     assert (sent["max_tokens"], len(sent["messages"])) == (16, 1)
 
@@ -140,7 +142,7 @@ def test_a_truncated_answer_is_not_sent_back_but_gets_more_room():
     [("bug", "ok", '"bug"', False), ("Label: bug", "ok", '"bug"', True), ("neither", "invalid", None, False)],
 )  # fmt: skip
 def test_an_answer_is_held_to_what_was_asked_for(content, outcome, parsed, loose):
-    found = AnswerPolicy(LABELS).judged(completion(content=content))
+    found = AnswerPolicy(LABELS).validate(completion(content=content))
     assert (found.outcome, found.parsed, found.loose) == (outcome, parsed, loose)
     assert (found.unfit is None) == (outcome == "ok")
 
@@ -148,8 +150,8 @@ def test_an_answer_is_held_to_what_was_asked_for(content, outcome, parsed, loose
 @pytest.mark.parametrize("outcome", [Outcome.TRUNCATED, Outcome.REFUSED, Outcome.EMPTY])
 def test_what_is_no_whole_answer_is_not_held_to_anything(outcome):
     answer = completion(outcome, "neither")
-    assert AnswerPolicy(LABELS).judged(answer) is answer
-    assert AnswerPolicy(None).judged(completion()) == completion()
+    assert AnswerPolicy(LABELS).validate(answer) is answer
+    assert AnswerPolicy(None).validate(completion()) == completion()
 
 
 GOES_ON = [
@@ -169,27 +171,23 @@ GOES_ON = [
 
 @pytest.mark.parametrize(("outcome", "asked", "reask", "bound", "most", "on", "then"), GOES_ON)
 def test_what_is_asked_for_once_more(outcome, asked, reask, bound, most, on, then):
-    terms, talk = AnswerPolicy(LABELS, reask, most), RepairState()
-    talk.reasked = asked
-    assert terms.goes_on(completion(outcome), request(max_tokens=bound), talk) == on
-    assert talk.max_tokens == then
-    assert (talk.answer is not None) == on
-    assert talk.reasked == asked + (on and outcome is Outcome.INVALID)
+    policy, repair = AnswerPolicy(LABELS, reask, most), RepairState(reasked=asked)
+    answer = completion(outcome)
+    found = policy.next_repair(answer, request(max_tokens=bound), repair)
+    again = RepairState(answer, then, asked + (outcome is Outcome.INVALID))
+    assert found == (again if on else None)
 
 
 def test_a_very_long_wrong_answer_is_not_paid_for_as_input():
     terms = AnswerPolicy(LABELS, 5)
     for length, on in ((1 << 16, True), ((1 << 16) + 1, False)):
-        assert terms.goes_on(completion(Outcome.INVALID, "x" * length), ASKED, RepairState()) == on
+        answer = completion(Outcome.INVALID, "x" * length)
+        assert (terms.next_repair(answer, ASKED, RepairState()) is not None) == on
 
 
 def test_another_model_has_said_nothing_yet_but_no_more_tries_are_left_for_it():
-    talk = RepairState()
-    talk.answer, talk.form, talk.doubt = completion(Outcome.INVALID), "prompt", "?"
-    talk.max_tokens, talk.reasked = 32, 2
-    other = talk.elsewhere()
-    assert (other.answer, other.form, other.doubt) == (None, None, None)
-    assert (other.max_tokens, other.reasked) == (32, 2)
+    repair = RepairState(completion(Outcome.INVALID), 32, 2, "prompt", "?")
+    assert repair.for_other_model() == RepairState(None, 32, 2)
 
 
 # After a stopped run
@@ -208,7 +206,7 @@ def test_a_row_goes_on_where_the_stopped_run_left_it(outcomes, reasked, bound):
     last = next(o for o in reversed(outcomes) if o.answered)
     tries = [attempt(o) for o in outcomes] if len(outcomes) > 1 else None
     stopped = result(last, content="maybe", error=f"no label{STOPPED}", tries=tries)
-    talk = AnswerPolicy(LABELS, 3, 64).talk_of(stopped, ASKED)
+    talk = AnswerPolicy(LABELS, 3, 64).resume(stopped, ASKED)
     assert talk is not None
     assert (talk.reasked, talk.max_tokens) == (reasked, bound)
     assert talk.answer is not None
@@ -217,7 +215,7 @@ def test_a_row_goes_on_where_the_stopped_run_left_it(outcomes, reasked, bound):
 
 
 def test_a_row_that_was_stopped_after_a_failure_begins_anew():
-    assert AnswerPolicy(LABELS).talk_of(result(Outcome.SERVER_ERROR), ASKED) is None
+    assert AnswerPolicy(LABELS).resume(result(Outcome.SERVER_ERROR), ASKED) is None
 
 
 # What a refusal is about
@@ -225,9 +223,9 @@ def test_a_row_that_was_stopped_after_a_failure_begins_anew():
 
 def refused(error, terms=None, *, sent=PLAIN, forms=None, of=ASKED):
     """(whether the row is put in another manner, that of its model then, its own form)."""
-    forms, talk = forms or ModelDialect(), RepairState()
-    terms = terms or AnswerPolicy(LABELS)
-    return terms.put_otherwise(error, of, sent, forms, talk), forms.now, talk.form
+    forms = forms or ModelDialect()
+    repair = (terms or AnswerPolicy(LABELS)).adapt(error, of, sent, forms, RepairState())
+    return repair is not None, forms.current, repair and repair.form
 
 
 def bad(text, status=400, kind=BadRequest, **more):
@@ -235,8 +233,8 @@ def bad(text, status=400, kind=BadRequest, **more):
 
 
 ABOUT = [
-    (bad("Unsupported parameter: 'max_tokens', use 'max_completion_tokens' instead"), RequestDialect(renamed=True)),
-    (bad("max_tokens is not supported", status=422), RequestDialect(renamed=True)),
+    (bad("Unsupported parameter: 'max_tokens', use 'max_completion_tokens' instead"), RequestDialect(renamed_bound=True)),
+    (bad("max_tokens is not supported", status=422), RequestDialect(renamed_bound=True)),
     (bad("response_format is not supported"), RequestDialect("json_object")),
     (bad("guided_json failed", status=501, kind=ServerError), RequestDialect("json_object")),
     (bad("json_schema: no such thing", status=404, kind=NotFound), RequestDialect("json_object")),
@@ -264,8 +262,8 @@ def test_a_refusal_for_another_reason_changes_nothing(error):
 
 def test_a_stream_without_usage_is_asked_for_where_the_other_is_refused():
     streams, error = AnswerPolicy(None, streams=True), bad("stream_options is unknown")
-    assert refused(error, streams) == (True, RequestDialect(bare=True), None)
-    assert refused(error, streams, sent=RequestDialect(bare=True))[0] is False
+    assert refused(error, streams) == (True, RequestDialect(without_usage=True), None)
+    assert refused(error, streams, sent=RequestDialect(without_usage=True))[0] is False
     assert refused(error, AnswerPolicy(None))[0] is False
 
 
@@ -290,7 +288,7 @@ def test_a_refusal_without_a_reason_is_a_doubt_of_the_form_until_that_is_proven(
     sent, now, proven, then
 ):
     forms = ModelDialect()
-    forms.now, forms.proven = RequestDialect(now), proven
+    forms.current, forms.proven = RequestDialect(now), proven
     found = refused(bad("bad request"), sent=RequestDialect(sent), forms=forms)
     assert found == (then is not None, RequestDialect(now), then)
 

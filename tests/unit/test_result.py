@@ -12,10 +12,8 @@ from tests.support.made import attempt, completion, request, usage
 
 
 def said(answer):
-    """What was said about a request whose last answer was this one."""
-    talk = RepairState()
-    talk.answer = answer
-    return talk
+    """The state of a request whose last answer was this one."""
+    return RepairState(answer)
 
 
 def test_an_attempt_is_recorded_in_milliseconds_with_what_it_used():
