@@ -484,7 +484,7 @@ def test_each_model_that_ends_a_run_is_named_with_its_own_failure(tmp_path, rows
 
 def test_a_model_that_does_not_exist_says_nothing_of_those_named_later(tmp_path, monkeypatch):
     """More rows than its queue holds stand before the first row of the good one."""
-    monkeypatch.setattr("batcher.runtime.engine._DECIDE_SECONDS", 0.3)
+    monkeypatch.setattr("batcher.runtime.monitor._DECIDE_SECONDS", 0.3)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     rows = [{"prompt": f"{n}", "model": "gone" if n < 900 else "good"} for n in range(1000)]
     with by_model(gone=404, good="ok") as gateway:

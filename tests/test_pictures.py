@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import batcher
 from batcher.read import images
 from batcher.records import Prompt
-from batcher.runtime.channel import MemoryBudget, RowQueue
+from batcher.runtime.row_queue import MemoryBudget, RowQueue
 from tests.support import echo as echoes
 from tests.support import program
 from tests.support.program import read_jsonl, write_jsonl
@@ -221,7 +221,7 @@ def test_large_prompts_in_flight_never_take_more_than_their_memory(prompts, work
     async def work():
         nonlocal most, held, alone
         room = MemoryBudget()
-        room._most = 3 << 18  # Three thirds, each with the request made of it.
+        room._limit = 3 << 18  # Three thirds, each with the request made of it.
         queue = RowQueue(room)
 
         async def worker():
@@ -229,12 +229,12 @@ def test_large_prompts_in_flight_never_take_more_than_their_memory(prompts, work
             while (prompt := await queue.take()) is not None:
                 size = 2 * len(prompt.fields)
                 held, alone = held + size, alone + (size > 0)
-                if alone > 1 or size <= room._most:
+                if alone > 1 or size <= room._limit:
                     most = max(most, held)
                 for _ in range(prompt.row):
                     await asyncio.sleep(0)
                 held, alone = held - size, alone - (size > 0)
-                if room.leave(prompt):
+                if room.release(prompt):
                     queue.wake()
 
         tasks = [asyncio.create_task(worker()) for _ in range(workers)]
@@ -244,7 +244,7 @@ def test_large_prompts_in_flight_never_take_more_than_their_memory(prompts, work
         queue.close()
         await asyncio.wait_for(asyncio.gather(*tasks), 10)
         assert not len(queue)
-        assert room._taken == 0
+        assert room._used == 0
 
     asyncio.run(work())
     assert most <= 3 << 18

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol
@@ -78,10 +78,6 @@ class _Lane:
     def __init__(self, model: str) -> None:
         self.model = model
         self.stands = ChannelStatus(0, 0, "", None)
-
-    def standing(self) -> ChannelStatus:
-        """How it stands now."""
-        return self.stands
 
 
 class Driver:
@@ -159,10 +155,9 @@ class Driver:
         """How many requests wait for the answer of an equal one, by model ("" for any)."""
         return {} if self._twins is None else self._twins.waiting
 
-    @property
-    def lanes(self) -> Sequence[_Lane]:
+    def snapshot(self) -> dict[str, ChannelStatus]:
         """How each model stands, for whoever watches."""
-        return list(self._lanes.values())
+        return {model: lane.stands for model, lane in self._lanes.items()}
 
     async def run(self) -> None:
         """Until every request has a result, or the run is stopped.

@@ -250,7 +250,7 @@ def _slim(result: Result) -> Result:
 
 
 def _lines(engine: Engine) -> Mapping[str, Line]:
-    stands = {lane.model: lane.standing() for lane in engine.lanes}
+    stands = engine.snapshot()
     return {
         model: Line(of.waiting if of.waiting_for == "retry" else 0, of.longest)
         for model, of in stands.items()

@@ -1,86 +1,272 @@
-"""Which model sends a row of a split: whichever can at once, and did not just fail. Touches: the clock.
+"""How the models of a job share its rows: the whole difference between `each`, `fallback` and `split`.
 
-Rows stand in one queue for all models, also between the attempts of one row: a row that waited at a
-model would be held up with it while another is idle.
+Touches: the clock.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Literal
 
-from batcher.records import Prompt, Result
+from batcher.plan.requests import Requests
+from batcher.records import Outcome, Prompt, Result
 from batcher.runtime.channel import ModelChannel
+from batcher.runtime.row_queue import MemoryBudget, RowQueue
 from batcher.send.retry import FATAL
 from batcher.send.sender import FailedAttempt
 
-__all__ = ["Split"]
+__all__ = ["Fallback", "Route", "Split", "route_of"]
 
-Place = tuple[int, int]  # Row and sample.
+_POLL_SECONDS = 0.02
+_Sample = tuple[int, int]  # Row and sample.
 
 
-class Split:
-    """What is known of the rows that were not answered yet.
+class Route:
+    """`each`: every model answers every row.
 
     Args:
-        lanes: All lanes of the run by model, those that are still to come as well.
+        channels: The models of the run; those that come later are added to it.
+        plan: Tells which slots a row is still to be sent to.
+        add_workers: Starts workers of a model that may have ended before it had a row.
     """
 
-    def __init__(self, lanes: Mapping[str, ModelChannel]) -> None:
-        self._lanes = lanes
-        self._refused: dict[Place, set[str]] = {}  # The models that will never send it.
-        # The last attempt, and when to try again.
-        self._failed: dict[Place, tuple[Prompt, FailedAttempt, float]] = {}
+    shares_rows = False
+    """Whether all models take their rows from one queue."""
 
-    def pick(self, lane: ModelChannel) -> Prompt | None:
-        """Takes the next row that this model can send at once, if there is one."""
+    def __init__(
+        self,
+        channels: Mapping[str, ModelChannel],
+        plan: Requests,
+        add_workers: Callable[[ModelChannel], None],
+    ) -> None:
+        self._channels = channels
+        self._plan = plan
+        self._add_workers = add_workers
+
+    def queue(self, memory: MemoryBudget) -> RowQueue:
+        """The queue of a new channel."""
+        return RowQueue(memory)
+
+    def first_slots(self, slots: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of a row's pending slots that it is sent to first."""
+        return slots
+
+    def take(self, channel: ModelChannel) -> Awaitable[Prompt | None]:
+        """The channel's next row, with its memory reserved; None when it will get no more."""
+        return channel.queue.take()
+
+    def last_failure(self, _prompt: Prompt) -> FailedAttempt | None:
+        """How a row failed at its last attempt, if it comes from another model; then it is forgotten."""
+        return None
+
+    def retry_elsewhere(self, _prompt: Prompt, _failed: FailedAttempt) -> bool:
+        """Puts a failed row back for all models; False where its own model tries it again."""
+        return False
+
+    def next_queue(
+        self, _channel: ModelChannel, _prompt: Prompt, _result: Result
+    ) -> RowQueue | None:
+        """The queue that a row goes to once it has this result; None when the result is its last."""
+        return None
+
+    def pass_on(self, queue: RowQueue, prompt: Prompt) -> None:
+        """Puts a row into a queue that workers may have left."""
+        queue.put(prompt)
+        for channel in self._channels.values():
+            if channel.queue is queue:
+                self._add_workers(channel)
+
+    def follower(self, _channel: ModelChannel) -> ModelChannel | None:
+        """The model that gets the rows which this one does not answer."""
+        return None
+
+    def close_queues(self, queues: list[RowQueue], *, reading: bool) -> None:
+        """A pass over the input has ended: no more rows come to these queues from the reader.
+
+        Args:
+            queues: Those that the pass fed.
+            reading: Whether another pass goes on.
+        """
+        del reading
+        for queue in queues:
+            queue.close()
+
+    def close_drained(self, _channel: ModelChannel) -> None:
+        """A worker or a retry has ended, with no pass over the input going on."""
+
+    def unsent(self) -> Iterator[tuple[Prompt, FailedAttempt]]:
+        """Rows that failed and are not sent again, because the run stopped."""
+        yield from ()
+
+
+class Fallback(Route):
+    """`fallback`: a model answers the rows that those before it did not."""
+
+    def first_slots(self, slots: tuple[int, ...]) -> tuple[int, ...]:
+        """The first pending slot of each sample."""
+        return _first_of_samples(slots, self._plan.samples)
+
+    async def take(self, channel: ModelChannel) -> Prompt | None:
+        """As in `Route`; waits while the next model has more rows than it can take."""
+        follower = self.follower(channel)
+        while follower is not None and follower.queue.full:
+            await follower.queue.wait_for_space()
+        return await channel.queue.take()
+
+    def next_queue(self, channel: ModelChannel, prompt: Prompt, result: Result) -> RowQueue | None:
+        """The queue of the next model that is still to answer the row."""
+        if result.status is Outcome.OK:
+            return None
+        pending = self._plan.pending(prompt.row)
+        after = self.follower(channel)
+        while after is not None:
+            if after.place * self._plan.samples + prompt.sample in pending:
+                return after.queue
+            after = self.follower(after)
+        return None
+
+    def follower(self, channel: ModelChannel) -> ModelChannel | None:
+        """The next model."""
+        channels = list(self._channels.values())
+        return channels[channel.place + 1] if channel.place + 1 < len(channels) else None
+
+    def close_queues(self, queues: list[RowQueue], *, reading: bool) -> None:
+        """Closes the first model's queue: those of the others get rows from the one before."""
+        del queues
+        if not reading and self._channels:
+            first = next(iter(self._channels.values()))
+            first.queue.close()
+            self.close_drained(first)
+
+    def close_drained(self, channel: ModelChannel) -> None:
+        """Closes the next model's queue once nothing can come from this one."""
+        follower = self.follower(channel)
+        at_work = bool(channel.workers or channel.retrying)
+        if follower is None or follower.queue.closed or at_work or not channel.queue.drained:
+            return
+        follower.queue.close()
+        self.close_drained(follower)
+
+
+class Split(Route):
+    """`split`: one model answers each row, whichever can send it at once and did not just fail it.
+
+    Rows are in one queue for all models, also between the attempts of one row: a row that waited at
+    one model would be held up there while another is idle.
+    """
+
+    shares_rows = True
+
+    def __init__(
+        self,
+        channels: Mapping[str, ModelChannel],
+        plan: Requests,
+        add_workers: Callable[[ModelChannel], None],
+    ) -> None:
+        super().__init__(channels, plan, add_workers)
+        self._queue = RowQueue(MemoryBudget())
+        self._refused: dict[_Sample, set[str]] = {}  # Models that refuse whatever they are sent.
+        # The last attempt, and when the same model may try again (monotonic clock).
+        self._failed: dict[_Sample, tuple[Prompt, FailedAttempt, float]] = {}
+
+    def queue(self, memory: MemoryBudget) -> RowQueue:
+        """The queue of all channels."""
+        del memory
+        return self._queue
+
+    def first_slots(self, slots: tuple[int, ...]) -> tuple[int, ...]:
+        """One slot of each sample: the row goes to the common queue, once for each."""
+        return _first_of_samples(slots, self._plan.samples)
+
+    async def take(self, channel: ModelChannel) -> Prompt | None:
+        """The next row that this model can send at once."""
+        async with channel.turn:
+            while not (channel.health.closed or self._queue.drained):
+                if (prompt := self.pick(channel)) is not None:
+                    return prompt
+                # A rate limit frees a slot by time alone, and tells nobody. One worker of each model looks.
+                await asyncio.sleep(_POLL_SECONDS)
+        return None
+
+    def pick(self, channel: ModelChannel) -> Prompt | None:
+        """Takes the first row that this model can send at once, if there is one."""
+        limiter, sending = channel.limiter, channel.sending
 
         def fits(prompt: Prompt) -> bool:
             size = len(prompt.fields) - prompt.image_bytes
             return (
-                self._may(lane, (prompt.row, prompt.sample))
-                and lane.room.free(prompt)
-                and lane.gate.free(*lane.way.tokens.tokens(size, prompt.max_tokens))
+                self._may_send(channel, (prompt.row, prompt.sample))
+                and channel.memory.fits(prompt)
+                and limiter.free(*sending.tokens.tokens(size, prompt.max_tokens))
             )
 
-        picked = lane.queue.pick(fits) if lane.gate.free(0.0) else None
+        picked = self._queue.pick(fits) if limiter.free(0.0) else None
         if picked is not None:
-            lane.room.enter(picked)
+            channel.memory.reserve(picked)
         return picked
 
-    def before(self, prompt: Prompt) -> FailedAttempt | None:
-        """How a row failed last, to be told when it is sent again."""
+    def last_failure(self, prompt: Prompt) -> FailedAttempt | None:
+        """How the row failed at its last attempt; then it is forgotten."""
         failed = self._failed.pop((prompt.row, prompt.sample), None)
         return None if failed is None else failed[1]
 
-    def left(self) -> Iterator[tuple[Prompt, FailedAttempt]]:
-        """Rows that failed and are not sent again, as the run was stopped."""
+    def retry_elsewhere(self, prompt: Prompt, failed: FailedAttempt) -> bool:
+        """Puts the row back: any other model may try it at once, this one after its wait."""
+        until = time.monotonic() + failed.wait
+        self._failed[prompt.row, prompt.sample] = prompt, failed, until
+        self.pass_on(self._queue, prompt)
+        return True
+
+    def next_queue(
+        self, channel: ModelChannel, _prompt: Prompt, result: Result
+    ) -> RowQueue | None:
+        """The common queue, if this model refuses whatever it is sent and another one works."""
+        if result.status in FATAL:
+            refused = self._refused.setdefault((result.row, result.sample), set())
+            refused.add(channel.model)
+            if self._others_work(refused):
+                return self._queue
+        self._refused.pop((result.row, result.sample), None)
+        return None
+
+    def pass_on(self, queue: RowQueue, prompt: Prompt) -> None:
+        """Puts a row into the common queue, which workers may have left."""
+        queue.put(prompt)
+        for channel in self._channels.values():
+            if not channel.health.closed:
+                self._add_workers(channel)
+
+    def unsent(self) -> Iterator[tuple[Prompt, FailedAttempt]]:
+        """Rows that failed and are not sent again, because the run stopped."""
         for prompt, failed, _until in self._failed.values():
             yield prompt, failed
 
-    def failed(self, prompt: Prompt, ended: FailedAttempt) -> None:
-        """An attempt failed: any other model may try at once, this one after its wait."""
-        self._failed[prompt.row, prompt.sample] = prompt, ended, time.monotonic() + ended.wait
-
-    def passes_on(self, lane: ModelChannel, result: Result) -> bool:
-        """Whether a row that ended goes to another model: this one refuses whatever it is sent."""
-        if result.status in FATAL:
-            refused = self._refused.setdefault((result.row, result.sample), set())
-            refused.add(lane.model)
-            if self._left(refused):
-                return True
-        self._refused.pop((result.row, result.sample), None)
-        return False
-
-    def _may(self, lane: ModelChannel, place: Place) -> bool:
-        refused = self._refused.get(place)
-        if refused and lane.model in refused and self._left(refused):
+    def _may_send(self, channel: ModelChannel, sample: _Sample) -> bool:
+        refused = self._refused.get(sample)
+        if refused and channel.model in refused and self._others_work(refused):
             return False
-        failed = self._failed.get(place)
-        if failed is None or failed[1].request.model != lane.model:
+        failed = self._failed.get(sample)
+        if failed is None or failed[1].request.model != channel.model:
             return True
         return time.monotonic() >= failed[2]
 
-    def _left(self, refused: set[str]) -> bool:
-        """Whether there is a model that works and did not refuse."""
-        return any(of.dead is None and of.model not in refused for of in self._lanes.values())
+    def _others_work(self, refused: set[str]) -> bool:
+        """Whether a model is open that did not refuse."""
+        channels = self._channels.values()
+        return any(not other.health.closed and other.model not in refused for other in channels)
+
+
+def _first_of_samples(slots: tuple[int, ...], samples: int) -> tuple[int, ...]:
+    if len(slots) == 1:
+        return slots
+    first = {slot % samples: slot for slot in reversed(slots)}
+    return tuple(sorted(first.values()))
+
+
+def route_of(
+    name: Literal["each", "fallback", "split"],
+) -> type[Route]:
+    """The route that a job names."""
+    return {"each": Route, "fallback": Fallback, "split": Split}[name]

@@ -168,8 +168,8 @@ class Runner:
         self._given_up = self._in_flight()
 
     def _in_flight(self) -> int:
-        lanes = self._engine.lanes if self._engine is not None else []
-        return sum(lane.standing().in_flight for lane in lanes)
+        channels = self._engine.snapshot() if self._engine is not None else {}
+        return sum(status.in_flight for status in channels.values())
 
     def _go_on(self) -> None:
         """Ends work in another thread when the run was interrupted."""
@@ -712,10 +712,10 @@ class Runner:
         return heartbeat(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        lanes = self._engine.lanes if self._engine is not None else []
+        channels = self._engine.snapshot() if self._engine is not None else {}
         rows = None if self._surveyed is None else self._surveyed * self._job.samples
         equals = self._engine.equals if self._engine is not None else {}
-        return snapshot(self._state, lanes, self.summary, rows, equals, self._job.route)
+        return snapshot(self._state, channels, self.summary, rows, equals, self._job.route)
 
     # After
 

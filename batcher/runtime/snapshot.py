@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from batcher.live.progress import ModelSnapshot, Phase, Snapshot
 from batcher.live.summary import Summary
 from batcher.records import Outcome
-from batcher.runtime.channel import Channel
+from batcher.runtime.channel import ChannelStatus
 
 __all__ = ["heartbeat", "snapshot"]
 
 
 def snapshot(
     state: Phase,
-    lanes: Sequence[Channel],
+    channels: Mapping[str, ChannelStatus],
     summary: Summary,
     rows: int | None,
     waiting_for_equals: Mapping[str, int],
@@ -24,7 +24,7 @@ def snapshot(
 
     Args:
         state: Of the run.
-        lanes: Of the engine.
+        channels: The state of each model.
         summary: What ended so far.
         rows: How many rows each model is to answer, None when not known.
         waiting_for_equals: How many requests take no time of their own, by model ("" for all).
@@ -33,18 +33,18 @@ def snapshot(
             the one before.
     """
     seconds = max(summary.seconds, 1e-3)
-    totals = [summary.models[lane.model] for lane in lanes]
+    totals = [summary.models[model] for model in channels]
     all_done = sum(of.rows + sum(of.earlier.values()) for of in totals)
     all_copied = sum(of.copied for of in totals)
     all_equals = max(0, waiting_for_equals.get("", 0) - all_copied)
     all_asked = sum(of.rows for of in totals) - all_copied
     before: tuple[int, int] | None = None  # (rows that ended, rows to come) of the model before.
     models: list[ModelSnapshot] = []
-    for lane in lanes:
-        of = summary.models[lane.model]
+    for model, stands in channels.items():
+        of = summary.models[model]
         fresh, earlier = of.rows, sum(of.earlier.values())
         done = fresh + earlier
-        equals = waiting_for_equals.get(lane.model, waiting_for_equals.get("", 0)) - of.copied
+        equals = waiting_for_equals.get(model, waiting_for_equals.get("", 0)) - of.copied
         asked = fresh - of.copied
         left = in_all = ahead = None
         if rows is not None and asked:
@@ -58,12 +58,11 @@ def snapshot(
             left = ahead * seconds / asked
             if of.cost is not None and not of.cost_missing:
                 in_all = of.cost * (asked + ahead) / asked
-        stands = lane.standing()
         age, row = stands.longest or (None, "")
         tokens = of.tokens[2]
         models.append(
             ModelSnapshot(
-                model=lane.model,
+                model=model,
                 done=done,
                 total=rows if route == "each" or (route == "fallback" and not models) else None,
                 ok=of.outcomes.get(Outcome.OK, 0) + of.earlier.get(Outcome.OK, 0),

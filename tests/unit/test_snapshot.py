@@ -13,15 +13,7 @@ from tests.support.made import result
 ANSWER = {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10, "cost_usd": 0.5}
 
 
-class Watched:
-    """A model as seen from outside."""
-
-    def __init__(self, model, stands=ChannelStatus(0, 0, "", None)):  # noqa: B008 (is never changed)
-        self.model = model
-        self.stands = stands
-
-    def standing(self):
-        return self.stands
+IDLE = ChannelStatus(0, 0, "", None)
 
 
 def after(seconds, models=("m",), **more):
@@ -36,8 +28,8 @@ def after(seconds, models=("m",), **more):
 
 
 def one(summary, rows, *models, equals=None, route="each"):
-    lanes = [Watched(model) for model in models or ("m",)]
-    return snapshot("running", lanes, summary, rows, equals or {}, route).models
+    channels = dict.fromkeys(models or ("m",), IDLE)
+    return snapshot("running", channels, summary, rows, equals or {}, route).models
 
 
 def test_what_is_left_takes_as_long_and_costs_as_much_a_row():
@@ -88,14 +80,14 @@ def test_a_fallback_passes_on_as_many_of_the_rest_as_it_did():
 
 
 def test_the_oldest_request_in_flight_is_named():
-    lanes = [Watched("m", ChannelStatus(3, 2, "tokens", (4.5, "row-7")))]
-    [m] = snapshot("stopping", lanes, after(1.0), 12, {}).models
+    channels = {"m": ChannelStatus(3, 2, "tokens", (4.5, "row-7"))}
+    [m] = snapshot("stopping", channels, after(1.0), 12, {}).models
     assert (m.in_flight, m.waiting, m.waiting_for) == (3, 2, "tokens")
     assert (m.longest_in_flight_s, m.longest_row) == (4.5, "row-7")
 
 
 def test_status_json_has_null_for_what_is_not_known():
-    told = heartbeat(snapshot("running", [Watched("m")], after(10.0), None, {}))
+    told = heartbeat(snapshot("running", {"m": IDLE}, after(10.0), None, {}))
     assert told == {
         "state": "running",
         "models": {
@@ -107,6 +99,6 @@ def test_status_json_has_null_for_what_is_not_known():
 
 
 def test_status_json_has_rounded_figures():
-    [m] = heartbeat(snapshot("running", [Watched("m")], after(3.0, m=1), 3, {}))["models"].values()
+    [m] = heartbeat(snapshot("running", {"m": IDLE}, after(3.0, m=1), 3, {}))["models"].values()
     assert (m["requests_per_second"], m["tokens_per_second"]) == (0.333, 3.3)
     assert (m["cost_usd"], m["cost_in_all_usd"], m["eta_seconds"]) == (0.5, 1.5, 6.0)
