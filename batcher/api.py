@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import Any
 
+from batcher.cluster.backends import open_backend
 from batcher.errors import JobError
 from batcher.job.job import Job
 from batcher.records import Prompt, Result
@@ -42,7 +43,7 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
             "output='-': rows on stdout are the command's; use batcher.stream, or name a file."
         )
     job = Job.of(**{"quiet": True, **options, "inputs": inputs, "output": output})
-    runner = Runner(job, rows=given)
+    runner = Runner(job, rows=given, open_backend=open_backend)
     ended: list[Report | BaseException] = []
     begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Report]]] = []
 
@@ -112,7 +113,7 @@ async def stream(rows: Any, **options: Any) -> AsyncGenerator[Result, None]:
             if not left:
                 await queue.put(None)
 
-    runner = Runner(job, rows=given, emit=emit)
+    runner = Runner(job, rows=given, emit=emit, open_backend=open_backend)
     running = asyncio.create_task(work())
     try:
         while (result := await queue.get()) is not None:

@@ -152,7 +152,7 @@ def case(folder: Path, name: str, rows: int, rpm: float, pause: float) -> None:
         if name == "a worker is killed":
             os.kill(bench.processes(b"ray::_task")[0], signal.SIGKILL)
         elif name == "the hub is killed":
-            os.kill(bench.processes(b"ray::_Actor")[0], signal.SIGKILL)
+            os.kill(bench.processes(b"ray::_HubActor")[0], signal.SIGKILL)
         elif name == "a node is killed":
             bench.made.remove_node(bench.nodes.pop(), allow_graceful=False)
         elif name == "the driver is killed":

@@ -18,7 +18,7 @@ import batcher
 from batcher.errors import BatcherError, JobError, OutputError
 from batcher.job.job import Job
 from batcher.runtime.output import check_output, sweep
-from batcher.runtime.runner import Runner
+from batcher.runtime.run_folder import keep_output
 from batcher.write import parquet, parts
 from tests.support import program
 
@@ -426,13 +426,12 @@ def test_the_parts_are_kept_when_answers_in_them_are_lost_from_the_journal(run, 
 
 def test_the_same_parts_are_kept_once(run):
     """However often a start finds damage; after a new output there is more to keep."""
-    runner = Runner(Job(output="labels/"))
     for number, limit in enumerate([9, None, 3, 10]):
         if limit is not None:
             run(limit=limit)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("time.strftime", lambda *_, number=number: str(number))
-            runner._keep_output(Path("labels.run"))
+            keep_output(Path("labels/"), Path("labels.run"))
     kept = {path.name for path in Path("labels.run").glob("output-*")}
     assert kept == {"output-0", "output-2", "output-3"}
 

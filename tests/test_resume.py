@@ -634,9 +634,9 @@ def test_a_kill_is_said_by_the_next_start(tmp_path):
             time.sleep(0.01)
         process.kill()
         process.communicate()
-        assert b"ended from outside" in program.batcher("status", "out.jsonl", cwd=tmp_path).stdout
+        assert b"was killed" in program.batcher("status", "out.jsonl", cwd=tmp_path).stdout
         ended = program.batcher(*words, cwd=tmp_path, url=gateway.url)
-    assert b"The run before was ended from outside" in ended.stderr
+    assert b"The run before was killed" in ended.stderr
     assert ended.returncode == 0
 
 

@@ -161,6 +161,7 @@ class _Stops:
 async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
     import asyncio
 
+    from batcher.cluster.backends import open_backend
     from batcher.runtime.runner import Runner
 
     emits = [] if shown.row is None else [shown.row]
@@ -179,7 +180,13 @@ async def _conduct(job: Job, stops: _Stops, shown: People | Machines) -> int:
         for each in emits:
             await each(prompt, result)
 
-    runner = Runner(job, say=shown.say, emit=emit if emits else None, watch=shown.watch)
+    runner = Runner(
+        job,
+        say=shown.say,
+        emit=emit if emits else None,
+        watch=shown.watch,
+        open_backend=open_backend,
+    )
     task = asyncio.current_task()
     assert task is not None
     signals = 0

@@ -35,7 +35,7 @@ def status(output: str, /) -> int:
         say(f"{output}: {state} ({holder})")
     else:
         killed = state in ("running", "stopping")
-        say(f"{output}: {'ended from outside' if killed else state}, {told.get('updated', '')}")
+        say(f"{output}: {'was killed' if killed else state}, {told.get('updated', '')}")
     models, samples = manifest.asked.models, manifest.asked.samples
     rows, asked = manifest.epochs[-1].rows, None
     inputs = inputs_of(folder, manifest)

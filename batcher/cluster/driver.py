@@ -1,8 +1,8 @@
-"""A run on a cluster, from the driver: shards out, results in; stands where an engine would. Touches: files, the clock.
+"""The backend that sends from a cluster: shards go out, results come in. Touches: files, the clock.
 
-The driver reads, renders and plans as ever, so that every row is known by what it was known by before;
-what it hands out is requests. It is told of every row that ended, without what was answered: that stands
-in the journal, which all machines share.
+The driver reads, renders and plans as a local run does, so a request has the same key wherever it is
+sent from. Workers get finished requests. The driver learns how each row ended, but not its answer: that is
+in the journal, in the run folder that all machines share.
 """
 
 from __future__ import annotations
@@ -12,289 +12,275 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from batcher.cluster.hub import Told
-from batcher.cluster.worker import BLOCK, Done, Shard, ShardJob
+from batcher.cluster.worker import SEGMENTS, Shard, ShardEnded, ShardJob
 from batcher.errors import JobError, RunStopped
-from batcher.job.endpoint import Endpoint
-from batcher.job.job import Job
-from batcher.live.summary import Summary
-from batcher.money.account import Account
-from batcher.money.prices import Price, Prices
 from batcher.money.spending import Spent
-from batcher.plan.dedupe import Deduplicator
-from batcher.plan.requests import PendingRow, Plan, Settings
+from batcher.plan.requests import PendingRow, settings_of
 from batcher.records import Outcome, Prompt, Result
+from batcher.runtime.backend import Backend, Ended, Work
 from batcher.runtime.channel import ChannelStatus
-from batcher.runtime.engine import in_thread
-from batcher.runtime.sink import Emit
+from batcher.runtime.feed import in_thread
 from batcher.write.lines import segments
 
-__all__ = ["Cluster", "Driver"]
+__all__ = ["Cluster", "ClusterBackend"]
 
-_LOOK_SECONDS = 0.5
+_ASK_SECONDS = 0.5
 _FIRST_SECONDS = 10.0
-_SHARD_ROWS, _LEAST_ROWS = 5000, 50
+_SHARD_ROWS, _MIN_SHARD_ROWS = 5000, 50
 _SHARD_BYTES = 32 << 20
-_EACH = 4  # Shards for each worker, so that none waits long for the last.
+_SHARDS_PER_WORKER = 4  # So that no worker waits long for the last shard of another.
 
 
 class Cluster(Protocol):
-    """What runs shards elsewhere.
+    """Runs shards in other processes; the port for another cluster engine.
 
     Attributes:
-        workers: How many at once.
-        token: Names the run.
+        workers: How many shards run at once.
+        token: Names the run; a worker stops when the run folder holds another one.
     """
 
     workers: int
     token: str
 
-    async def run(self, errand: ShardJob, shard: Shard) -> Done:
-        """Runs a shard to its end, through as many deaths as it takes."""
+    async def run(self, job: ShardJob, shard: Shard) -> ShardEnded:
+        """Runs a shard to its end, through any number of worker deaths."""
 
     def begin(self, folder: Path, spent: Spent | None) -> None:
         """Starts the hub.
 
         Args:
             folder: The run folder.
-            spent: What earlier runs of it spent; None without a budget.
+            spent: What earlier runs spent; None without a budget.
         """
 
-    async def told(self) -> Told | None:
-        """As `Hub.told`; None while it does not answer."""
+    async def status(self) -> Told | None:
+        """The state of the hub; None while it does not answer."""
 
     async def end(self) -> Told | None:
-        """The same, when all workers are done; records what was spent."""
+        """The last state of the hub, once all shards have ended; records what was spent."""
 
     async def stop(self) -> None:
-        """Nothing new is to be sent by any worker."""
+        """Lets no worker send anything new."""
 
 
-class _Lane:
-    """One model's way, for whoever watches."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.stands = ChannelStatus(0, 0, "", None)
-
-
-class Driver:
-    """Sends what a plan says is still to send, by a cluster.
+class ClusterBackend(Backend):
+    """Sends from a cluster.
 
     Args:
-        cluster: Who works.
-        job: What was asked.
-        settings: Of the plan.
-        endpoint: Where requests go.
-        plan: What is to be sent.
-        folder: The run folder, which all workers share.
-        summary: Adds up results.
-        rows: How many rows there are at most.
-        emit: Awaited with each result and its prompt as it comes.
-        prices: What is known of them.
-        twins: As for an engine.
-        account: What may be spent; None for no bound.
-        run: ID that each line of the journal names.
-
-    Attributes:
-        stopped: Why the run ends early, once it does.
-        all_ok: Whether every row that ended so far was answered `ok`.
+        cluster: Runs the shards; joined already.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        job: Job,
-        settings: Settings,
-        endpoint: Endpoint,
-        plan: Plan,
-        folder: Path,
-        summary: Summary,
-        rows: int,
-        emit: Emit | None,
-        prices: Prices,
-        twins: Deduplicator | None,
-        account: Account | None,
-        run: str,
-    ) -> None:
-        self._cluster, self._job, self._plan, self._account = cluster, job, plan, account
-        self._folder, self._summary, self._emit = folder, summary, emit
-        self._prices, self._twins = prices, twins
-        in_dollars = None if account is None else account.budget.in_dollars
-        self._errand = ShardJob(
-            job, settings, endpoint, str(folder.resolve()), run, cluster.token, in_dollars
-        )
-        each = rows // (_EACH * max(1, cluster.workers))
-        self._most = -(-rows // job.shards) if job.shards else min(max(each, _LEAST_ROWS), _SHARD_ROWS)  # fmt: skip
-        self._stop, self._answered = asyncio.Event(), asyncio.Event()
-        self._lanes: dict[str, _Lane] = {model: _Lane(model) for model in job.models}
-        self._told: set[tuple[int, str, int]] = set()  # Of shards that have not ended.
-        self._at_work: dict[int, Prompt | None] = {}  # By row, the prompt where somebody wants it.
-        self._closed: dict[str, None] = {}
-        self.stopped: Exception | None = None
-        self.all_ok = True
+    many_writers: ClassVar[bool] = True
 
-    # As an engine
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._driver: _Driver | None = None
+        self._stopped = False
+        self._why: Exception | None = None
+
+    async def run(self, work: Work) -> Ended:
+        """As `Backend.run`."""
+        self._driver = driver = _Driver(self._cluster, work)
+        if self._stopped:
+            driver.stop(self._why)
+        await driver.run()
+        return Ended(driver.stopped, " ".join(driver.given_up), driver.all_ok, work.dialects)
 
     def stop(self, why: Exception | None = None) -> None:
-        """Sends nothing new; what is in flight is waited for and written."""
+        """As `Backend.stop`."""
+        if not self._stopped:
+            self._stopped, self._why = True, why
+        if self._driver is not None:
+            self._driver.stop(why)
+
+    def snapshot(self) -> Mapping[str, ChannelStatus]:
+        """As `Backend.snapshot`."""
+        return {} if self._driver is None else self._driver.channels
+
+
+class _Driver:
+    """One run of a plan on a cluster.
+
+    Attributes:
+        channels: The state of each model.
+        stopped: Why requests are left, once it is known.
+        given_up: Sentences on models that workers gave up, each once.
+        all_ok: Whether every row that ended is `ok`.
+    """
+
+    def __init__(self, cluster: Cluster, work: Work) -> None:
+        self._cluster, self._work = cluster, work
+        self._shard_job = ShardJob(
+            job=work.job,
+            settings=settings_of(work.job, work.endpoint.name),
+            endpoint=work.endpoint,
+            folder=str(work.folder.resolve()),
+            run=work.run,
+            token=cluster.token,
+            in_dollars=None if work.account is None else work.account.budget.in_dollars,
+        )
+        self._stop, self._first_answer = asyncio.Event(), asyncio.Event()
+        # Results may come twice, from the hub and with the shard: (row, model, sample) of shards at work.
+        self._counted: set[tuple[int, str, int]] = set()
+        # By row of a shard at work; the prompt only where results are emitted with theirs.
+        self._prompts: dict[int, Prompt | None] = {}
+        self.channels = {model: ChannelStatus(0, 0, "", None) for model in work.job.models}
+        self.stopped: Exception | None = None
+        self.given_up: dict[str, None] = {}
+        self.all_ok = True
+
+    def stop(self, why: Exception | None = None) -> None:
+        """As `Backend.stop`."""
         if self.stopped is None:
             self.stopped = why
         self._stop.set()
-        self._answered.set()
-
-    @property
-    def closed(self) -> str:
-        """Which models were given up on the way, and why."""
-        return " ".join(self._closed)
-
-    @property
-    def equals(self) -> Mapping[str, int]:
-        """How many requests wait for the answer of an equal one, by model ("" for any)."""
-        return {} if self._twins is None else self._twins.waiting
-
-    def snapshot(self) -> dict[str, ChannelStatus]:
-        """How each model stands, for whoever watches."""
-        return {model: lane.stands for model, lane in self._lanes.items()}
+        self._first_answer.set()
 
     async def run(self) -> None:
-        """Until every request has a result, or the run is stopped.
-
-        Raises:
-            OutputError: The journal cannot be written.
-        """
-        spent = None if self._account is None else self._account.spent
-        self._cluster.begin(self._folder, spent)
-        looking = asyncio.create_task(self._look())
-        room = asyncio.Semaphore(2 * max(1, self._cluster.workers))
+        """As `Backend.run`."""
+        account = self._work.account
+        self._cluster.begin(self._work.folder, None if account is None else account.spent)
+        following = asyncio.create_task(self._follow())
         tasks: set[asyncio.Task[None]] = set()
         try:
-            async with aclosing(in_thread(self._shards(), self._stop)) as ahead:
-                async for shard in ahead:
-                    await room.acquire()
-                    if self._stop.is_set():
-                        break
-                    self._begin(shard)
-                    task = asyncio.create_task(self._run(shard, room))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                    # A key that is wrong, or a model that is not there, is to cost one worker's first rows.
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._answered.wait(), _FIRST_SECONDS)
+            await self._hand_out(tasks)
             while tasks:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
         finally:
-            looking.cancel()
+            following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await looking
+                await following
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._heed(await self._cluster.end())
-        if isinstance(self.stopped, JobError) and self._any_answer():
+            await self._observe(await self._cluster.end())
+        models = self._work.summary.models.values()
+        answered = any(outcome.answered for model in models for outcome in model.outcomes)
+        if isinstance(self.stopped, JobError) and answered:
             self.stopped = RunStopped(str(self.stopped))
 
     # Shards
 
+    async def _hand_out(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Starts a task for each shard, two for each worker at once."""
+        free = asyncio.Semaphore(2 * max(1, self._cluster.workers))
+        async with aclosing(in_thread(self._shards(), self._stop)) as ahead:
+            async for shard in ahead:
+                await free.acquire()
+                if self._stop.is_set():
+                    break
+                for pending in shard.rows:
+                    prompt = None if self._work.emit is None else pending.prompt
+                    self._prompts[pending.prompt.row] = prompt
+                task = asyncio.create_task(self._run_shard(shard, free))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                # A wrong key or a model that does not exist costs one worker's first rows, not all workers'.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._first_answer.wait(), _FIRST_SECONDS)
+
     def _shards(self) -> Iterator[Shard]:
-        """What is to be sent, in parts."""
-        last = max((number for number, _path in segments(self._folder)), default=0)
-        first = (last // BLOCK + 1) * BLOCK + 1
-        todos: list[PendingRow] = []
+        work = self._work
+        last = max((number for number, _path in segments(work.folder)), default=0)
+        first = (last // SEGMENTS + 1) * SEGMENTS + 1
+        most = self._rows_per_shard()
+        rows: list[PendingRow] = []
         size = number = 0
-        for batch in self._plan.batches():
-            for todo in batch:
-                if self._twins is not None:
-                    self._twins.look(todo.prompt)
-                    todo = todo._replace(slots=self._twins.among(todo))
-                if not todo.slots:
+        for batch in work.plan.batches():
+            for row in batch:
+                if work.dedupe is not None:
+                    work.dedupe.look(row.prompt)
+                    row = row._replace(slots=work.dedupe.among(row))
+                if not row.slots:
                     continue
-                todos.append(todo)
-                size += len(todo.prompt.fields)
-                if len(todos) >= self._most or size >= _SHARD_BYTES:
-                    yield self._shard(number, first, todos)
-                    number, first, todos, size = number + 1, first + BLOCK, [], 0
-        if todos:
-            yield self._shard(number, first, todos)
+                rows.append(row)
+                size += len(row.prompt.fields)
+                if len(rows) >= most or size >= _SHARD_BYTES:
+                    yield self._shard(number, first, rows)
+                    number, first, rows, size = number + 1, first + SEGMENTS, [], 0
+        if rows:
+            yield self._shard(number, first, rows)
 
-    def _shard(self, number: int, first: int, todos: list[PendingRow]) -> Shard:
-        rows = {todo.prompt.row for todo in todos}
-        stopped = {name: at for name, at in self._plan.stopped.items() if name[0] in rows}
-        models = self._job.models or {todo.prompt.model or "" for todo in todos}
-        prices: dict[str, Price] = {}
-        for model in models:
-            if (price := self._prices.of(model)) is not None:
-                prices[model] = price
-        return Shard(number, first, todos, stopped, prices)
+    def _rows_per_shard(self) -> int:
+        rows, shards = self._work.rows, self._work.job.shards
+        if shards is not None:
+            return -(-rows // shards)
+        share = rows // (_SHARDS_PER_WORKER * max(1, self._cluster.workers))
+        return min(max(share, _MIN_SHARD_ROWS), _SHARD_ROWS)
 
-    def _begin(self, shard: Shard) -> None:
-        for todo in shard.todos:
-            self._at_work[todo.prompt.row] = None if self._emit is None else todo.prompt
+    def _shard(self, number: int, first: int, rows: list[PendingRow]) -> Shard:
+        work, positions = self._work, {row.prompt.row for row in rows}
+        models = work.job.models or {row.prompt.model or "" for row in rows}
+        known = {model: work.prices.of(model) for model in models}
+        return Shard(
+            number,
+            first,
+            rows,
+            stopped={n: at for n, at in work.plan.stopped.items() if n[0] in positions},
+            prices={model: price for model, price in known.items() if price is not None},
+        )
 
-    async def _run(self, shard: Shard, room: asyncio.Semaphore) -> None:
+    async def _run_shard(self, shard: Shard, free: asyncio.Semaphore) -> None:
         try:
-            done = await self._cluster.run(self._errand, shard)
+            ended = await self._cluster.run(self._shard_job, shard)
         finally:
-            room.release()
-        for result in done.ended:
-            await self._hear(result)
-        for todo in shard.todos:
-            self._at_work.pop(todo.prompt.row, None)
-        rows = {todo.prompt.row for todo in shard.todos}
-        self._told = {name for name in self._told if name[0] not in rows}
-        if done.closed:
-            self._closed[done.closed] = None
-        if done.stopped is not None and not self._stop.is_set():
-            if not isinstance(done.stopped, JobError | RunStopped):
+            free.release()
+        for result in ended.results:
+            await self._count(result)
+        positions = {row.prompt.row for row in shard.rows}
+        for row in positions:
+            self._prompts.pop(row, None)
+        self._counted = {name for name in self._counted if name[0] not in positions}
+        if ended.given_up:
+            self.given_up[ended.given_up] = None
+        if ended.stopped is not None and not self._stop.is_set():
+            if not isinstance(ended.stopped, JobError | RunStopped):
                 self.stop()
-                raise done.stopped
-            self.stop(done.stopped)
+                raise ended.stopped
+            self.stop(ended.stopped)
 
     # Results
 
-    async def _hear(self, result: Result) -> None:
+    async def _count(self, result: Result) -> None:
+        """Adds a result to the summary, once."""
         name = result.row, result.model, result.sample
-        if name in self._told or result.row not in self._at_work:
+        if name in self._counted or result.row not in self._prompts:
             return
-        self._told.add(name)
-        self._summary.add(result)
-        self.all_ok &= result.status is Outcome.OK or self._job.route != "each"
+        self._counted.add(name)
+        self._work.summary.add(result)
+        self.all_ok &= result.status is Outcome.OK or self._work.job.route != "each"
         if result.status.answered:
-            self._answered.set()
-        prompt = self._at_work[result.row]
-        if self._emit is not None and prompt is not None:
-            await self._emit(prompt, result)
+            self._first_answer.set()
+        prompt = self._prompts[result.row]
+        if self._work.emit is not None and prompt is not None:
+            await self._work.emit(prompt, result)
 
-    async def _look(self) -> None:
-        """Asks the hub how things stand, and tells it when they are to end; until cancelled."""
+    async def _follow(self) -> None:
+        """Asks the hub for its state until cancelled. A poll: the hub is in another process, and may restart."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_ASK_SECONDS)
             if self._stop.is_set():
-                await self._cluster.stop()  # Again and again: it may have begun anew.
-            await self._heed(await self._cluster.told())
+                await self._cluster.stop()  # Each time: the hub may have restarted since.
+            await self._observe(await self._cluster.status())
 
-    async def _heed(self, told: Told | None) -> None:
-        if told is None:
+    async def _observe(self, status: Told | None) -> None:
+        if status is None:
             return
-        for result in told.ended:
-            await self._hear(result)
-        for model, of in told.models.items():
-            lane = self._lanes.setdefault(model, _Lane(model))
-            waiting = max(of.waiting, of.retrying)
-            cause = of.waits_for if of.waiting else "retry" if of.retrying else ""
-            lane.stands = ChannelStatus(of.in_flight, waiting, cause, of.longest)
-            summary = self._summary.models[model]
-            summary.limit_used, summary.waited = of.share, dict(of.waited)
-        self._summary.total_limit_used = told.share
-        if self._account is not None and told.budget is not None:
-            self._account.budget.become(told.budget)
-        if told.why is not None:
-            self.stop(told.why)
-
-    def _any_answer(self) -> bool:
-        models = self._summary.models.values()
-        return any(outcome.answered for of in models for outcome in of.outcomes)
+        for result in status.ended:
+            await self._count(result)
+        summary, account = self._work.summary, self._work.account
+        for model, state in status.models.items():
+            waiting = max(state.waiting, state.retrying)
+            cause = state.waits_for if state.waiting else "retry" if state.retrying else ""
+            self.channels[model] = ChannelStatus(state.in_flight, waiting, cause, state.longest)
+            summary.add_traffic(model, state.share, state.waited)
+        summary.total_limit_used = status.share
+        if account is not None and status.budget is not None:
+            account.budget.become(status.budget)
+        if status.why is not None:
+            self.stop(status.why)

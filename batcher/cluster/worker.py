@@ -1,8 +1,8 @@
-"""One shard, in whichever process: an engine over some rows, with a part of the journal. Touches: files.
+"""Sends one shard from a worker process, through an engine with a journal of its own. Touches: files.
 
-The rows come as they were rendered, so that what is sent and what it is known by is the same wherever
-it is sent from. Answers go into segments that this attempt alone writes, in the run folder, which all
-machines share. An attempt that finds segments of an earlier one sends what these do not hold.
+Rows arrive rendered, so a request has the same key wherever it is sent from. Results go into segments
+that only this attempt writes, in the run folder that all machines share. An attempt that finds segments of
+an earlier attempt sends what these lack.
 """
 
 from __future__ import annotations
@@ -26,26 +26,31 @@ from batcher.live.summary import Summary
 from batcher.money.prices import Price, Prices
 from batcher.plan.requests import Part, PendingRow, Settings, Stopped
 from batcher.records import Outcome, Result
-from batcher.runtime.engine import Engine, EngineConfig
+from batcher.runtime.config import EngineConfig
+from batcher.runtime.engine import Engine
 from batcher.runtime.sink import ObservedSink, ResultSink
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.lines import decode, run_of, sound_lines
 from batcher.write.names import TOKEN
 
-__all__ = ["BLOCK", "TOKEN", "Done", "Shard", "ShardJob", "owned", "work"]
+__all__ = ["SEGMENTS", "Shard", "ShardEnded", "ShardJob", "owned", "work"]
 
-BLOCK = 100
+SEGMENTS = 100
 """Segment numbers that each shard has to itself."""
 
-"""Names the run that the folder belongs to now."""
-
-_FENCE_SECONDS = 0.5
-_OVER_SECONDS = 3.0
+_CHECK_SECONDS = 0.5
+_LAST_WRITES_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What is the same for all shards of a run; `in_dollars` as of `Link`, `run` as each line names it."""
+    """What all shards of a run have in common.
+
+    Attributes:
+        run: ID of the run; every line of the journal names it.
+        token: As in `TOKEN`.
+        in_dollars: As in `Link`.
+    """
 
     job: Job
     settings: Settings
@@ -58,95 +63,103 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows in the order of their positions.
+    """Some rows, in the order of their positions.
 
     Attributes:
         first: Number of its first segment.
-        stopped: As of the plan, of these rows.
-        prices: Of its models, as far as they are known.
+        stopped: As in `Plan`, for these rows.
+        prices: The known prices of its models.
     """
 
     number: int
     first: int
-    todos: Sequence[PendingRow]
+    rows: Sequence[PendingRow]
     stopped: Stopped
     prices: Mapping[str, Price]
 
 
 @dataclass(frozen=True)
-class Done:
+class ShardEnded:
     """How a shard ended.
 
     Attributes:
-        ended: All its rows that ended, by any attempt, without what was answered.
-        stopped: Why it ended early, if it did.
-        closed: Which models were given up, and why.
+        results: One for each request that ended, in any attempt, without its answer.
+        stopped: Why requests are left.
+        given_up: Which models were given up, and why, in sentences.
     """
 
-    ended: Sequence[Result]
+    results: Sequence[Result]
     stopped: BatcherError | None = None
-    closed: str = ""
+    given_up: str = ""
 
 
 async def work(
-    errand: ShardJob, shard: Shard, attempt: int, call: Callable[[Turn], Awaitable[Reply]]
-) -> Done:
-    """Sends what a shard has to send.
+    shard_job: ShardJob, shard: Shard, attempt: int, call: Callable[[Turn], Awaitable[Reply]]
+) -> ShardEnded:
+    """Sends the requests of a shard that have no result yet.
 
     Args:
-        errand: What is asked.
-        shard: Of which rows.
-        attempt: Larger than that of every earlier attempt at this shard.
-        call: Reaches the hub.
+        shard_job: What all shards have in common.
+        shard: The rows.
+        attempt: Larger than the number of every earlier attempt at this shard.
+        call: Calls the hub.
     """
-    folder, job = Path(errand.folder), errand.job
-    if not _is_ours(folder, errand.token):
-        return Done(
+    folder, job = Path(shard_job.folder), shard_job.job
+    if not _is_ours(folder, shard_job.token):
+        return ShardEnded(
             (),
             JobError(
                 f"{folder}: what the driver wrote there is not there on this machine; an output on Ray needs a "
                 "folder that all machines share, under one name."
             ),
         )
-    before = [_slim(result) for result in _of_earlier_attempts(folder, shard.first, errand.run)]
-    todos = _left(job, shard.todos, before)
-    ended: list[Result] = []
+    before = _results_of_earlier_attempts(folder, shard.first, shard_job.run)
+    rows = _pending(job, shard.rows, before)
+    results = list(before)
 
-    def tell(result: Result) -> None:
-        ended.append(slim := _slim(result))
-        link.ended(slim)
+    def report(result: Result) -> None:
+        results.append(small := _without_answer(result))
+        link.ended(small)
 
     def alarm() -> None:
         loop.call_soon_threadsafe(engine.stop)
 
-    try:
-        journal = Journal(folder, alarm, shard.first, errand.run)
-    except BatcherError as error:
-        return Done(before, error)
     loop = asyncio.get_running_loop()
+    try:
+        journal = Journal(folder, alarm, shard.first, shard_job.run)
+    except BatcherError as error:
+        return ShardEnded(before, error)
     link = Link(
         call,
         shard.number,
         attempt,
         lambda: engine.stop(),
         lambda: _lines(engine),
-        in_dollars=errand.in_dollars,
+        in_dollars=shard_job.in_dollars,
     )
-    part = Part(job, errand.settings, todos, shard.stopped)
-    alone = replace(job, concurrency=(), total_concurrency=None)  # The hub knows them.
     config = EngineConfig(
-        alone,
-        errand.endpoint,
-        len(todos),
+        replace(job, concurrency=(), total_concurrency=None),  # The hub applies these.
+        shard_job.endpoint,
+        len(rows),
         Prices(shard.prices),
         earlier_result=journal.at,
     )
-    summary = Summary(time.monotonic, job.models)
-    sink = ObservedSink(ResultSink(summary, journal), tell)
+    sink = ObservedSink(ResultSink(Summary(time.monotonic, job.models), journal), report)
+    part = Part(job, shard_job.settings, rows, shard.stopped)
     engine = Engine(config, part, sink, budget=link.budget, limiter_of=link.gate)
+    stopped = await _run(engine, journal, link, shard_job)
+    with contextlib.suppress(Exception):
+        await link.close()
+    return ShardEnded(results, stopped, engine.closed)
+
+
+async def _run(
+    engine: Engine, journal: Journal, link: Link, shard_job: ShardJob
+) -> BatcherError | None:
+    """Runs the engine to its end and closes the journal; why requests are left."""
     beside = [
         asyncio.create_task(link.run()),
-        asyncio.create_task(_fence(link, folder, errand.token, engine)),
+        asyncio.create_task(_stop_with_the_run(link, shard_job, engine)),
     ]
     stopped: BatcherError | None = None
     try:
@@ -162,23 +175,22 @@ async def work(
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
-    with contextlib.suppress(Exception):
-        await link.close()
-    return Done([*before, *ended], stopped, engine.closed)
+    return stopped
 
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[str]:
-    """The folder is that of a new run; yields its token.
+    """Makes the folder that of a new run; yields the run's token.
 
-    What workers of one that was killed still write should be there before it is read.
+    Workers of a run that was killed may still write: they get some seconds to see the new token, so that
+    all their lines are there before anything is read.
     """
     token, path = uuid.uuid4().hex, folder / TOKEN
     killed = path.exists()
     path.write_text(token)
     try:
         if killed:
-            time.sleep(_OVER_SECONDS)
+            time.sleep(_LAST_WRITES_SECONDS)
         yield token
     finally:
         path.unlink(missing_ok=True)
@@ -192,51 +204,52 @@ def _is_ours(folder: Path, token: str) -> bool:
         return False
 
 
-async def _fence(link: Link, folder: Path, token: str, engine: Engine) -> None:
-    """Stops a worker without a hub whose run has ended, or was begun anew."""
+async def _stop_with_the_run(link: Link, shard_job: ShardJob, engine: Engine) -> None:
+    """Stops a worker without a hub once its run has ended or another one began.
+
+    A poll: no event reaches a machine whose driver is gone, but the shared folder does.
+    """
+    folder = Path(shard_job.folder)
     while True:
-        await asyncio.sleep(_FENCE_SECONDS)
-        if link.alone and not await asyncio.to_thread(_is_ours, folder, token):
+        await asyncio.sleep(_CHECK_SECONDS)
+        if link.alone and not await asyncio.to_thread(_is_ours, folder, shard_job.token):
             engine.stop()
 
 
-def _of_earlier_attempts(folder: Path, first: int, run: str) -> list[Result]:
+def _results_of_earlier_attempts(folder: Path, first: int, run: str) -> list[Result]:
     own = (
-        line for line in sound_lines(folder, range(first, first + BLOCK)) if run_of(line) == run
+        line for line in sound_lines(folder, range(first, first + SEGMENTS)) if run_of(line) == run
     )
-    return [result for result in map(decode, own) if not result.stopped]
+    return [_without_answer(result) for result in map(decode, own) if not result.stopped]
 
 
-def _left(job: Job, todos: Sequence[PendingRow], ended: Sequence[Result]) -> list[PendingRow]:
-    """What is still to be sent, when so much has ended."""
+def _pending(job: Job, rows: Sequence[PendingRow], ended: Sequence[Result]) -> list[PendingRow]:
+    """The rows with those slots that these results do not end."""
     if not ended:
-        return list(todos)
-    done = {(of.row, of.model, of.sample): of.status for of in ended}
+        return list(rows)
+    known = {(result.row, result.model, result.sample): result.status for result in ended}
+    # Where one model's answer is enough, these statuses end a sample for the others too.
+    enough = {"each": (), "fallback": (Outcome.OK,), "split": tuple(Outcome)}[job.route]
     left = []
-    for todo in todos:
-        row, own = todo.prompt.row, todo.prompt.model
-        models = job.models or (own or "",)
-        by_slot = {
-            slot: done.get((row, models[slot // job.samples], slot % job.samples))
-            for slot in todo.slots
+    for row in rows:
+        models = job.models or (row.prompt.model or "",)
+        statuses = {
+            slot: known.get((row.prompt.row, models[slot // job.samples], slot % job.samples))
+            for slot in row.slots
         }
-        if job.route == "each":
-            whole = set()
-        else:
-            enough = {Outcome.OK} if job.route == "fallback" else {*Outcome}
-            whole = {slot % job.samples for slot, status in by_slot.items() if status in enough}
+        ends = {slot % job.samples for slot, status in statuses.items() if status in enough}
         slots = tuple(
             slot
-            for slot, status in by_slot.items()
-            if status is None and slot % job.samples not in whole
+            for slot, status in statuses.items()
+            if status is None and slot % job.samples not in ends
         )
         if slots:
-            left.append(todo._replace(slots=slots))
+            left.append(row._replace(slots=slots))
     return left
 
 
-def _slim(result: Result) -> Result:
-    """All but what was answered."""
+def _without_answer(result: Result) -> Result:
+    """A result without its large fields; these are in the journal."""
     return msgspec.structs.replace(
         result,
         content=None,
@@ -250,8 +263,7 @@ def _slim(result: Result) -> Result:
 
 
 def _lines(engine: Engine) -> Mapping[str, Line]:
-    stands = engine.snapshot()
     return {
-        model: Line(of.waiting if of.waiting_for == "retry" else 0, of.longest)
-        for model, of in stands.items()
+        model: Line(status.waiting if status.waiting_for == "retry" else 0, status.longest)
+        for model, status in engine.snapshot().items()
     }

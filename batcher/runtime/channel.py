@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from batcher.records import Outcome, Prompt, Result
 from batcher.runtime.health import Health, State
 from batcher.runtime.row_queue import MemoryBudget, RowQueue
 from batcher.send.attempt import SendChannel
 
-__all__ = ["Channel", "ChannelStatus", "ModelChannel"]
+__all__ = ["ChannelStatus", "ModelChannel"]
 
 _REFUSED_AT_ONCE_SECONDS = 5.0
 
@@ -29,15 +29,6 @@ class ChannelStatus(NamedTuple):
     waiting: int
     waiting_for: str
     longest: tuple[float, str] | None
-
-
-class Channel(Protocol):
-    """One model of a run, as seen from outside."""
-
-    model: str
-
-    def status(self) -> ChannelStatus:
-        """The model at this moment."""
 
 
 class ModelChannel:

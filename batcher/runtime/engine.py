@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +18,6 @@ from batcher.money.budget import Budget
 from batcher.money.prices import Bill, is_free
 from batcher.plan.dedupe import Deduplicator
 from batcher.plan.requests import Requests
-from batcher.read.inputs import Inputs
 from batcher.records import Prompt, Request, Result
 from batcher.runtime.channel import ChannelStatus, ModelChannel
 from batcher.runtime.config import EngineConfig
@@ -157,27 +156,6 @@ class Engine:
         finally:
             for task in tasks:
                 task.cancel()
-
-    async def copy(self, inputs: Inputs, sink: Sink) -> None:
-        """Gives the requests that waited for an equal one its answer, once `run` has ended.
-
-        Args:
-            inputs: The rows.
-            sink: Takes the answers; writes to another journal than the one they are read from.
-        """
-        assert self._dedupe is not None
-        stop = asyncio.Event() if self._stop.is_set() else self._stop
-        async with aclosing(in_thread(self._dedupe.copies(inputs), stop)) as batches:
-            async for batch in batches:
-                for prompt, copies in batch:
-                    for left, result in enumerate(reversed(copies)):
-                        await sink.put(result, prompt, last=not left)
-                await sink.room()
-
-    @property
-    def equals(self) -> Mapping[str, int]:
-        """How many requests wait for the answer of an equal one, by model ("" for any)."""
-        return {} if self._dedupe is None else self._dedupe.waiting
 
     # Channels and workers
 

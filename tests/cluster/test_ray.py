@@ -87,7 +87,7 @@ def test_a_worker_and_the_hub_may_be_killed(tmp_path, gateway, ray_cluster, on):
     write_jsonl(tmp_path / "in.jsonl", [{"id": n, "prompt": f"p {n}"} for n in range(1200)])
     bounds = ("--param", "max_tokens=20", "--max-total-tokens", "50000")
     process = start(tmp_path, gateway, *on, "--json", *bounds)
-    for name, many in ((b"ray::_task", 300), (b"ray::_Actor", 700)):
+    for name, many in ((b"ray::_task", 300), (b"ray::_HubActor", 700)):
         until(gateway, process, many)
         os.kill(ray_cluster.processes(name)[0], signal.SIGKILL)
     process.wait(120)
