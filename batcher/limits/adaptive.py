@@ -112,7 +112,9 @@ class AdaptiveRate:
                 return max(0.0, self._probe_after - now)
             level, since, curve = 0.0, opens, self._opened(self._curve, self._shut_at, opens)
         rate = curve.at(max(now, since))
-        seconds = since + (min(amount, _capacity(rate)) - level) / rate - now
+        # The capacity is that at the last change: if it grew, a delay that is over would not be enough.
+        missing = min(amount, _capacity(curve.at(since))) - level
+        seconds = since + missing / rate - now
         return seconds if seconds > ROUNDING_SECONDS else 0.0
 
     def sent(self, now: float) -> float:
@@ -128,18 +130,21 @@ class AdaptiveRate:
 
     def take(self, amount: float, now: float) -> None:
         """Uses `amount`."""
-        if self._probe_sent is not None:
-            self._open_in_time(now)
         if self._began is None:
             self._began = now
         self._sent.add(amount, now)
         self._passed += 1
+        if self._curve is not None:
+            self._use(amount, now)
+
+    def _use(self, amount: float, now: float) -> None:
+        self._open_in_time(now)
         if self._trial is not None:
             self._sent_in_trial(self._trial, now)
         if self._shut_at is not None:
             self._probe_sent = now
-        elif self._curve is not None:
-            self._fill(self._curve, now)
+        else:
+            self._fill(now)
             self._level -= amount
 
     def settle(self, reserved: float, used: float, now: float) -> None:
@@ -313,11 +318,11 @@ class AdaptiveRate:
         self._shut_at = self._probe_sent = None
         self._level, self._since = 0.0, now
 
-    def _fill(self, curve: _Cubic, now: float) -> None:
+    def _fill(self, now: float) -> None:
+        assert self._curve is not None
         if now > self._since:
-            rate = curve.at(now)
-            earned = (now - self._since) * rate
-            self._level = min(_capacity(rate), self._level + earned)
+            rate = self._curve.at(now)
+            self._level = min(_capacity(rate), self._level + (now - self._since) * rate)
             self._since = now
 
 

@@ -251,7 +251,7 @@ class Gate:
         now, policy = self._clock(), self.policy
         charged = policy.charged(outcome)
         policy.limits.settle(ticket.tokens, charged, now)
-        policy.observe(ticket, outcome, now, waiting=bool(self._line))
+        policy.observe(ticket, outcome, now, len(self._line))
         if not self._key.policy.calm or outcome.kind != "answered":
             self._key.left(self, ticket, outcome, charged, now)
         elif self._line:  # The usual case: the key has nothing to learn.

@@ -73,16 +73,22 @@ class _UpFrontCharge:
     Refusals for tokens, while our ledger has room, may mean that. It is decided a minute after the first one: by
     then whatever the server had saved up is spent, and a server that charges the most an answer could have has let
     through no more of that than its limit.
+
+    Attributes:
+        found: Whether it does; None while that is not known.
+        watching: Whether it counts what is let through.
     """
 
     _SECONDS = 60.0
 
     def __init__(self) -> None:
-        self.found: bool | None = None  # None: not known yet.
-        self._most = self._booked = 0.0  # Let through so far: at most, and by our ledger.
-        self._first_refusal: tuple[float, float, float] | None = None
+        self.found: bool | None = None
+        self.watching = False
+        self._since = 0.0  # The first refusal.
+        self._most = self._booked = 0.0  # Let through since then: at most, and by our ledger.
 
     def sent(self, most: float, booked: float) -> None:
+        """Adds what was let through."""
         self._most += most
         self._booked += booked
 
@@ -90,16 +96,13 @@ class _UpFrontCharge:
         """Whether a refusal for tokens is due to such a charge, or may be."""
         if self.found is not None:
             return False
-        if self._first_refusal is None:
-            self._first_refusal = (now, self._most, self._booked)
-        since, most, booked = self._first_refusal
-        if now - since < self._SECONDS:
+        if not self.watching:
+            self.watching, self._since = True, now
+        if now - self._since < self._SECONDS:
             return True
-        allowed = limit / 60 * (now - since)
-        self.found = (
-            0.7 * allowed <= self._most - most <= 1.1 * allowed
-            and self._booked - booked < 0.8 * allowed
-        )
+        allowed = limit / 60 * (now - self._since)
+        self.watching = False
+        self.found = 0.7 * allowed <= self._most <= 1.1 * allowed and self._booked < 0.8 * allowed
         return self.found
 
 
@@ -196,7 +199,7 @@ class ModelPolicy:
 
     def start(self, tokens: float, most: float | None, now: float) -> None:
         """A request goes for which the limits have given already; `tokens` and `most` as of `RateLimiter.enter`."""
-        if most is not None:
+        if most is not None and self._up_front.watching:
             self._up_front.sent(most, tokens)
         if not self.breaker.calm:
             self.breaker.take(now)
@@ -206,15 +209,21 @@ class ModelPolicy:
         self.limits.settle(reserved, used, now)
 
     def observe(
-        self, ticket: Ticket, outcome: ExchangeOutcome, now: float, *, waiting: bool = False
+        self, ticket: Ticket, outcome: ExchangeOutcome, now: float, waiting: int = 0
     ) -> None:
-        """Learns from how an exchange ended; `waiting`: whether others stand in line."""
+        """Learns from how an exchange ended, while so many others stand in line."""
         kind, sent_at = outcome.kind, ticket.sent_at
         if outcome.headers or self._advertises:
-            self._observe_headers(ticket, outcome, now, waiting=waiting)
+            self._observe_headers(ticket, outcome, now, waiting)
         if kind == "answered" or kind == "rejected":
             self._unanswered_since = None
-            self._accepted(ticket, outcome, now)
+            for limit in (self.limits.requests, self.limits.tokens):
+                if limit.learned is not None and limit.learned.limited:
+                    limit.learned.accepted(sent_at, now)
+            if self._up_front.watching and ticket.most is not None and outcome.used is not None:
+                self._up_front.sent(0.0, outcome.used - ticket.tokens)
+            if kind == "answered" and not self.concurrency.fixed:
+                self.concurrency.answered(self.limits.in_flight + 1, outcome.latency, now)
             if not self.breaker.calm:
                 self.breaker.observe(kind, sent_at, now)
             return
@@ -235,7 +244,7 @@ class ModelPolicy:
             self._pause(min(outcome.retry_after or 0.0, LONGEST_NAMED), now, "overload")
 
     def _observe_headers(
-        self, ticket: Ticket, outcome: ExchangeOutcome, now: float, *, waiting: bool
+        self, ticket: Ticket, outcome: ExchangeOutcome, now: float, waiting: int
     ) -> None:
         answered = outcome.kind == "answered"
         if not (answered or outcome.headers):
@@ -243,22 +252,13 @@ class ModelPolicy:
         self._advertises |= bool(outcome.headers)
         for what, limit in (("requests", self.limits.requests), ("tokens", self.limits.tokens)):
             headers = [header for header in outcome.headers if header.what == what]
-            limit.advertised(headers, ticket.sent_at, now, answered=answered, waiting=waiting)
-
-    def _accepted(self, ticket: Ticket, outcome: ExchangeOutcome, now: float) -> None:
-        if ticket.most is not None and outcome.used is not None:
-            self._up_front.sent(0.0, outcome.used - ticket.tokens)
-        for limit in (self.limits.requests, self.limits.tokens):
-            if limit.learned is not None and limit.learned.limited:
-                limit.learned.accepted(ticket.sent_at, now)
-        if outcome.kind == "answered" and not self.concurrency.fixed:
-            self.concurrency.answered(self.limits.in_flight + 1, outcome.latency, now)
+            limit.advertised(headers, ticket.sent_at, now, answered=answered, waiting=waiting > 0)
 
     def _refused(self, ticket: Ticket, outcome: ExchangeOutcome, now: float) -> None:
         requests, tokens = self.limits.requests, self.limits.tokens
         self._any_refusal = True
         requests.used -= 1
-        if ticket.most is not None:
+        if ticket.most is not None and self._up_front.watching:
             self._up_front.sent(-ticket.most, -ticket.tokens)
         by_tokens = outcome.about == "tokens" or (
             outcome.about is None and requests.per_minute is None and tokens.per_minute is not None

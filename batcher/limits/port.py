@@ -62,8 +62,10 @@ class LimitPolicy(Protocol):
     """A rule that says how soon a request may go.
 
     A question changes nothing: its answer depends on the time and on earlier changes alone, however often it is
-    asked. A request of any size may go after a finite delay. The rule for one unit takes amounts of that unit; one for
-    a model or a key takes tokens, and counts one request with them. Times of changes do not decrease.
+    asked. A request of any size may go once its delay is over, if nothing changes meanwhile. Times do not decrease.
+
+    A rule for one unit takes amounts of that unit. A rule for a model or a key takes tokens, counts one request with
+    them, and learns by `observe(ticket, outcome, now)` from how each exchange ended.
     """
 
     def delay(self, amount: float, now: float, /) -> float:
@@ -74,13 +76,6 @@ class LimitPolicy(Protocol):
 
     def settle(self, reserved: float, used: float, now: float, /) -> None:
         """A request that took `reserved` used `used`."""
-
-
-class LearningPolicy(LimitPolicy, Protocol):
-    """A rule that also learns from how exchanges end."""
-
-    def observe(self, ticket: Ticket, outcome: ExchangeOutcome, now: float, /) -> None:
-        """An exchange is over."""
 
 
 class Closed(Exception):
