@@ -22,7 +22,7 @@ from batcher.records import Prompt, Request, Result
 from batcher.runtime.channel import ChannelStatus, ModelChannel
 from batcher.runtime.config import EngineConfig
 from batcher.runtime.feed import Prefetcher, in_thread
-from batcher.runtime.gateway import Gateway, HttpGateway
+from batcher.runtime.gateway import HttpGateway
 from batcher.runtime.health import PENDING
 from batcher.runtime.monitor import HealthMonitor
 from batcher.runtime.routes import route_of
@@ -99,17 +99,14 @@ class Engine:
         )
         self._route = route_of(job.route)(self._channels, plan, self._add_workers)
         self._feed = Prefetcher(plan, self._route, sink, self._open_channel, self._stop, dedupe)
-        self._gateway = self._open_gateway()
+        open_gateway = config.open_gateway or HttpGateway
+        self._gateway = open_gateway(config, self._policy, budget, self._sleep, sink.room)
         self._sender = self._gateway.sender
         # Another process may have found something at an address that this one has not reached yet.
         unreached = self._gateway.unreached_seconds if limiter_of is None else None
         self._monitor = HealthMonitor(config, self._channels, self._route, self.stop, unreached)
         if budget is not None:
             budget.on_stop(self.stop)
-
-    def _open_gateway(self) -> Gateway:
-        sleep, room = self._sleep, self._sink.room
-        return HttpGateway(self._config, self._policy, self._budget, sleep, room)
 
     def stop(self, why: Exception | None = None) -> None:
         """Sends nothing new; requests in flight are waited for and their results put into the sink."""

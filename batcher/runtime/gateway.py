@@ -19,7 +19,7 @@ from batcher.send.dialect import NO_REPAIR, AnswerPolicy, RepairState
 from batcher.send.http import Client
 from batcher.send.sender import FailedAttempt, Sender
 
-__all__ = ["Gateway", "HttpGateway", "RequestSender"]
+__all__ = ["Gateway", "HttpGateway", "OpenGateway", "RequestSender"]
 
 _VERSION_SECONDS = 10.0
 
@@ -67,6 +67,11 @@ class Gateway(Protocol):
         """What is wrong with the address, where a request that ended so may show it."""
 
 
+_Sleep = Callable[[float], Awaitable[None]]
+_Room = Callable[[], Awaitable[None]]
+OpenGateway = Callable[[EngineConfig, AnswerPolicy, Budget | None, _Sleep, _Room], Gateway]
+
+
 class HttpGateway:
     """An address behind which chat completions are answered over HTTP.
 
@@ -83,8 +88,8 @@ class HttpGateway:
         config: EngineConfig,
         policy: AnswerPolicy,
         budget: Budget | None,
-        sleep: Callable[[float], Awaitable[None]],
-        has_memory: Callable[[], Awaitable[None]],
+        sleep: _Sleep,
+        has_memory: _Room,
     ) -> None:
         job = self._job = config.job
         self._endpoint = config.endpoint
