@@ -484,7 +484,7 @@ def test_help_is_light_and_names_every_option(tmp_path):
         [sys.executable, "-c", "import batcher.cli.app, sys; print(*sys.modules)"],
         capture_output=True, check=True, text=True,
     ).stdout.split()  # fmt: skip
-    assert not {"aiohttp", "pyarrow", "numpy", "jinja2", "tenacity"} & set(loaded)
+    assert not {"aiohttp", "pyarrow", "numpy", "jinja2"} & set(loaded)
 
 
 def test_an_export_replaces_nothing_but_an_output(tmp_path, gateway):

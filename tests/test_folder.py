@@ -21,7 +21,7 @@ from batcher.read.files import expand
 from batcher.records import Outcome, Result
 from batcher.runtime.engine import Engine
 from batcher.runtime.output import check_output, sweep
-from batcher.send import http
+from batcher.send import connections
 from batcher.write import lock, status
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.lock import Lock
@@ -552,6 +552,6 @@ def test_a_file_that_looks_like_an_option_can_be_named():
 
 def test_a_limit_of_ten_open_files_is_said(tmp_path, monkeypatch):
     """Less than a run needs to begin: it would end in the middle of some library."""
-    monkeypatch.setattr(http, "open_files", lambda: 10)
+    monkeypatch.setattr(connections, "open_files", lambda: 10)
     with pytest.raises(JobError, match=r"10 files open.*ulimit -n"):
         cli.run("in.jsonl", job=Job(output="o.jsonl", models=("m",)))

@@ -99,7 +99,7 @@ def _run(job: Job) -> int:
     import uvloop
 
     from batcher.cli.stderr import Machines, People
-    from batcher.send.http import open_files
+    from batcher.send.connections import open_files
 
     if (files := open_files()) < _LEAST_FILES:
         raise JobError(

@@ -15,7 +15,7 @@ from batcher.runtime.channel import ChannelStatus
 from batcher.runtime.config import EngineConfig
 from batcher.runtime.engine import Engine
 from batcher.runtime.sink import ResultSink
-from batcher.send.http import open_files
+from batcher.send.connections import open_files
 from batcher.write.journal import Journal
 
 __all__ = ["LocalBackend", "open_local"]

@@ -239,7 +239,7 @@ class AttemptRunner:
         body, first_token = reply.body, None
         if streamed := sse.is_stream(reply.headers, body):
             body, first_token = sse.whole(body)
-            body = self._client.without_keys(reply.status, body)
+            body = self._client.redact(reply.status, body)
         keep_raw = self._config.keep_raw
         found = wire.read(reply.status, reply.headers, body, keep_raw=keep_raw, asked=sent)
         return found, streamed, first_token

@@ -67,7 +67,7 @@ class Transport:
             raise reply
         return reply
 
-    def without_keys(self, _status, body):
+    def redact(self, _status, body):
         return body
 
 

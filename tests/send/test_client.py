@@ -11,7 +11,7 @@ import pytest
 from batcher.errors import BadResponse, NoAnswer
 from batcher.job.endpoint import Endpoint
 from batcher.records import Outcome
-from batcher.send import http as client_module
+from batcher.send import bodies, connections
 from batcher.send.http import Client
 from tests.support.canned import Server
 
@@ -240,8 +240,8 @@ async def asked(client, count, at_once=8):
 @pytest.fixture
 def long_rests(monkeypatch):
     """Connections rest for longer than a machine that does much else holds up a loop."""
-    monkeypatch.setattr(client_module, "_REST_SECONDS", 0.5)
-    monkeypatch.setattr(client_module, "_LONE_REST_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "_REST_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "_LONE_REST_SECONDS", 0.05)
 
 
 STRAY = PLAIN.replace(b"fine", b"junk")
@@ -341,7 +341,7 @@ def test_an_answer_before_the_question_is_the_answer_to_nothing():
 @pytest.mark.usefixtures("long_rests")
 def test_a_host_that_once_answered_before_the_question_is_waited_for(monkeypatch):
     """What it sends on a new connection comes later than a first look, under load."""
-    monkeypatch.setattr(client_module, "_EARLY_REST_SECONDS", 0.4)
+    monkeypatch.setattr(connections, "_EARLY_REST_SECONDS", 0.4)
 
     class Early(Chatty):
         async def _serve(self, reader, writer):
@@ -373,7 +373,8 @@ def test_a_flood_of_interim_responses_is_no_answer():
 @pytest.mark.parametrize("body", [b"fine", b"x" * 3_000_000])
 def test_an_answer_that_came_while_the_process_was_stopped_is_taken(body, monkeypatch):
     """A laptop's lid, or a signal: its time was over, but it is there and was paid for."""
-    monkeypatch.setattr(client_module, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "_LATE_SECONDS", 0.1)
 
     async def work():
         sends = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
@@ -389,7 +390,7 @@ def test_an_answer_that_came_while_the_process_was_stopped_is_taken(body, monkey
 
 def test_large_answers_wait_for_each_other(monkeypatch):
     """However many come at once, they are in memory one after the other; none fails for it."""
-    monkeypatch.setattr(client_module, "_SMALL_BYTES", 1000)
+    monkeypatch.setattr(bodies, "_SMALL_BYTES", 1000)
     held, most = 0, 0
 
     async def work():
@@ -408,7 +409,7 @@ def test_large_answers_wait_for_each_other(monkeypatch):
                 return len(reply.body)
 
             assert set(await asyncio.gather(*(one() for _ in range(20)))) == {300_000}
-            assert most <= client_module._ALL_BYTES // client_module._MOST_BYTES
+            assert most <= bodies._ALL_BYTES // bodies._MAX_BYTES
 
     asyncio.run(work())
 
@@ -419,7 +420,7 @@ def test_an_answer_for_which_there_is_no_memory_fails_alone(monkeypatch):
     async def none(*_):
         raise MemoryError
 
-    monkeypatch.setattr(client_module, "_bounded", none)
+    monkeypatch.setattr(bodies.BodyReader, "read", none)
     found, _ = ended(CHUNKED, 0.02, b"1\r\nx\r\n0\r\n\r\n", times=2)
     assert {one[:2] for one in found} == {(BadResponse, Outcome.BAD_RESPONSE)}
 

@@ -203,7 +203,7 @@ def test_the_first_token_is_timed():
 @pytest.mark.parametrize("end", [(60.0,), (None,)], ids=["silent", "closed"])
 def test_an_answer_that_has_its_reason_is_whole_without_an_end(end, monkeypatch):
     """It was paid for: the server may fall silent then, or go away."""
-    monkeypatch.setattr("batcher.send.http._USAGE_SECONDS", 0.2)
+    monkeypatch.setattr("batcher.send.bodies._USAGE_SECONDS", 0.2)
     said = body(
         chunk({"content": "all"}, "stop"), {"id": "c", "choices": [], "usage": USAGE}, done=False
     )
@@ -280,7 +280,7 @@ def test_a_reason_that_says_nothing_ends_no_stream(empty):
 @pytest.mark.parametrize("empty", ["", "null"])
 def test_a_pause_after_such_a_reason_is_waited_out(empty, monkeypatch):
     """Patience after a real reason is short, as only the usage is still to come."""
-    monkeypatch.setattr("batcher.send.http._USAGE_SECONDS", 0.05)
+    monkeypatch.setattr("batcher.send.bodies._USAGE_SECONDS", 0.05)
     first, second = (
         body(chunk({"content": "ha"}, empty), done=False),
         body(chunk({"content": "lf"}, "stop")),
