@@ -36,7 +36,7 @@ def gateway():
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A Ray cluster; all tests on it belong into one `xdist_group`, so that one is started."""
+    """A Ray cluster; each pytest worker that needs one starts its own, so one file has all its tests."""
     pytest.importorskip("ray", reason="Ray is not installed")
     with cluster.running() as up:
         yield up

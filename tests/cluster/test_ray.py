@@ -17,7 +17,6 @@ from tests.support import echo
 from tests.support.program import batcher, command, environment, read_jsonl, write_jsonl
 
 WITHOUT = {"latency_ms", "created_at", "request_id"}
-pytestmark = pytest.mark.xdist_group("ray")
 on_ray = pytest.mark.ray
 
 
