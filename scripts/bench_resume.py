@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from batcher.job.job import Job
-from batcher.plan.requests import settings_of
+from batcher.plan.settings import settings_of
 from batcher.read import line_index
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs

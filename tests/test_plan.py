@@ -6,15 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.job.job import Job, Limits
+from batcher.plan.answer_cache import AnswerCache
 from batcher.plan.forecast import Forecast
 from batcher.plan.preflight import preflight
-from batcher.plan.previous import AnswerCache
-from batcher.plan.requests import Plan, settings_of
+from batcher.plan.requests import Plan
+from batcher.plan.settings import settings_of
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Prompt
 from batcher.write.index import ENTRY, OUTCOMES, entry_bytes
 from batcher.write.latest import LatestResults
+from batcher.write.slots import Slots
 from tests.support.program import write_jsonl
 
 URL = "https://x/v1/chat/completions"
@@ -216,9 +218,9 @@ def test_a_row_that_cannot_be_read_takes_no_other_rows_name(tmp_path):
 
 def test_a_claude_without_a_bound_is_warned_of_before_anything_is_sent():
     """Its default of 4,096 tokens cuts answers."""
-    forecast = Forecast(("claude-sonnet-5", "gpt-6"), one=False)
-    forecast.add(Prompt(0, "0", b"x"), (0, 1), 1)
-    forecast.add(Prompt(1, "1", b"y", max_tokens=9), (0, 1), 1)
+    forecast = Forecast(Slots(("claude-sonnet-5", "gpt-6")))
+    forecast.add(Prompt(0, "0", b"x"), (0, 1))
+    forecast.add(Prompt(1, "1", b"y", max_tokens=9), (0, 1))
     told = [
         line
         for line in forecast.lines(lambda _: None, lambda _: Limits())

@@ -52,7 +52,7 @@ def run(
     try:
         return _run(job)
     except BatcherError as error:
-        from batcher.plan.resume import SettingsChanged
+        from batcher.plan.changes import SettingsChanged
 
         person = sys.stdin.isatty() and sys.stderr.isatty() and job.log_level is None
         if not (isinstance(error, SettingsChanged) and person):

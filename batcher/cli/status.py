@@ -21,12 +21,12 @@ def status(output: str, /) -> int:
 
     from batcher.cli.folder import found, inputs_of
     from batcher.live.table import duration, money, others
-    from batcher.plan.requests import settled
     from batcher.write import index
     from batcher.write import status as heartbeat
     from batcher.write.entries import load_present
     from batcher.write.latest import LatestResults, places_of
     from batcher.write.lock import holder as at_work
+    from batcher.write.slots import Slots
 
     folder, manifest = found(output)
     holder, told = at_work(folder), heartbeat.load(folder) or {}
@@ -37,6 +37,7 @@ def status(output: str, /) -> int:
         killed = state in ("running", "stopping")
         say(f"{output}: {'was killed' if killed else state}, {told.get('updated', '')}")
     models, samples = manifest.asked.models, manifest.asked.samples
+    layout = Slots(models, samples, manifest.asked.route)
     rows, asked = manifest.epochs[-1].rows, None
     inputs = inputs_of(folder, manifest)
     if not inputs.whole:
@@ -47,24 +48,23 @@ def status(output: str, /) -> int:
     winners = LatestResults(len(models or ("",)), folder, rows or 0, samples=samples, places=False)
     for segment in load_present(folder, manifest.runs or {""}):
         winners.add(index.last_words(segment.entries), places_of(segment.models, models))
-    rows = None if rows is None else rows * samples
-    route = manifest.asked.route
-    if route != "each" and rows is not None:
-        answered = [winners.outcomes(slot) for slot in range(len(models) * samples)]
-        each = rows // samples
-        ended = settled(answered, np.arange(256) > 0, route, samples, each)
+    if layout.one and rows is not None:
+        answered = [winners.outcomes(slot) for slot in range(len(layout))]
+        ended = layout.settled(answered, np.arange(256) > 0, rows)
         whole = int(_asked(ended, asked).sum())
-        say(f"  all models: {whole:,} done, {each - whole:,} of {each:,} pending")
+        say(f"  all models: {whole:,} done, {rows - whole:,} of {rows:,} pending")
+    rows = None if rows is None else rows * samples
     for place, model in enumerate(models or ("the rows' own models",)):
-        slots = range(place * samples, (place + 1) * samples)
-        states = np.concatenate([_asked(winners.outcomes(slot), asked) for slot in slots])
+        states = np.concatenate(
+            [_asked(winners.outcomes(slot), asked) for slot in layout.of_place(place)]
+        )
         counts = {
             outcome: n
             for number, outcome in enumerate(index.OUTCOMES, 1)
             if (n := int((states == number).sum()))
         }
         facts = [f"{counts.get(Outcome.OK, 0):,} ok", others(counts)]
-        if rows is not None and route == "each":  # Else which are its rows is not known.
+        if rows is not None and not layout.one:  # Else which are its rows is not known.
             facts.append(f"{rows - sum(counts.values()):,} of {rows:,} pending")
         now = told.get("models", {}).get(model, {}) if holder is not None else {}
         if now:

@@ -18,7 +18,8 @@ from batcher.cluster.hub import Told
 from batcher.cluster.worker import SEGMENTS, Shard, ShardEnded, ShardJob
 from batcher.errors import JobError, RunStopped
 from batcher.money.spending import Spent
-from batcher.plan.requests import PendingRow, settings_of
+from batcher.plan.requests import PendingRow
+from batcher.plan.settings import settings_of
 from batcher.records import Outcome, Prompt, Result
 from batcher.runtime.backend import Backend, Ended, Work
 from batcher.runtime.channel import ChannelStatus

@@ -24,7 +24,8 @@ from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.live.summary import Summary
 from batcher.money.prices import Price, Prices
-from batcher.plan.requests import Part, PendingRow, Settings, Stopped
+from batcher.plan.requests import Part, PendingRow, Stopped
+from batcher.plan.settings import Settings
 from batcher.records import Outcome, Result
 from batcher.runtime.config import EngineConfig
 from batcher.runtime.engine import Engine
@@ -32,6 +33,7 @@ from batcher.runtime.sink import ObservedSink, ResultSink
 from batcher.write.journal import Journal, sweep_reserves
 from batcher.write.lines import decode, run_of, sound_lines
 from batcher.write.names import TOKEN
+from batcher.write.slots import Slots
 
 __all__ = ["SEGMENTS", "Shard", "ShardEnded", "ShardJob", "owned", "work"]
 
@@ -228,23 +230,21 @@ def _pending(job: Job, rows: Sequence[PendingRow], ended: Sequence[Result]) -> l
     if not ended:
         return list(rows)
     known = {(result.row, result.model, result.sample): result.status for result in ended}
-    # Where one model's answer is enough, these statuses end a sample for the others too.
-    enough = {"each": (), "fallback": (Outcome.OK,), "split": tuple(Outcome)}[job.route]
-    left = []
+    slots, left = Slots(job.models, job.samples, job.route), []
     for row in rows:
-        models = job.models or (row.prompt.model or "",)
-        statuses = {
-            slot: known.get((row.prompt.row, models[slot // job.samples], slot % job.samples))
+        status = {
+            slot: known.get(
+                (row.prompt.row, slots.model(slot, row.prompt.model), slots.sample(slot))
+            )
             for slot in row.slots
         }
-        ends = {slot % job.samples for slot, status in statuses.items() if status in enough}
-        slots = tuple(
-            slot
-            for slot, status in statuses.items()
-            if status is None and slot % job.samples not in ends
+        again = slots.still_to_send(
+            row.slots,
+            ended=[slot for slot in row.slots if status[slot] is not None],
+            ok=[slot for slot in row.slots if status[slot] is Outcome.OK],
         )
-        if slots:
-            left.append(row._replace(slots=slots))
+        if again:
+            left.append(row._replace(slots=again))
     return left
 
 

@@ -1,9 +1,8 @@
-"""Requests that equal one before them: that one is sent, and its answer given to all. Touches: files (reads).
+"""Equal requests: the first is sent, and its answer is copied to the others. Touches: files (reads).
 
-Which requests were asked is kept as 64 bits each: 12 bytes a request of this run, 8 for one that
-earlier runs answered. Two different requests of ten million share 64 bits once in 400,000 such
-runs; then none is given the other's answer, as the whole key is compared when answers are copied,
-and the one without is sent when the output is found to lack it.
+A request is remembered by a hash of 64 bits: 12 bytes for a request of this run, 8 for one that earlier runs
+answered. Of ten million different requests two share a hash once in 400,000 runs. Then neither gets the other's
+answer, since copying compares whole keys; the one without an answer is sent once the output lacks it.
 """
 
 from __future__ import annotations
@@ -31,26 +30,25 @@ __all__ = ["Deduplicator"]
 
 _BATCH = 200
 _MASK = (1 << 64) - 1
-_STRIDE = 0x9E3779B97F4A7C15  # Odd, so that samples of one request have marks of their own.
+_STRIDE = 0x9E3779B97F4A7C15  # Odd, so that each sample of a request has a hash of its own.
 
 
 class Deduplicator:
-    """Which requests wait for the answer of an equal one; `fresh` is asked once for each.
+    """Finds equal requests; `fresh` is called once for each request, in any order.
 
     Args:
-        job: What was asked.
-        plan: Of it.
-        folder: The run folder; what stands in it now was answered before.
+        job: The job.
+        plan: Its plan.
+        folder: The run folder; what is in it now was answered by earlier runs.
         rows: How many rows there are.
 
     Attributes:
-        waiting: How many requests wait, by model; under "" where any model may answer.
+        waiting: How many requests wait for an equal one, by model; under "" where any model may answer.
     """
 
     def __init__(self, job: Job, plan: Plan, folder: Path, rows: int) -> None:
         self._all = job.dedupe is True
-        self._one = job.route != "each"
-        self._models = job.models
+        self._slots = plan.slots
         self._plan = plan
         self._folder = folder
         self._before = max((number for number, _path in segments(folder)), default=0)
@@ -58,68 +56,73 @@ class Deduplicator:
         self._ends = np.array([outcome in ends for outcome in index.OUTCOMES])
         self._known: Any = None
         self._lock = threading.Lock()
-        # Room for half as many again; pages that are not touched take no memory.
-        self._most = rows * len(plan.slots)
-        self._seen = np.zeros(self._most * 3 // 2 + 1, np.uint64).data
+        # A third stays free, so that probing is short; pages that are not touched take no memory.
+        self._capacity = rows * len(plan.slots)
+        self._seen = np.zeros(self._capacity * 3 // 2 + 1, np.uint64).data
         self._used = 0
-        self._rows: dict[int, bytearray] = {}
-        self._marks = array("Q")
+        self._waiting_rows: dict[
+            int, bytearray
+        ] = {}  # By slot; where any model may answer, the first.
+        self._waiting_hashes = array("Q")
         self.waiting: Counter[str] = Counter()
 
     def look(self, prompt: Prompt) -> None:
-        """Reads what earlier runs answered, once a prompt needs it; from a thread, as it takes time."""
+        """Reads what earlier runs answered, once a prompt needs it. Takes time, so call it from a thread."""
         if self._known is None and self._counts(prompt):
             with self._lock:
                 if self._known is None:
                     self._known = self._answered()
 
     def fresh(self, prompt: Prompt, slot: int) -> bool:
-        """Whether this request is to be sent; else it waits for the answer of an equal one.
+        """Whether to send this request; else it waits for the answer of an equal one.
 
-        Where one model's answer is enough for a row, the requests of all of them count.
+        Where one model's answer is enough, it is equal if a request to any of the models is.
         """
         if not self._counts(prompt):
             return True
         self.look(prompt)
-        marks = [_mark(request) for request in self._requests(prompt, slot)]
-        if not any(map(self._is_known, marks)) and not self._enter(marks[0]):
+        hashes = [_hash(request) for request in self._requests(prompt, slot)]
+        if not any(map(self._is_known, hashes)) and not self._enter(hashes[0]):
             return True
-        self._marks.extend(marks)
-        place = prompt.sample if self._one else slot
-        rows = self._rows.setdefault(place, bytearray())
+        model = self._slots.model(slot, prompt.model)
+        if self._slots.one:
+            model, slot = "", self._slots.slot(0, prompt.sample)
+        self._waiting_hashes.extend(hashes)
+        rows = self._waiting_rows.setdefault(slot, bytearray())
         if prompt.row >= len(rows):
             rows.extend(bytes(max(prompt.row + 1 - len(rows), len(rows))))
         rows[prompt.row] = 1
-        self.waiting["" if self._one else self._plan.slots[slot] or prompt.model or ""] += 1
+        self.waiting[model] += 1
         return False
 
-    def among(self, todo: PendingRow) -> tuple[int, ...]:
-        """The slots of a row that are to be sent; the others wait for the answer of an equal one."""
-        prompt, samples = todo.prompt, self._plan.samples
-        if not self._one:
-            return tuple(s for s in todo.slots if self.fresh(self._plan.sampled(prompt, s), s))
-        first = {slot % samples: slot for slot in reversed(todo.slots)}
-        sent = {n for n, s in first.items() if self.fresh(self._plan.sampled(prompt, s), s)}
-        return tuple(slot for slot in todo.slots if slot % samples in sent)
+    def among(self, row: PendingRow) -> tuple[int, ...]:
+        """The slots of a row to send; the others wait for the answer of an equal request."""
+        prompt, slots = row.prompt, self._slots.sent_first(row.slots)
+        sent = tuple(s for s in slots if self.fresh(self._plan.sampled(prompt, s), s))
+        if not self._slots.one:
+            return sent
+        return self._slots.with_samples(row.slots, {*map(self._slots.sample, sent)})
 
     def copies(self, inputs: Inputs) -> Iterator[list[tuple[Prompt, list[Result]]]]:
-        """What waits, with the answer of its equal, in small batches; not what has none yet.
+        """Yields what waits with the answer to its equal, in small batches; not what has none yet.
 
-        Where one model's answer is enough, a row gets what each of them answered its equal.
+        Where one model's answer is enough, a row gets what each of them answered to its equal.
         """
-        marks = np.unique(np.frombuffer(self._marks, np.uint64))
+        hashes = np.unique(np.frombuffer(self._waiting_hashes, np.uint64))
         batch: list[tuple[Prompt, list[Result]]] = []
-        with _Answers(self._folder, marks) as answers:
+        with _Answers(self._folder, hashes) as answers:
             for row in inputs.rows(self._plan.columns, 0, self._settled()):
                 prompt = self._plan.prompt(row)
-                for slot, rows in self._rows.items():
+                for slot, rows in self._waiting_rows.items():
                     if row.position >= len(rows) or not rows[row.position]:
                         continue
-                    asked = self._plan.sampled(prompt, slot)
-                    requests = self._requests(asked, slot)
+                    sampled = self._plan.sampled(prompt, slot)
+                    requests = self._requests(sampled, slot)
                     found = [(answers.of(request), request) for request in requests]
-                    if results := [_copied(of, request) for of, request in found if of]:
-                        batch.append((asked, results))
+                    if results := [
+                        _copied(answer, request) for answer, request in found if answer
+                    ]:
+                        batch.append((sampled, results))
                 if len(batch) >= _BATCH:
                     yield batch
                     batch = []
@@ -130,41 +133,43 @@ class Deduplicator:
         return (self._all or prompt.exact) and prompt.error is None
 
     def _requests(self, prompt: Prompt, slot: int) -> list[Request]:
-        models = self._models if self._one else (self._plan.slots[slot] or prompt.model or "",)
+        own = self._slots.model(slot, prompt.model)
+        models = self._slots.models if self._slots.one else (own,)
         return [self._plan.request(prompt, model) for model in models]
 
     def _answered(self) -> Any:
-        """Marks of what earlier runs ended, sorted."""
+        """Sorted hashes of what earlier runs ended."""
         before = (
             index.last_words(entries)
             for number, entries in _all_entries(self._folder)
             if number <= self._before
         )
-        found = [_marks_of(entries[self._ends[entries["outcome"]]]) for entries in before]
+        found = [_hashes_of(entries[self._ends[entries["outcome"]]]) for entries in before]
         return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
 
-    def _is_known(self, mark: int) -> bool:
+    def _is_known(self, hashed: int) -> bool:
         known = self._known
-        at = int(known.searchsorted(np.uint64(mark)))
-        return at < len(known) and int(known[at]) == mark
+        at = int(known.searchsorted(np.uint64(hashed)))
+        return at < len(known) and int(known[at]) == hashed
 
-    def _enter(self, mark: int) -> bool:
-        """Whether a mark was in the table already; it is now, while there is room."""
+    def _enter(self, hashed: int) -> bool:
+        """Enters a hash into the table while there is room; returns whether it was there already."""
         seen = self._seen
-        at = mark % len(seen)
+        at = hashed % len(seen)
         while there := seen[at]:  # Linear probing.
-            if there == mark:
+            if there == hashed:
                 return True
             at = at + 1 if at + 1 < len(seen) else 0
-        if self._used < self._most:
+        if self._used < self._capacity:
             self._used += 1
-            self._seen[at] = mark
+            self._seen[at] = hashed
         return False
 
     def _settled(self) -> bytes:
         """By position, zero where something waits."""
-        settled = np.ones(max(map(len, self._rows.values()), default=0), np.uint8)
-        for rows in self._rows.values():
+        waiting = self._waiting_rows.values()
+        settled = np.ones(max(map(len, waiting), default=0), np.uint8)
+        for rows in waiting:
             settled[: len(rows)] &= np.frombuffer(rows, np.uint8) == 0
         return settled.tobytes()
 
@@ -173,16 +178,16 @@ class _Answers:
     """The best answer to each of some requests, in the journal as it is now.
 
     Args:
-        marks: Of these requests, sorted.
+        hashes: The hashes of these requests, sorted.
     """
 
-    def __init__(self, folder: Path, marks: Any) -> None:
+    def __init__(self, folder: Path, hashes: Any) -> None:
         self._reader = LineReader(folder)
         every = (index.last_words(entries) for _number, entries in _all_entries(folder))
-        found = [entries[np.isin(_marks_of(entries), marks)] for entries in every]
+        found = [entries[np.isin(_hashes_of(entries), hashes)] for entries in every]
         entries = np.concatenate([np.empty(0, index.ENTRY), *found])
         names = _names(entries)
-        # Of equal names the best first, of those the latest.
+        # Among equal requests the best answer first, among equally good ones the latest.
         order = np.lexsort((-np.arange(len(entries)), -index.RANK[entries["outcome"]], names))
         self._names, self._entries = names[order], entries[order]
 
@@ -193,10 +198,10 @@ class _Answers:
         self._reader.close()
 
     def of(self, request: Request) -> Result | None:
-        """The answer to a request of these bytes; None when there is none."""
+        """The answer to the same bytes; None when there is none."""
         name = bytes.fromhex(request.key) + request.sample.to_bytes(2, "little")
         at = int(self._names.searchsorted(name))
-        # An array of texts forgets zero bytes at their ends, and compares as if they were there.
+        # numpy strips zero bytes from the end of a string.
         if at == len(self._names) or self._names[at] != name.rstrip(b"\0"):
             return None
         entry = self._entries[at]
@@ -205,16 +210,16 @@ class _Answers:
 
 
 def _all_entries(folder: Path) -> Iterator[tuple[int, Any]]:
-    """Each segment's number and entries; those that moved to another sample of a request count there too."""
+    """Yields each segment's number and entries; answers that moved to another sample are among them twice."""
     moved = Moved.load(folder)
     for segment in load_all(folder):
         yield segment.number, np.concatenate([segment.entries, moved.of(segment)[1]])
 
 
 def _copied(found: Result, request: Request) -> Result:
-    """The answer as that of another request: nothing was sent for it, and nothing paid.
+    """The answer as that of another request, for which nothing was sent or paid.
 
-    Where no price is known a cost of 0 would make a sum that looks as if one were.
+    Where no price is known, a cost of 0 would make the sum look known.
     """
     return msgspec.structs.replace(
         found,
@@ -238,14 +243,13 @@ def _copied(found: Result, request: Request) -> Result:
     )
 
 
-def _mark(request: Request) -> int:
-    """What a request is known by in memory."""
+def _hash(request: Request) -> int:
     high = int.from_bytes(bytes.fromhex(request.key[:16]), "little")
     return (high + request.sample * _STRIDE) & _MASK
 
 
-def _marks_of(entries: Any) -> Any:
-    """The marks of journal entries."""
+def _hashes_of(entries: Any) -> Any:
+    """The same of journal entries."""
     return entries["key_high"] + entries["sample"].astype(np.uint64) * np.uint64(_STRIDE)
 
 

@@ -1,7 +1,7 @@
-"""What a job will take, before anything is sent: requests, tokens, money, time. Touches: nothing.
+"""Estimates what a job takes before anything is sent: requests, tokens, money, time. Touches: nothing.
 
-Nothing of a model's answers is known then, so a cost is told for the prompts, and a bound for the
-answers where `max_tokens` gives one.
+Answers are not known then: the cost is that of the prompts, and a bound for the answers where `max_tokens` sets
+one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from batcher.job.job import Limits
 from batcher.money.prices import Price
 from batcher.records import Prompt
+from batcher.write.slots import Slots
 
 __all__ = ["Forecast", "counted"]
 
@@ -23,17 +24,17 @@ LimitsOf = Callable[[str], Limits]
 
 _BYTES = 4
 _FEWEST, _MOST = 2, 6
-"""Bytes a token has: English and code about 4, Korean and Japanese 2 to 5 by tokenizer, plain words up to
-6. Base64 has 1.5, and is not meant to be in a prompt (`scripts/bench tokens`)."""
+"""Bytes per token: English and code about 4, Korean and Japanese 2 to 5 by tokenizer, plain words up to 6. Base64
+has 1.5, and is not meant to be in a prompt (`scripts/bench tokens`)."""
 
 
 def counted(requests: int) -> str:
-    """A number of requests, in words."""
+    """A number of requests, for a sentence."""
     return "1 request" if requests == 1 else f"{requests:,} requests"
 
 
 class _Share:
-    """One model's part."""
+    """The figures of one model."""
 
     def __init__(self) -> None:
         self.requests = self.bytes = self.bound = self.unbound = 0
@@ -55,71 +56,63 @@ class _Share:
 class Forecast:
     """Adds up what is to be sent.
 
+    Where one model's answer is enough for a row, each model gets the figures of the whole job.
+
     Args:
-        slots: Model by slot; "" where rows name their own.
-        one: Whether a row is answered by one of the models, each of which is then told all of it.
+        slots: The slots of each row.
         reask: How often an answer that is not what was asked for is sent back.
-        most_tokens: Up to which bound what was truncated is sent again; None for never.
+        max_tokens: Up to which bound a truncated answer is asked for again; None for never.
 
     Attributes:
         errors: Why rows cannot be sent.
-        requests: How many will be.
+        requests: How many requests will be sent.
     """
 
-    def __init__(
-        self, slots: tuple[str, ...], *, one: bool, reask: int = 0, most_tokens: int | None = None
-    ) -> None:
+    def __init__(self, slots: Slots, *, reask: int = 0, max_tokens: int | None = None) -> None:
         self._slots = slots
-        self._one = one
         self._reask = reask
-        self._most_tokens = most_tokens
+        self._max_tokens = max_tokens
         self._models: dict[str, _Share] = {}
         self._prompts = array("q")
         self.errors: list[str] = []
         self.requests = 0
 
-    def add(self, prompt: Prompt, slots: Sequence[int], samples: int) -> None:
-        """Counts one row.
-
-        Args:
-            prompt: What it asks.
-            slots: Where it may be sent.
-            samples: Of how many samples these are.
-        """
+    def add(self, prompt: Prompt, slots: Sequence[int]) -> None:
+        """Counts a row that may be sent to these slots."""
         if prompt.error is not None:
             self.errors.append(prompt.error)
             return
-        self.requests += samples if self._one else len(slots)
+        self.requests += len(self._slots.sent_first(slots))
         self._prompts.append(hash((prompt.fields, prompt.model)))
         for slot in slots:
-            model = self._slots[slot] or prompt.model or ""
+            model = self._slots.model(slot, prompt.model)
             self._models.setdefault(model, _Share()).add(prompt, self._answers(prompt.max_tokens))
 
     def _answers(self, bound: int | None) -> int | None:
-        """Tokens that all answers to a request may have together, those that are thrown away as well."""
+        """Bound of the tokens of all answers to a request together, those that are discarded too."""
         if bound is None:
             return None
         longest = every = bound
-        while self._most_tokens is not None and longest < self._most_tokens:
-            longest = min(self._most_tokens, 2 * longest)
+        while self._max_tokens is not None and longest < self._max_tokens:
+            longest = min(self._max_tokens, 2 * longest)
             every += longest
         return every + self._reask * longest
 
     @property
-    def twins(self) -> int:
-        """Rows that ask what an earlier row asks."""
+    def repeated(self) -> int:
+        """How many rows ask what an earlier row asks."""
         hashes = np.frombuffer(self._prompts, np.int64) if self._prompts else np.empty(0, np.int64)
         return len(hashes) - len(np.unique(hashes))
 
     def lines(self, price_of: PriceOf, limits_of: LimitsOf) -> Iterator[str]:
-        """A sentence or two for each model."""
+        """Yields a sentence or two for each model."""
         for model, share in self._models.items():
             about, low, high = map(_rough, share.tokens)
-            told = (
-                f"{model}: {counted(share.requests)}{' at most' if self._one else ''}, about "
+            facts = (
+                f"{model}: {counted(share.requests)}{' at most' if self._slots.one else ''}, about "
                 f"{about} prompt tokens ({low} to {high})"
             )
-            yield f"{told}{_money(share, price_of(model))}{_time(share, limits_of(model))}."
+            yield f"{facts}{_money(share, price_of(model))}{_time(share, limits_of(model))}."
             if share.unbound and "claude" in model.lower():
                 yield (
                     f"{model}: {counted(share.unbound)} without max_tokens; gateways such as AiHubMix cut Claude's "
@@ -127,7 +120,7 @@ class Forecast:
                 )
 
     def asdict(self, price_of: PriceOf, limits_of: LimitsOf) -> dict[str, object]:
-        """The same for `--json`; what is not known is None."""
+        """The same for `--json`; None where something is not known."""
         models = {}
         for model, share in self._models.items():
             price, limits = price_of(model), limits_of(model)
@@ -146,7 +139,7 @@ class Forecast:
         return {
             "requests": self.requests,
             "unreadable": len(self.errors),
-            "equal_to_an_earlier_row": self.twins,
+            "equal_to_an_earlier_row": self.repeated,
             "models": models,
         }
 
@@ -157,7 +150,7 @@ def _range(numbers: Sequence[float | Decimal]) -> dict[str, float]:
 
 
 def _of_prompts(share: _Share, price: Price) -> list[Decimal]:
-    """(about, from, to) dollars; where long prompts have a price of their own, by their mean."""
+    """(about, from, to) dollars; where long prompts have another price, by the mean length."""
     per = price.for_prompt(int(share.tokens[0] / share.requests)).input
     return [Decimal(tokens) * per / 1_000_000 for tokens in share.tokens]
 
@@ -177,7 +170,7 @@ def _money(share: _Share, price: Price | None) -> str:
 
 
 def _minutes(share: _Share, limits: Limits) -> tuple[float, str]:
-    """(minutes that the told limits leave it to take at least, which of them); 0 without any."""
+    """(minutes that the configured limits make it take at least, the flag of that limit); 0 without limits."""
     by_requests = share.requests / limits.rpm if limits.rpm else 0.0
     by_tokens = share.tokens[0] / limits.tpm if limits.tpm else 0.0
     return max((by_requests, "--rpm"), (by_tokens, "--tpm"))
@@ -192,7 +185,7 @@ def _time(share: _Share, limits: Limits) -> str:
 
 
 def _rough(number: float) -> str:
-    """Two digits of it."""
+    """The number with two significant digits."""
     if number < 100:
         return f"{number:.0f}"
     digits = len(str(int(number))) - 2

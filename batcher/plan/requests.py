@@ -1,169 +1,74 @@
-"""Which requests are still to send: row × model, minus what is answered. Touches: files (reads).
+"""The requests that are still to be sent: row × slot, minus what is answered. Touches: files (reads).
 
-A request is known by the bytes it sends: its key is a 128-bit hash of the address and the exact
-body. Where it is known that a run asked for the present rows, its position says the same for a byte
-a row; where it is not, keys are compared, and an answer follows its row to a new position.
+Where a run is known to have read the present rows, the position of a row tells whether it is answered. Where not,
+`answer_cache` compares keys, and an answer follows its row to a new position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from batcher.errors import JobError
 from batcher.job.job import Job
-from batcher.plan.previous import AnswerCache
+from batcher.plan.settings import RequestBuilder, Settings, expected_of
 from batcher.read.inputs import Inputs
-from batcher.read.prompts import Prompter
-from batcher.records import Outcome, Prompt, Request, Row
-from batcher.send.answers import Expected
+from batcher.records import Outcome, Prompt, Row
 from batcher.write.index import OUTCOMES
 from batcher.write.latest import LatestResults
+from batcher.write.slots import Slots
 
-__all__ = [
-    "Part",
-    "PendingRow",
-    "Plan",
-    "Requests",
-    "Settings",
-    "Stopped",
-    "expected_of",
-    "settings_of",
-    "settled",
-]
+__all__ = ["Part", "PendingRow", "Plan", "Requests", "Stopped"]
 
 _BATCH_ROWS = 200
 _BATCH_BYTES = 4 << 20
-_CHAT = "/chat/completions"
-
-Settings = Mapping[str, Any]
-"""All that shapes a request besides its row and model, in the words of the flags."""
+_OK_STATE = 1 + OUTCOMES.index(Outcome.OK)
 
 Stopped = Mapping[tuple[int, str, int], tuple[int, int, int]]
-"""Where answers stand (segment, offset, length) that are still to be sent back, by row, model, sample."""
-
-
-def expected_of(settings: Settings) -> Expected | None:
-    """What answers must be; None when that is free.
-
-    Raises:
-        JobError: The schema is none.
-    """
-    schema, labels = settings.get("--schema"), settings.get("--labels")
-    if schema is None and not labels:
-        return None
-    try:
-        return Expected(schema, labels or ())
-    except (ValueError, TypeError) as error:
-        raise JobError(f"--schema: it is no JSON Schema: {str(error).splitlines()[0]}.") from None
-
-
-def settings_of(job: Job, url: str) -> dict[str, object]:
-    """The settings of a job whose requests go to this address."""
-    prompt, system = job.templates
-    schema, labels = job.expected
-    expected: dict[str, object] = {} if schema is None else {"--schema": schema}
-    if labels:
-        expected["--labels"] = list(labels)
-    return {
-        "--base-url": url.removesuffix(_CHAT),
-        "--prompt": prompt,
-        "--system": system,
-        "--param": job.body_params,
-        "--model": "asked" if job.models else "the row's own",
-        **expected,
-    }
+"""(segment, offset, length) of answers that a stopped run was about to have repaired, by row, model and sample."""
 
 
 class PendingRow(NamedTuple):
-    """One row's prompt and the slots it is still to be sent to.
-
-    Attributes:
-        stale: How many answers were found to the bytes that other settings sent.
-    """
+    """A row's prompt, and the slots that it is still to be sent to."""
 
     prompt: Prompt
     slots: tuple[int, ...]
-    stale: int = 0
-
-
-class _Shape:
-    """Rows to requests under one set of settings."""
-
-    def __init__(self, settings: Settings) -> None:
-        base = str(settings["--base-url"])
-        self._salt = (base if base.endswith(":") else base + _CHAT).encode() + b"\n"
-        params = dict(settings["--param"])
-        if (expected := expected_of(settings)) is not None:
-            params["response_format"] = expected.response_format
-        self.prompter = Prompter(
-            settings["--prompt"],
-            settings["--system"],
-            params,
-            own_model=settings["--model"] != "asked",
-        )
-        self._heads: dict[str, bytes] = {}
-
-    def request(self, prompt: Prompt, model: str) -> Request:
-        """The exact request of a prompt for a model."""
-        head = self._heads.get(model)
-        if head is None:
-            head = self._heads[model] = b'{"model":' + msgspec.json.encode(model) + b","
-        body = head + prompt.fields
-        key = blake2b(self._salt + body, digest_size=16).hexdigest()
-        return Request(
-            prompt.row,
-            prompt.custom_id,
-            model,
-            prompt.sample,
-            key,
-            body,
-            prompt.max_tokens,
-            prompt.image_bytes,
-        )
 
 
 class Requests:
-    """What an engine needs to know of the requests that it sends.
-
-    A slot is a model and a sample of it; those of a model stand together.
+    """The requests that an engine sends.
 
     Attributes:
-        samples: Slots of each model.
-        slots: Model ID by slot; "" when rows name their own model.
-        expected: What answers must be; None when that is free.
-        request: The exact request of a prompt for a model.
-        stopped: Where answers stand that are still to be sent back, by row, model and sample.
+        slots: The slots of each row.
+        expected: What answers must be; None when anything is fine.
+        stopped: Answers that are still to be repaired.
     """
 
     def __init__(self, job: Job, settings: Settings, stopped: Stopped | None = None) -> None:
-        self.samples = job.samples
-        self.slots = tuple(model for model in job.models or ("",) for _ in range(job.samples))
-        self.stopped = dict(stopped or {})
-        self._shape = _Shape(settings)
+        self.slots = Slots(job.models, job.samples, job.route)
         self.expected = expected_of(settings)
-        self.request = self._shape.request
+        self.stopped = dict(stopped or {})
+        self._builder = RequestBuilder(settings)
+        self.request = self._builder.request
 
     def pending(self, row: int) -> tuple[int, ...]:
         """Slots to which the row at this position is still to be sent."""
-        raise NotImplementedError  # Of a whole run and of a part it is known in different ways.
+        raise NotImplementedError  # A plan and a part of it know it in different ways.
 
     def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[PendingRow]]:
-        """Rows that are still to be sent, from position `start` on, in small batches.
+        """Yields rows that are still to be sent, from position `start` on, in small batches.
 
         Args:
             start: First position.
-            place: Only what is for the model at this place.
+            place: Only the slots of the model at this place.
         """
-        raise NotImplementedError  # Of a whole run and of a part it is known in different ways.
+        raise NotImplementedError  # A plan and a part of it know it in different ways.
 
     def sampled(self, prompt: Prompt, slot: int) -> Prompt:
         """The prompt for the sample of a slot."""
-        sample = slot % self.samples
+        sample = self.slots.sample(slot)
         return prompt if not sample else msgspec.structs.replace(prompt, sample=sample)
 
 
@@ -171,31 +76,29 @@ class Part(Requests):
     """Some of a plan's requests, for an engine in another process.
 
     Args:
-        job: What was asked.
-        settings: As of the plan.
-        todos: In the order of their positions.
-        stopped: As of the plan.
+        job: The job.
+        settings: The settings of the plan.
+        rows: In the order of their positions.
+        stopped: Answers that are still to be repaired.
     """
 
     def __init__(
-        self, job: Job, settings: Settings, todos: Sequence[PendingRow], stopped: Stopped
+        self, job: Job, settings: Settings, rows: Sequence[PendingRow], stopped: Stopped
     ) -> None:
         super().__init__(job, settings, stopped)
-        self._todos = todos
-        self._slots = {todo.prompt.row: todo.slots for todo in todos}
+        self._rows = rows
+        self._slots = {row.prompt.row: row.slots for row in rows}
 
     def pending(self, row: int) -> tuple[int, ...]:
         """Slots to which the row at this position is still to be sent."""
         return self._slots[row]
 
     def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[PendingRow]]:
-        """As the plan's."""
-        left = [todo for todo in self._todos if todo.prompt.row >= start]
+        """As in `Requests`."""
+        left = [row for row in self._rows if row.prompt.row >= start]
         if place is not None:
-            of = [
-                (todo, tuple(s for s in todo.slots if s // self.samples == place)) for todo in left
-            ]
-            left = [todo._replace(slots=slots) for todo, slots in of if slots]
+            of = [PendingRow(prompt, self.slots.only(slots, place)) for prompt, slots in left]
+            left = [row for row in of if row.slots]
         for at in range(0, len(left), _BATCH_ROWS):
             yield left[at : at + _BATCH_ROWS]
 
@@ -204,17 +107,15 @@ class Plan(Requests):
     """The requests of a job.
 
     Args:
-        job: What was asked.
+        job: The job.
         settings: As `settings_of` gives them.
         inputs: The rows.
-        winners: What is answered at which position, by slot; None for nothing.
-        earlier: Answers to be found by key while the batches are read; None for none.
-        accepts: Other settings, answers to whose requests are as good.
-        stopped: Where answers stand that are still to be sent back, by row, model and sample.
+        latest: What is answered at which position; None for nothing.
+        stopped: Answers that are still to be repaired.
 
     Attributes:
         prompter: Makes prompts of rows.
-        columns: Those of the input that are needed; None for all.
+        columns: The input columns that are needed; None for all.
     """
 
     def __init__(
@@ -222,33 +123,24 @@ class Plan(Requests):
         job: Job,
         settings: Settings,
         inputs: Inputs,
-        winners: LatestResults | None = None,
-        earlier: AnswerCache | None = None,
-        accepts: Sequence[Settings] = (),
+        latest: LatestResults | None = None,
         stopped: Stopped | None = None,
     ) -> None:
         super().__init__(job, settings, stopped)
-        self._route = job.route
         self._inputs = inputs
-        self._earlier = earlier
-        self._others = [_Shape(other) for other in accepts] if earlier is not None else []
-        self.prompter = self._shape.prompter
-        self.columns: frozenset[str] | None = None
-        if job.output != "-":
-            needed = (shape.prompter.columns for shape in (self._shape, *self._others))
-            self.columns = frozenset().union(*needed)
-        self._resend = job.resendable
-        self._ends = [False, *(outcome not in self._resend for outcome in OUTCOMES)]
-        answered = [
-            np.empty(0, np.uint8) if winners is None else winners.outcomes(slot)
-            for slot in range(len(self.slots))
-        ]
-        self._answered = [states.tobytes() for states in answered]
-        self._settled = settled(answered, np.array(self._ends), job.route, job.samples).tobytes()
+        self.prompter = self._builder.prompter
+        # Rows that are written as they finish have all their columns.
+        self.columns = None if job.output == "-" else self.prompter.columns
+        self._ends = [False, *(outcome not in job.resendable for outcome in OUTCOMES)]
+        every = tuple(range(len(self.slots)))
+        states = [np.empty(0, np.uint8) if latest is None else latest.outcomes(s) for s in every]
+        self._every = every
+        self._states = [of.tobytes() for of in states]
+        self._settled = self.slots.settled(states, np.array(self._ends)).tobytes()
 
     def settled(self, slot: int) -> dict[Outcome, int]:
-        """How many rows of a slot were ended by earlier runs, by outcome."""
-        counts = np.bincount(np.frombuffer(self._answered[slot], np.uint8), minlength=1)
+        """How many rows of a slot earlier runs ended, by outcome."""
+        counts = np.bincount(np.frombuffer(self._states[slot], np.uint8), minlength=1)
         return {
             OUTCOMES[state - 1]: n
             for state, n in enumerate(counts.tolist())
@@ -261,42 +153,40 @@ class Plan(Requests):
 
     def pending(self, row: int) -> tuple[int, ...]:
         """Slots to which the row at this position is still to be sent."""
-        if row < len(self._settled) and self._settled[row]:
+        if row >= len(self._settled):
+            return self._every
+        if self._settled[row]:
             return ()
-        states = [done[row] if row < len(done) else 0 for done in self._answered]
-        left = tuple(slot for slot, state in enumerate(states) if not self._ends[state])
-        if self._route == "each" or self.samples == 1:
-            return left
-        # Of a sample that one model has answered the others are left out.
-        whole = {
-            sample
-            for sample in range(self.samples)
-            if self._ended([states[slot] for slot in self._of_sample(sample)])
-        }
-        return tuple(slot for slot in left if slot % self.samples not in whole)
+        states = [of[row] if row < len(of) else 0 for of in self._states]
+        return self.slots.still_to_send(
+            self._every,
+            ended=[slot for slot, state in enumerate(states) if self._ends[state]],
+            ok=[slot for slot, state in enumerate(states) if state == _OK_STATE],
+        )
 
-    def _of_sample(self, sample: int) -> range:
-        return range(sample, len(self.slots), self.samples)
-
-    def _ended(self, states: Sequence[int]) -> bool:
-        """Whether a sample of a row needs no model any more, where one answer is enough."""
-        if self._route == "split":
-            return any(self._ends[state] for state in states)
-        return any(state == 1 for state in states)
+    def rows(
+        self,
+        start: int = 0,
+        place: int | None = None,
+        *,
+        columns: frozenset[str] | None,
+    ) -> Iterator[tuple[Row, tuple[int, ...]]]:
+        """Yields the rows and slots that are still to be sent; `start` and `place` are as in `batches`."""
+        for row in self._inputs.rows(columns, start, self._settled):
+            slots = self.pending(row.position)
+            if place is not None:
+                slots = self.slots.only(slots, place)
+            if slots:
+                yield row, slots
 
     def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[PendingRow]]:
         """As in `Requests`."""
         batch: list[PendingRow] = []
         size = 0
-        for row in self._inputs.rows(self.columns, start, self._settled):
-            slots = self.pending(row.position)
-            if place is not None:
-                slots = tuple(slot for slot in slots if slot // self.samples == place)
-            if not slots:
-                continue
-            todo = self._todo(row, slots)
-            batch.append(todo)
-            size += len(todo.prompt.fields)
+        for row, slots in self.rows(start, place, columns=self.columns):
+            prompt = self.prompt(row)
+            batch.append(PendingRow(prompt, slots))
+            size += len(prompt.fields)
             if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
@@ -304,71 +194,8 @@ class Plan(Requests):
             yield batch
 
     def prompt(self, row: Row) -> Prompt:
-        """The Prompt of a row, with its columns where rows are written as they finish."""
+        """The prompt of a row, with its columns where rows are written as they finish."""
         prompt = self.prompter.prompt(row)
         if self.columns is None and row.columns is not None:
             prompt = msgspec.structs.replace(prompt, columns=row.columns)
         return prompt
-
-    def _todo(self, row: Row, slots: tuple[int, ...]) -> PendingRow:
-        prompt = self.prompt(row)
-        if self._earlier is None:
-            return PendingRow(prompt, slots)
-        left, stale = [], 0
-        ended: set[int] = set()  # Samples that need no other model.
-        for slot in slots:
-            found = None
-            if prompt.error is None:
-                asked = self.sampled(prompt, slot)
-                found = self._earlier.take(self.request(asked, self._model(prompt, slot)))
-            if found is None and (found := self._accepted(row, slot)) is not None:
-                stale += 1
-            if found is None or found in self._resend:
-                left.append(slot)
-            elif self._route == "split" or (self._route == "fallback" and found is Outcome.OK):
-                ended.add(slot % self.samples)
-        left = [slot for slot in left if slot % self.samples not in ended]
-        return PendingRow(prompt, tuple(left), stale)
-
-    def _accepted(self, row: Row, slot: int) -> Outcome | None:
-        """An answer to what other settings made of this row."""
-        for shape in self._others:
-            prompt = shape.prompter.prompt(row)
-            if prompt.error is None:
-                asked = self.sampled(prompt, slot)
-                request = shape.request(asked, self._model(prompt, slot))
-                found = None if self._earlier is None else self._earlier.take(request)
-                if found is not None:
-                    return found
-        return None
-
-    def _model(self, prompt: Prompt, slot: int) -> str:
-        return self.slots[slot] or prompt.model or ""
-
-
-def settled(answered: Sequence[Any], ends: Any, route: str, samples: int, least: int = 0) -> Any:
-    """By position, whether no slot of the row is still to be sent.
-
-    Args:
-        answered: For each slot the numbers of outcomes by position.
-        ends: By number of an outcome, whether it ends a slot.
-        route: Of the job.
-        samples: Of each row.
-        least: How many rows there are at least.
-    """
-    rows = max((len(states) for states in answered), default=0)
-    rows = max(rows, least)
-    settled = np.ones(rows, np.bool_)
-    for sample in range(samples):
-        every, some, ok = (
-            np.ones(rows, np.bool_),
-            np.zeros(rows, np.bool_),
-            np.zeros(rows, np.bool_),
-        )
-        for states in answered[sample::samples]:
-            states = np.pad(states, (0, rows - len(states)))
-            every &= ends[states]
-            some |= ends[states]
-            ok |= states == 1
-        settled &= every if route == "each" else some if route == "split" else every | ok
-    return settled

@@ -50,7 +50,7 @@ def dry_run(
 
     for line in forecast.lines(price_of, job.limits):
         say(line)
-    if equal := forecast.twins:
+    if equal := forecast.repeated:
         rows = "1 row asks" if equal == 1 else f"{equal:,} rows ask"
         say(f"{rows} the same as a row before.")
     if dedupe is not None and dedupe.waiting:
@@ -74,13 +74,10 @@ def _forecast(
 ) -> Forecast:
     plan = prepared.plan
     reask = 0 if plan.expected is None else job.reask
-    forecast = Forecast(
-        plan.slots, one=job.route != "each", reask=reask, most_tokens=job.grow_max_tokens
-    )
+    forecast = Forecast(plan.slots, reask=reask, max_tokens=job.grow_max_tokens)
     for batch in plan.batches():
         go_on()
         for row in batch:
             slots = row.slots if dedupe is None else dedupe.among(row)
-            samples = {slot % plan.samples for slot in slots}
-            forecast.add(row.prompt, slots, len(samples))
+            forecast.add(row.prompt, slots)
     return forecast

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
-from itertools import groupby
 from typing import TypeVar
 
 from batcher.plan.dedupe import Deduplicator
@@ -130,25 +129,26 @@ class Prefetcher:
     async def _hand_out(self, this: _Pass, pending: PendingRow) -> None:
         """Puts one row into the queues of its models, and waits where they are full."""
         prompt, plan = pending.prompt, self._plan
-        slots = self._route.first_slots(pending.slots)
+        slots = plan.slots.sent_first(pending.slots)
         if self._sink.full:
             await self._sink.room()
         if prompt.error is not None:
             for slot in slots:
-                if self._feeds(this, plan.slots[slot]):
+                model = plan.slots.model(slot)
+                if self._feeds(this, model):
                     sampled = plan.sampled(prompt, slot)
-                    await self._sink.put(_unreadable(sampled, plan.slots[slot]), sampled)
+                    await self._sink.put(_unreadable(sampled, model), sampled)
             return
         if len(slots) == 1:
-            await self._put(this, prompt, slots[0] // plan.samples, slots)
+            await self._put(this, prompt, plan.slots.place(slots[0]), slots)
             return
-        for place, of_model in groupby(slots, lambda slot: slot // plan.samples):
+        for place, of_model in plan.slots.by_place(slots):
             await self._put(this, prompt, place, tuple(of_model))
 
     async def _put(self, this: _Pass, prompt: Prompt, place: int, slots: tuple[int, ...]) -> None:
         """Puts all samples of a row for one model at once: a new pass would read them all again."""
         plan = self._plan
-        model = plan.slots[slots[0]] or prompt.model or ""
+        model = plan.slots.model(slots[0], prompt.model)
         queue = self._queue_of.get(model)
         if queue is None:
             queue = self._queue_of[model] = self._open_channel(model, place).queue
@@ -158,7 +158,7 @@ class Prefetcher:
         while queue.full and self._pass_of[queue] is this and not self._stop.is_set():
             if any(not other for other in this.queues if other is not queue):
                 this.queues.remove(queue)
-                self._start([queue], prompt.row, place if plan.slots[0] else None)
+                self._start([queue], prompt.row, place if plan.slots.models[0] else None)
                 return
             await queue.wait_for_space()
         if self._pass_of[queue] is not this:

@@ -19,8 +19,9 @@ from batcher.errors import JobError
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.plan.preflight import pictures_of, preflight
-from batcher.plan.requests import Plan, settings_of
+from batcher.plan.requests import Plan
 from batcher.plan.resume import Resumed, resume
+from batcher.plan.settings import settings_of
 from batcher.read import copies, line_index, object_store
 from batcher.read.files import InputFile, expand, notes_of
 from batcher.read.inputs import Inputs

@@ -49,10 +49,6 @@ class Route:
         """The queue of a new channel."""
         return RowQueue(memory)
 
-    def first_slots(self, slots: tuple[int, ...]) -> tuple[int, ...]:
-        """Those of a row's pending slots that it is sent to first."""
-        return slots
-
     def take(self, channel: ModelChannel) -> Awaitable[Prompt | None]:
         """The channel's next row, with its memory reserved; None when it will get no more."""
         return channel.queue.take()
@@ -104,10 +100,6 @@ class Route:
 class Fallback(Route):
     """`fallback`: a model answers the rows that those before it did not."""
 
-    def first_slots(self, slots: tuple[int, ...]) -> tuple[int, ...]:
-        """The first pending slot of each sample."""
-        return _first_of_samples(slots, self._plan.samples)
-
     async def take(self, channel: ModelChannel) -> Prompt | None:
         """As in `Route`; waits while the next model has more rows than it can take."""
         follower = self.follower(channel)
@@ -122,7 +114,7 @@ class Fallback(Route):
         pending = self._plan.pending(prompt.row)
         after = self.follower(channel)
         while after is not None:
-            if after.place * self._plan.samples + prompt.sample in pending:
+            if self._plan.slots.slot(after.place, prompt.sample) in pending:
                 return after.queue
             after = self.follower(after)
         return None
@@ -175,10 +167,6 @@ class Split(Route):
         """The queue of all channels."""
         del memory
         return self._queue
-
-    def first_slots(self, slots: tuple[int, ...]) -> tuple[int, ...]:
-        """One slot of each sample: the row goes to the common queue, once for each."""
-        return _first_of_samples(slots, self._plan.samples)
 
     async def take(self, channel: ModelChannel) -> Prompt | None:
         """The next row that this model can send at once."""
@@ -256,13 +244,6 @@ class Split(Route):
         """Whether a model is open that did not refuse."""
         channels = self._channels.values()
         return any(not other.health.closed and other.model not in refused for other in channels)
-
-
-def _first_of_samples(slots: tuple[int, ...], samples: int) -> tuple[int, ...]:
-    if len(slots) == 1:
-        return slots
-    first = {slot % samples: slot for slot in reversed(slots)}
-    return tuple(sorted(first.values()))
 
 
 def route_of(

@@ -121,8 +121,7 @@ class Sending:
             if account is not None:
                 self._summary.budget = account.budget.told
         if isinstance(ended.stopped, RunStopped) and account is not None and account.budget.spent:
-            models = len(self._job.models or ("",)) if self._job.route == "each" else 1
-            answers = self._prepared.rows * self._job.samples * models
+            answers = self._prepared.rows * self._prepared.plan.slots.per_row
             raise with_larger_budget(
                 ended.stopped, self._job, account, self._summary, state(), answers
             )

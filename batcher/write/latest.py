@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batcher.write.index import RANK, Entries
+from batcher.write.slots import Slots
 
 __all__ = ["LatestResults", "Place", "places_of"]
 
@@ -62,15 +63,14 @@ class LatestResults:
         samples: int = 1,
         places: bool = True,
     ) -> None:
-        self._slots = slots = models * samples
-        self._samples = samples
+        self._slots = Slots(("",) * models, samples)
         self._expected = rows
         self._folder = folder
         self._rows = 0
         self.extras = 0
         self._fields = [field for field in _FIELDS if places or field[0] == "state"]
         self._arrays: dict[str, Any] = {
-            name: np.zeros((slots, 0), kind) for name, kind in self._fields
+            name: np.zeros((len(self._slots), 0), kind) for name, kind in self._fields
         }
 
     def add(self, entries: Entries, places: npt.NDArray[np.int32]) -> None:
@@ -83,8 +83,8 @@ class LatestResults:
         if not len(entries):
             return
         model, samples = places[entries["model"]], entries["sample"]
-        asked = (model >= 0) & (samples < self._samples)
-        slots = model * np.int32(self._samples) + samples
+        asked = (model >= 0) & (samples < self._slots.samples)
+        slots = self._slots.slot(model, samples)
         if not asked.all():
             entries, slots = entries[asked], slots[asked]
         if not len(entries):
@@ -93,7 +93,7 @@ class LatestResults:
         rows = entries["row"]
         self._grow(int(rows.max()) + 1)
         rank = RANK[entries["outcome"]]
-        if _repeats(rows, slots, self._slots):
+        if _repeats(rows, slots, len(self._slots)):
             # Of several lines for one place in this segment, the last of the best.
             order = np.lexsort((np.arange(len(rows)), rank, rows, slots))
             last = np.append(
@@ -139,15 +139,17 @@ class LatestResults:
         self._rows = rows
 
     def _empty(self, name: str, kind: str, rows: int) -> Any:
-        shape = (self._slots, rows)
+        shape = (len(self._slots), rows)
         # The state is read row by row during the run; it stays in memory.
-        if name == "state" or np.dtype(kind).itemsize * self._slots * rows < _IN_MEMORY:
+        if name == "state" or np.dtype(kind).itemsize * len(self._slots) * rows < _IN_MEMORY:
             return np.zeros(shape, kind)
         with tempfile.TemporaryFile(dir=self._folder) as file:
             if hasattr(
                 os, "posix_fallocate"
             ):  # Now a full disk is an error; later it is a SIGBUS.
-                os.posix_fallocate(file.fileno(), 0, np.dtype(kind).itemsize * rows * self._slots)
+                os.posix_fallocate(
+                    file.fileno(), 0, np.dtype(kind).itemsize * rows * len(self._slots)
+                )
             return np.memmap(file, kind, "w+", shape=shape)
 
 

@@ -12,6 +12,7 @@ from batcher.write.columns import EXTRAS
 from batcher.write.index import OUTCOMES
 from batcher.write.latest import LatestResults, Place
 from batcher.write.lines import LineReader
+from batcher.write.slots import Slots
 
 __all__ = ["Confirm", "ResultReader", "Written"]
 
@@ -67,9 +68,7 @@ class ResultReader:
     ) -> None:
         self._reader = LineReader(folder)
         self._latest = latest
-        self._one = route != "each"
-        self._slots = range(models * samples)
-        self._samples = range(samples)
+        self._slots = Slots(("",) * models, samples, route)
         self._go_on = go_on
         self.damaged: set[int] = set()
         self.lost = 0
@@ -91,16 +90,15 @@ class ResultReader:
         The line of an answer that was kept from an earlier input names its old row and sample.
         """
         self._go_on()
-        samples = len(self._samples)
-        places = [self._latest.at(positions, slot) for slot in self._slots]
+        every = [(slot, self._slots.sample(slot)) for slot in range(len(self._slots))]
+        places = [self._latest.at(positions, slot) for slot, _sample in every]
         for at, row in enumerate(positions):
-            if self._one:
-                for sample in self._samples:
-                    slots = self._slots[sample::samples]
+            if self._slots.one:
+                for sample, slots in self._slots.by_sample():
                     yield at, sample, self._best(row, slots, [places[s][at] for s in slots])
             else:
-                for slot in self._slots:
-                    yield at, slot % samples, self._line(*places[slot][at])
+                for slot, sample in every:
+                    yield at, sample, self._line(*places[slot][at])
 
     def _best(self, row: int, slots: range, places: Sequence[Place]) -> bytes | None:
         """The line of the first model that answered `ok`; else of the last one with the best rank."""

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batcher.errors import JobError
-from batcher.plan.resume import SettingsChanged
+from batcher.plan.changes import SettingsChanged
 from batcher.records import Outcome
 from tests.support.job_folder import JobFolder
 

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from batcher.job.job import Job
-from batcher.plan.requests import Plan, settings_of
+from batcher.plan.requests import Plan
 from batcher.plan.resume import Resumed, resume
+from batcher.plan.settings import settings_of
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome, Result

@@ -1,25 +1,68 @@
-"""Answers whose place is not known, found by the bytes that were sent. Touches: nothing."""
+"""Answers whose rows are not known, found by the key of their request. Touches: files (reads)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from batcher.records import Outcome, Request
+from batcher.plan.requests import Plan
+from batcher.plan.settings import RequestBuilder, Settings
+from batcher.records import Outcome, Prompt, Request
 from batcher.write.index import ANSWERED, ENTRY, OUTCOMES, last_words, where
 
-__all__ = ["AnswerCache"]
+__all__ = ["AnswerCache", "claim"]
 
 _OK = OUTCOMES.index(Outcome.OK)
 _SAMPLE_BITS = 16
 _OFFSET_BITS = 40
 _COLUMNS = {"high": "<u8", "low": "<u8", "place": "<i8", "where": "<i8", "outcome": "u1"}
+_PAUSE_ROWS = 200
+
+
+def claim(
+    plan: Plan, cache: AnswerCache, accepted: Sequence[Settings], go_on: Callable[[], None]
+) -> int:
+    """Takes an answer out of the cache for each request that is still to be sent.
+
+    Args:
+        plan: What is still to be sent.
+        cache: The answers.
+        accepted: Other settings; an answer to what they make of a row is as good.
+        go_on: Called now and then; what it raises ends the search.
+
+    Returns:
+        How many answers were found by other settings alone.
+    """
+    others = [RequestBuilder(settings) for settings in accepted]
+    columns = plan.columns
+    if columns is not None:
+        columns = columns.union(*(other.prompter.columns for other in others))
+    by_others = 0
+    for number, (row, slots) in enumerate(plan.rows(columns=columns)):
+        if not number % _PAUSE_ROWS:
+            go_on()
+        own = plan.prompt(row)
+        for slot in slots:
+            if not _take(cache, plan, plan, own, slot):
+                by_others += any(
+                    _take(cache, plan, other, other.prompter.prompt(row), slot) for other in others
+                )
+    return by_others
+
+
+def _take(
+    cache: AnswerCache, plan: Plan, builder: Plan | RequestBuilder, prompt: Prompt, slot: int
+) -> bool:
+    if prompt.error is not None:
+        return False
+    model = plan.slots.model(slot, prompt.model)
+    return cache.take(builder.request(plan.sampled(prompt, slot), model)) is not None
 
 
 class AnswerCache:
-    """Answers that are found by key; each is given away once. 42 bytes each, some 80 while it is made.
+    """Answers by key; each is given away once. Takes 42 bytes an answer, some 80 while it is made.
 
     Args:
         parts: Entries of the journal, in order.
@@ -38,19 +81,19 @@ class AnswerCache:
             ):
                 held[name].append(np.ascontiguousarray(column))
         of = {name: np.concatenate(held.pop(name)) for name in _COLUMNS}
-        # Of the answers that one row had, one after the other, the best; else the latest.
+        # Of several answers to one row an ok one comes first, then the latest.
         order = np.lexsort(
             (-of["where"], of["outcome"] != _OK, of["place"], of["low"], of["high"])
         )
         for name, column in of.items():
             of[name] = column[order]
-        new = np.ones(len(order), np.bool_)
+        first = np.ones(len(order), np.bool_)
         same = np.ones(max(0, len(order) - 1), np.bool_)
         for name in ("high", "low", "place"):
             same &= of[name][1:] == of[name][:-1]
-        new[1:] = ~same
-        if not new.all():
-            of = {name: column[new] for name, column in of.items()}
+        first[1:] = ~same
+        if not first.all():
+            of = {name: column[first] for name, column in of.items()}
         self._of = of
         self._highs, self._lows, self._places = of["high"], of["low"], of["place"]
         self._takers = np.full(len(self._highs), -1, np.int64)
@@ -61,9 +104,9 @@ class AnswerCache:
         return len(self._highs)
 
     def take(self, request: Request) -> Outcome | None:
-        """How an answer to these bytes ended, which is the request's from now on; None without one.
+        """Gives the request an answer to the same bytes; returns its outcome, None where there is none.
 
-        The row's own one goes first. The same row asking again gets the same answer again.
+        A row gets its own answer first. Asked again for the same row, it gives the same answer.
         """
         if not len(self._highs):
             return None
@@ -76,7 +119,7 @@ class AnswerCache:
         return OUTCOMES[int(self._of["outcome"][best])]
 
     def taken(self) -> Any:
-        """What was taken, as entries at the rows and samples that took it: with their segment and offset alone."""
+        """What was taken, as entries of the rows and samples that took it; only segment and offset are set."""
         at = np.flatnonzero(self._takers >= 0)
         places, lines = self._takers[at], self._of["where"][at]
         found = np.zeros(len(at), ENTRY)
@@ -85,7 +128,7 @@ class AnswerCache:
         return found
 
     def _best(self, begin: int, end: int, place: int) -> int:
-        """Among equal requests: the place's own, the one it took before, one that is free; or -1."""
+        """Among equal requests: the place's own, the one it took before, a free one; or -1."""
         if end - begin == 1:  # Most often.
             return begin if self._takers[begin] in (-1, place) else -1
         own = begin + int(self._places[begin:end].searchsorted(place))
@@ -104,7 +147,7 @@ class AnswerCache:
 
 
 def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
-    """Where a number of 8 bytes stands in a sorted stretch of an array."""
+    """Where a number of 8 bytes is in a sorted stretch of an array."""
     number = np.uint64(int.from_bytes(raw, "little"))
     if end - begin == 1:  # Most often.
         return (begin, end) if numbers[begin] == number else (begin, begin)
