@@ -188,7 +188,7 @@ def test_values_of_other_packages_are_what_they_mean(tmp_path, gateway):
     assert out["vector"] == list(range(2000))
     kept = [out[name] for name in ("count", "yes", "none", "at", "never", "few", "file")]
     assert kept == [3, True, None, "2026-01-02T03:04:00", None, [1, 2], str(tmp_path)]
-    with pytest.raises(batcher.JobError, match="'object' is nothing that JSON has"):
+    with pytest.raises(batcher.JobError, match="JSON has nothing for 'object'"):
         batcher.run([{"prompt": object()}], output=tmp_path / "p.jsonl", models=["sim-small"])
 
 

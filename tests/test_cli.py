@@ -63,7 +63,7 @@ BAD = {
     "no prompt": (["cols.jsonl", "-o", "out.jsonl"], "--prompt"),
     "custom_id twice": (["twice.jsonl", "-o", "out.jsonl"], "twice.jsonl:1 and twice.jsonl:3"),
     "custom_id of a position": (
-        ["position.jsonl", "-o", "out.jsonl"], "custom_id '0' stands twice, at position.jsonl:1"),
+        ["position.jsonl", "-o", "out.jsonl"], "custom_id '0' is set twice, at position.jsonl:1"),
     "no scheme": (["one.jsonl", "-o", "out.jsonl", "--base-url", "host/v1"], "--base-url"),
     "password in URL": (
         ["one.jsonl", "-o", "out.jsonl", "--base-url", "https://u:hunter2@host/v1"], "no user"),

@@ -46,7 +46,7 @@ def folder(tmp_path):
     data.mkdir()
     for name, content in {
         "red.png": RED, "a.jpg": JPEG, "a.gif": GIF, "a.webp": WEBP, "secret.png": b"root:x:0:0",
-        "large.png": RED + bytes(images.MOST_BYTES),
+        "large.png": RED + bytes(images.MAX_BYTES),
     }.items():  # fmt: skip
         (data / name).write_bytes(content)
     os.mkfifo(data / "pipe.png")
@@ -99,7 +99,7 @@ def test_a_path_is_read_from_beside_the_input(folder, value, urls):
         ("large.png", "larger than 20 MB"),
         ("pipe.png", "it is no file"),
         (".", "it is no file"),
-        ("../b.png", "outside of the folder .*data; --images names"),
+        ("../b.png", "outside of the folder .*data; name .* with --images"),
         ("a/../../b.png", "outside"),
         ("/etc/passwd", "outside"),
         ("s3://bucket/b.png", "No such file"),
@@ -111,7 +111,7 @@ def test_a_path_is_read_from_beside_the_input(folder, value, urls):
 )
 def test_what_is_no_picture_is_not_sent(folder, value, why):
     """No row makes another file of the machine part of a request, nor waits for ever."""
-    with pytest.raises(images.NoPicture, match=why):
+    with pytest.raises(images.InvalidImage, match=why):
         images.parts(value, str(folder / "data"))
 
 
@@ -154,7 +154,7 @@ def test_rows_of_every_kind_show_their_pictures_after_their_words(folder, echo):
     assert [row["status"] for row in out] == ["ok"] * 4 + ["unreadable"] * 2
     assert 'no message is of the role "user"' in out[4]["error"]
     assert out[5]["error"].startswith("data/in.jsonl:6: ")
-    assert "none.png: the picture cannot be read: No such file" in out[5]["error"]
+    assert "none.png: the image cannot be read: No such file" in out[5]["error"]
     assert out[0]["image_path"] == "red.png"
     assert "base64" not in (folder / "out.jsonl").read_text()
 
@@ -206,7 +206,7 @@ def test_a_dry_run_names_pictures_that_are_missing_and_counts_no_base64(folder, 
     said = ended.stderr.decode()
     assert ended.returncode == 3
     assert "data/in.jsonl:2: " in said
-    assert "none.png: the picture cannot be read" in said
+    assert "none.png: the image cannot be read" in said
     assert "m: 1 request, about 1,000 prompt tokens (690 to 2,100)" in said
     assert not echo.bought
 

@@ -83,8 +83,8 @@ def convert(
         raise JobError(f"{path}: a batch's input is JSONL; end it in .jsonl.")
     prompter = Prompter(*job.templates, job.body_params, own_model=not model)
     readable = (row for row in rows.rows(prompter.columns) if row.columns is not None)
-    if first and not any(map(prompter.is_told_apart, readable)):
-        raise prompter.not_told_apart(", ".join(inputs), first)
+    if first and not any(map(prompter.uses, readable)):
+        raise prompter.uses_no_column(", ".join(inputs), first)
     count = bad = 0
     with replacing(path, of_run=False) as file:
         for line, error in batch_file.requests_of(rows, prompter, model):

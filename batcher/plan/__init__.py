@@ -1,1 +1,1 @@
-"""Which requests are still to send: row × model, minus what is answered."""
+"""What is still to be sent: requests, resuming, equal requests, forecast."""

@@ -1,4 +1,4 @@
-"""One reading of the whole input before the first request: how many rows, and what must stop a run.
+"""Reads the whole input before the first request: counts the rows and finds what must stop a run.
 
 Touches: files (reads).
 """
@@ -21,18 +21,18 @@ from batcher.records import Row
 __all__ = ["InputSummary", "pictures_of", "preflight"]
 
 _SAMPLE = 100
-_LOOK = 1024
+_PAUSE_ROWS = 1024
 _NAMES = frozenset({"custom_id"})
-_PICTURES = frozenset({COLUMN})
+_IMAGES = frozenset({COLUMN})
 
 
 class InputSummary(NamedTuple):
-    """What one reading finds.
+    """What is known of the input once it was read.
 
     Attributes:
-        rows: How many.
-        pictures: What their pictures are known by; "" for none.
-        notes: What of some rows was read otherwise than it stands there, in sentences.
+        rows: How many rows there are.
+        pictures: Identifies their images; "" for none.
+        notes: Sentences on rows that were read differently from how they are written.
     """
 
     rows: int
@@ -45,22 +45,22 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
 
     Args:
         inputs: The rows.
-        plan: What would be made of them.
+        plan: Makes prompts of them.
         go_on: Called now and then; what it raises ends the reading.
 
     Raises:
         JobError: No rows, two rows with one `custom_id`, or none of the first rows can be sent.
     """
     rows, unusable, unfit, first_error = 0, 0, 0, None
-    told_apart = False
+    used = False
     names = array("q")
     notes: dict[str, list[Any]] = {}
-    prompter, pictures = plan.prompter, Digest()
+    prompter, images = plan.prompter, Digest()
     for row in inputs.rows(prompter.columns):
-        if not rows % _LOOK:
+        if not rows % _PAUSE_ROWS:
             go_on()
         rows += 1
-        pictures.add(row)
+        images.add(row)
         if row.note:
             notes.setdefault(row.note, [row.where, 0])[1] += 1
         if (
@@ -69,7 +69,7 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
             and (name := row.columns.get("custom_id")) is not None
         ):
             names.append(hash(str(name)))
-        told_apart = told_apart or (row.columns is not None and prompter.is_told_apart(row))
+        used = used or (row.columns is not None and prompter.uses(row))
         if rows <= _SAMPLE:
             prompt = prompter.prompt(row)
             unusable += prompt.error is not None
@@ -82,8 +82,8 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
         first_error = prompter.prompt(_first(inputs)).error or first_error
         what = "the only row" if rows == 1 else f"all of the first {unusable} rows"
         raise JobError(f"Nothing can be sent, {what} cannot be used; the first: {first_error}.")
-    if not told_apart:
-        raise prompter.not_told_apart(where, _first(inputs).columns or {})
+    if not used:
+        raise prompter.uses_no_column(where, _first(inputs).columns or {})
     if unfit == min(rows, _SAMPLE):
         have = ", ".join(_first(inputs).columns or ()) or "none"
         of = "the only row" if rows == 1 else f"none of the first {unfit} rows"
@@ -91,29 +91,29 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
             f"--prompt names {', '.join(sorted(prompter.template_names))}, but {of} of {where} has "
             f"{'not ' if rows == 1 else ''}all of these; the first row has: {have}."
         )
-    if names and len(names) < rows:  # A row without a name is known by its position.
+    if names and len(names) < rows:  # The name of a row without one is its position.
         names = array("q", (hash(_name(row)) for row in _usable(inputs)))
     _unique(inputs, names)
-    told = [
+    sentences = [
         f"{where}: {note}{f' (in {count:,} rows)' if count > 1 else ''}."
         for note, (where, count) in notes.items()
     ]
-    return InputSummary(rows, str(pictures), told)
+    return InputSummary(rows, str(images), sentences)
 
 
 def _first(inputs: Inputs) -> Row:
-    """The first row with all its columns; of Parquet only those that are needed are read."""
+    """Reads the first row with all its columns, also those that no prompt needs."""
     return next(iter(replace(inputs, limit=1, drawn=None).rows(None)))
 
 
 def pictures_of(inputs: Inputs, rows: int, go_on: Callable[[], None]) -> str:
-    """What the pictures of the first rows are known by now."""
-    pictures = Digest()
-    for number, row in enumerate(replace(inputs, limit=rows, drawn=None).rows(_PICTURES)):
-        if not number % _LOOK:
+    """Identifies the images of the first rows as they are now."""
+    images = Digest()
+    for number, row in enumerate(replace(inputs, limit=rows, drawn=None).rows(_IMAGES)):
+        if not number % _PAUSE_ROWS:
             go_on()
-        pictures.add(row)
-    return str(pictures)
+        images.add(row)
+    return str(images)
 
 
 def _unique(inputs: Inputs, names: array[int]) -> None:
@@ -126,13 +126,13 @@ def _unique(inputs: Inputs, names: array[int]) -> None:
         name = _name(row)
         if hash(name) in twice and (before := seen.setdefault(name, row.where)) != row.where:
             raise JobError(
-                f"custom_id {name!r} stands twice, at {before} and {row.where} (a row without one "
-                "has its position); give each row a name of its own, or none."
+                f"custom_id {name!r} is set twice, at {before} and {row.where} (a row without one "
+                "has its position); give each row its own, or none."
             )
 
 
 def _usable(inputs: Inputs) -> Iterator[Row]:
-    """Rows whose names count: that of one which cannot be read may be as wrong as the rest of it."""
+    """Rows whose names count: in a row that cannot be read the name may be wrong as well."""
     return (row for row in inputs.rows(_NAMES) if row.error is None)
 
 

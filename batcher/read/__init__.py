@@ -1,1 +1,1 @@
-"""FILE TO PROMPTS: what stands in the input, row by row."""
+"""From files to prompts: formats, rows, templates, images."""

@@ -1,7 +1,7 @@
-"""The input's columns with their Arrow types: known for Parquet, found by reading for the rest.
+"""The Arrow types of the input's columns: those of Parquet, and inferred from the rows of other formats.
 
-Files may give a column different types. Where one Arrow type holds all their values unchanged, the
-column has that type; else it is a column of JSON text, each cell what JSONL output would have there.
+Files may differ in the type of a column. Where one Arrow type holds all values unchanged, the column has
+that type; else it is a column of JSON text, with the JSON that JSONL output would have.
 
 Touches: nothing.
 """
@@ -20,17 +20,17 @@ __all__ = ["Block", "Columns", "Misfit", "is_deep", "names_in", "unified"]
 
 type_json = pa.string()
 Block = tuple[list[int], "pa.RecordBatch | list[dict[str, object] | None]"]
-_DEEPEST = 24
+_MAX_DEPTH = 24
 """Levels of nesting in a type; pyarrow cannot read a schema of more than 100, and a list takes three."""
-_MANY_FIELDS = 64
+_MAX_FIELDS = 64
 _json = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
 class Misfit(ValueError):
-    """Values of a column do not fit the type that was found for it.
+    """A column has values that its inferred type cannot hold.
 
     Attributes:
-        name: The column, to be made JSON text.
+        name: The column, which has to become JSON text.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,10 +39,10 @@ class Misfit(ValueError):
 
 
 class Columns:
-    """Names and types of all input columns, found block by block.
+    """Names and types of all input columns.
 
     Attributes:
-        types: Name to type, in order of first sight; JSON text for the names in `as_json`.
+        types: Name to type, in order of first appearance; JSON text for the names in `as_json`.
         as_json: Columns whose rows disagree, or whose values no Arrow type holds.
     """
 
@@ -52,7 +52,7 @@ class Columns:
 
     @classmethod
     def found_in(cls, blocks: Iterable[Block], as_json: Iterable[str] = ()) -> Columns:
-        """Reads all blocks; `as_json` are columns already known to be mixed."""
+        """Infers the types from all blocks; `as_json` are columns known to need JSON text."""
         columns = cls(as_json)
         for _positions, rows in blocks:
             if isinstance(rows, pa.RecordBatch):
@@ -63,7 +63,7 @@ class Columns:
 
     @classmethod
     def of_schemas(cls, schemas: Iterable[pa.Schema], as_json: Iterable[str] = ()) -> Columns:
-        """The columns of Parquet files, without reading their rows."""
+        """The columns of Parquet files, without their rows."""
         columns = cls(as_json)
         for schema in schemas:
             columns._add(schema)
@@ -88,7 +88,7 @@ class Columns:
             if (
                 is_deep(values.type)
                 or _awkward(values.type)
-                or _truths_among_numbers(given, values)
+                or _has_bools_among_numbers(given, values)
             ):
                 self._mixed(name)
             else:
@@ -112,13 +112,13 @@ class Columns:
         self.types[name] = type_json
 
     def arrays(self, rows: pa.RecordBatch | list[dict[str, object] | None]) -> Iterator[pa.Array]:
-        """One array per column, in the types found, of one block's rows.
+        """Yields one array per column of a block's rows, in the types found.
 
-        In the columns of JSON text a value may be `msgspec.Raw`, which is taken as it stands.
+        In columns of JSON text a value may be `msgspec.Raw`, which is copied unchanged.
 
         Raises:
-            Misfit: A column holds what its type cannot: nested values past the sample's types,
-                integers among floats that no float equals, times out of the range of a finer unit.
+            Misfit: A type cannot hold a value: a nested value of another type, an integer among
+                floats that no float equals, a time out of the range of a finer unit.
         """
         if not isinstance(rows, pa.RecordBatch):
             for name, kind in self.types.items():
@@ -144,7 +144,7 @@ class Columns:
 
 
 def names_in(rows: pa.RecordBatch | list[dict[str, object] | None]) -> list[str | None]:
-    """The `custom_id` of each row as text, whatever type its column has in the output."""
+    """The `custom_id` of each row as text, whatever the type of its column."""
     if isinstance(rows, pa.RecordBatch):
         known = "custom_id" in rows.schema.names
         names = arrow.values(rows.column("custom_id")) if known else [None] * rows.num_rows
@@ -162,10 +162,10 @@ _NULL = msgspec.Raw(b"null")
 
 
 def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """A type that holds the values of both unchanged; None where there is none.
+    """Finds a type that holds the values of both unchanged; None where there is none.
 
-    Values may still be out of its range: integers of more than 53 bits beside floats, signed ones beside
-    64 bits without a sign, times that are far away beside nanoseconds. A cast tells.
+    Single values may still be out of its range, which a cast finds: integers of more than 53 bits beside
+    floats, signed integers beside unsigned ones of 64 bits, far times beside nanoseconds.
 
     >>> unified(pa.int32(), pa.float32()), unified(pa.int64(), pa.string())
     (DataType(double), None)
@@ -234,12 +234,12 @@ def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return pa.date32()
     if any(stamps) and all(s or d for s, d in zip(stamps, dates, strict=True)):
         zones = {k.tz for k in both if types.is_timestamp(k)}
-        if any(dates) and zones != {None}:  # A day has no zone.
+        if any(dates) and zones != {None}:  # A date has no time zone.
             return None
         if len(zones) > 1:
             if None in zones:
                 return None
-            zones = {"UTC"}  # They are the same instants in each.
+            zones = {"UTC"}  # The instants are the same in each zone.
         return pa.timestamp(_finer(both), zones.pop())
     if all(map(types.is_duration, both)):
         return pa.duration(_finer(both))
@@ -280,15 +280,15 @@ def _nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def is_deep(kind: pa.DataType) -> bool:
-    """Whether a type is nested more than `_DEEPEST` levels."""
+    """Whether a type is nested more than `_MAX_DEPTH` levels deep."""
     level = [kind]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         level = [k.field(i).type for k in level for i in range(k.num_fields)]
     return bool(level)
 
 
-def _truths_among_numbers(given: list[object], values: Any) -> bool:
-    """Whether Arrow took a truth value for a number, as it does beside floats."""
+def _has_bools_among_numbers(given: list[object], values: Any) -> bool:
+    """Whether Arrow turned a bool into a number, as it does beside floats."""
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
         return any(isinstance(value, bool) for value in given)
     if pa.types.is_nested(values.type):
@@ -305,10 +305,10 @@ def _became_number(given: object, found: object) -> bool:
 
 
 def _awkward(kind: pa.DataType) -> bool:
-    """Whether a type is nothing a table should have: structs of no or very many fields."""
+    """Whether a type holds a struct of no or very many fields, which is no use in a table."""
     if pa.types.is_struct(kind):
         inside = [kind.field(i).type for i in range(kind.num_fields)]
-        return not 0 < len(inside) <= _MANY_FIELDS or any(_awkward(k) for k in inside)
+        return not 0 < len(inside) <= _MAX_FIELDS or any(_awkward(k) for k in inside)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _awkward(kind.value_type)
     return False

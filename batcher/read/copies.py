@@ -1,7 +1,7 @@
 """Rows from stdin or from Python, copied to a file that can be read twice. Touches: files, stdin.
 
-A copy has its hash in its name: the copy that earlier answers belong to stays until a run with
-another one has begun.
+The name of a copy holds its hash. The copy that earlier answers belong to stays until a run with another one
+begins.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from batcher.write.names import COPY
 
 __all__ = ["rows", "stdin", "sweep"]
 
-_LOOK_SECONDS = 0.2
-_LOOK_BYTES = 4096
+_POLL_SECONDS = 0.2
+_HEAD_BYTES = 4096
 _TABLE_ROWS = 1000
 
 
 def _plain(value: Any) -> Any:
-    """What numpy, pandas, polars and their like have in the place of a number, a date or a list."""
+    """Converts the numbers, dates and lists of numpy, pandas, polars and similar packages."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value).__name__ in ("NAType", "NaTType"):
@@ -38,16 +38,16 @@ def _plain(value: Any) -> Any:
     if getattr(value, "dtype", None) in ("float32", "float16"):  # 0.1, not 0.10000000149011612.
         return value.astype(str).astype(float).tolist()
     for name in ("isoformat", "tolist", "to_list", "to_pylist", "as_py", "model_dump"):
-        if callable(way := getattr(value, name, None)):
-            return way()
-    raise TypeError(f"{type(value).__name__!r} is nothing that JSON has")
+        if callable(convert := getattr(value, name, None)):
+            return convert()
+    raise TypeError(f"JSON has nothing for {type(value).__name__!r}")
 
 
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=_plain).encode
 
 
 def stdin(folder: Path, go_on: Callable[[], None] = lambda: None) -> InputFile:
-    """JSONL from standard input, whole, as `stdin-HASH.jsonl` in the run folder.
+    """Copies JSONL from standard input to `stdin-HASH.jsonl` in the run folder.
 
     Args:
         folder: The run folder.
@@ -60,26 +60,26 @@ def stdin(folder: Path, go_on: Callable[[], None] = lambda: None) -> InputFile:
         source = sys.stdin.fileno()
         while True:
             go_on()
-            # A read cannot be interrupted from another thread, a wait can be short.
-            if select.select([source], [], [], _LOOK_SECONDS)[0]:
+            # Another thread cannot interrupt a read, so this polls before it reads.
+            if select.select([source], [], [], _POLL_SECONDS)[0]:
                 if not (block := os.read(source, 1 << 20)):
                     return
                 file.write(block)
 
     copy = _copied(folder, "stdin", "jsonl", write)
     with open(copy.path, "rb") as file:
-        head = file.read(_LOOK_BYTES)
+        head = file.read(_HEAD_BYTES)
     if why := _no_jsonl(head):
         raise JobError(f"stdin: {why}.")
     return copy
 
 
 def _no_jsonl(head: bytes) -> str:
-    """What stdin begins with instead of JSONL, and what to do; "" when it may be JSONL."""
+    """Why stdin is no JSONL and what to do, by its beginning; "" when it may be JSONL."""
     if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
         return "it is compressed; unpack it before the pipe (zcat, zstdcat), or name the file"
     if b"\0" in head:
-        return "it is no UTF-8 text; write it to a file and name that, with its --encoding"
+        return "it is not UTF-8; write it to a file and name that, with its --encoding"
     lines = [line.strip() for line in head.removeprefix(BOM).splitlines()]
     if any(line.startswith(b"{") for line in lines) or not any(lines):
         return ""
@@ -90,16 +90,16 @@ def _no_jsonl(head: bytes) -> str:
 
 
 def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> InputFile:
-    """Rows from Python: dicts as JSONL, tables (Arrow stream interface) as Parquet.
+    """Copies rows from Python: dicts to JSONL, tables (Arrow stream interface) to Parquet.
 
     `go_on` is called with every row; what it raises ends the reading.
 
     Raises:
-        JobError: It is neither, or a row is not a dict.
+        JobError: `given` is neither, or a row is not a dict.
     """
-    of_hugging_face = hasattr(given, "with_format") and hasattr(given, "iter")
-    if hasattr(given, "__arrow_c_stream__") or of_hugging_face:
-        import pyarrow as pa  # Takes its time to import.
+    hugging_face = hasattr(given, "with_format") and hasattr(given, "iter")
+    if hasattr(given, "__arrow_c_stream__") or hugging_face:
+        import pyarrow as pa  # Slow to import.
         import pyarrow.parquet as pq
 
         from batcher.read import arrow
@@ -107,8 +107,8 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
 
         def write_table(file: IO[bytes]) -> None:
             try:
-                if of_hugging_face:
-                    reader = _of_tables(given.with_format("arrow").iter(_TABLE_ROWS))
+                if hugging_face:
+                    reader = _reader_of(given.with_format("arrow").iter(_TABLE_ROWS))
                 else:
                     reader = pa.RecordBatchReader.from_stream(given)
                 arrow.check_names(reader.schema.names, "rows")
@@ -145,8 +145,8 @@ def rows(folder: Path, given: Any, go_on: Callable[[], None] = lambda: None) -> 
     return _copied(folder, "rows", "jsonl", write)
 
 
-def _of_tables(tables: Iterator[Any]) -> Any:
-    """A reader of tables that have the columns of the first."""
+def _reader_of(tables: Iterator[Any]) -> Any:
+    """A reader of tables which all have the columns of the first."""
     import pyarrow as pa
 
     first = next(tables, pa.table({}))
@@ -155,7 +155,7 @@ def _of_tables(tables: Iterator[Any]) -> Any:
 
 
 def sweep(folder: Path, pins: Iterable[Pin]) -> None:
-    """Removes the copies in a run folder that none of the pins names."""
+    """Removes the copies in a run folder that no pin names."""
     kept = {pin.path for pin in pins}
     for path in folder.iterdir():
         if COPY.fullmatch(path.name) and path.name not in kept:
@@ -163,7 +163,7 @@ def sweep(folder: Path, pins: Iterable[Pin]) -> None:
 
 
 def _copied(folder: Path, name: str, kind: str, write: Any) -> InputFile:
-    """Writes the copy, pinned by the hash of its content."""
+    """Writes the copy and pins it by the hash of its content."""
     temporary = folder / f"{name}.copying"
     temporary.unlink(missing_ok=True)
     with atomic.synced_file(temporary, private=True) as file:
@@ -172,7 +172,7 @@ def _copied(folder: Path, name: str, kind: str, write: Any) -> InputFile:
     content = digest(str(temporary), size)
     path = folder / f"{name}-{content[:16]}.{kind}"
     if path.exists() and digest(str(path), size) == content and path.stat().st_size == size:
-        temporary.unlink()  # The file that earlier runs read is known to be the same.
+        temporary.unlink()  # Keep the file whose pin earlier runs recorded.
     else:
         atomic.move(temporary, path)
     pinned = InputFile(str(path), name, kind, Pin(path=path.name, size=size, digest=content)).now()

@@ -1,8 +1,8 @@
-"""Pictures that a row names in its column `image_path`, to parts of a message. Touches: files, the network (reads).
+"""Images that a row names in its column `image_path`, as parts of a message. Touches: files, the network (reads).
 
-A picture goes inside the request, as base64, and is read when the request is made. Rows may come from
-anybody: what lies outside of the folder is not opened, and what its first bytes do not show to be a
-picture is not sent. Links in the folder are followed: rows cannot make them.
+An image goes into the request as base64, and is read when the request is made. Rows may come from anybody: a
+file outside of the folder is not opened, and a file that does not begin like an image is not sent. Links in
+the folder are followed: rows cannot make them.
 """
 
 from __future__ import annotations
@@ -18,38 +18,37 @@ from typing import Any
 from batcher.read import object_store
 from batcher.records import Row
 
-__all__ = ["COLUMN", "MOST_BYTES", "Digest", "NoPicture", "image_bytes", "parts"]
+__all__ = ["COLUMN", "MAX_BYTES", "Digest", "InvalidImage", "image_bytes", "parts"]
 
 COLUMN = "image_path"
-MOST_BYTES = 20 << 20
-_ADDRESSES = ("https://", "http://", "data:image/")
-_COUNTED_BYTES = 4000  # Of a picture, as text of its tokens: about a thousand of them.
+MAX_BYTES = 20 << 20
+_URLS = ("https://", "http://", "data:image/")
+_COUNTED_BYTES = 4000  # An image takes about a thousand tokens, as much as 4,000 bytes of text.
 
 
-class NoPicture(ValueError):
-    """What a row names is no picture that can be sent; the text says why."""
+class InvalidImage(ValueError):
+    """A row names an image that cannot be sent; the message says why."""
 
 
 def parts(value: object, folder: str) -> list[dict[str, Any]]:
-    """The parts of a message that show what a row's `image_path` names.
+    """Makes the parts of a message that show what a row's `image_path` names.
 
     Args:
-        value: A path, an address (http, https, data), a list of these, or None.
-        folder: Where relative paths begin, and which none may leave; a path or an address.
+        value: A path, a URL (http, https, data), a list of these, or None.
+        folder: Where relative paths begin, and which no path may leave; a path or a URL.
 
     Raises:
-        NoPicture: It is outside, cannot be read, is larger than 20 MB, or is no PNG, JPEG, GIF or WebP.
+        InvalidImage: It is outside, cannot be read, is larger than 20 MB, or is no PNG, JPEG, GIF or WebP.
     """
     return [
-        {"type": "image_url", "image_url": {"url": _address(name, folder)}}
-        for name in _names(value)
+        {"type": "image_url", "image_url": {"url": _url(name, folder)}} for name in _names(value)
     ]
 
 
 def image_bytes(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Bytes of pictures and other media in messages beyond those that their tokens are counted for.
+    """Bytes of images and other media in messages, beyond those that their tokens are counted by.
 
-    Negative where addresses stand for pictures.
+    Negative where a message holds URLs of images.
     """
     found = 0
     for message in messages:
@@ -62,9 +61,9 @@ def image_bytes(messages: Sequence[Mapping[str, Any]]) -> int:
 
 
 class Digest:
-    """What the pictures of some rows are known by, without reading them: name, size, times, inode.
+    """Identifies the images of some rows without reading them: by name, size, times and inode.
 
-    Of those in object storage only the name: to ask for each would take as long as to read it.
+    An image in object storage is identified by its name alone: asking for more takes as long as reading it.
     """
 
     def __init__(self) -> None:
@@ -72,26 +71,26 @@ class Digest:
         self._any = False
 
     def add(self, row: Row) -> None:
-        """Takes a row in; rows go in in order."""
+        """Adds a row; the order of the rows counts."""
         value = None if row.columns is None else row.columns.get(COLUMN)
         if value is None:
             return
         try:
             names = list(_names(value))
-        except NoPicture:
+        except InvalidImage:
             return
         for name in names:
             self._any = True
             try:
-                of = os.stat(_located(name, row.folder))
-                facts = f"{of.st_size} {of.st_mtime_ns} {of.st_ctime_ns} {of.st_ino}"
-            except (OSError, ValueError):  # A NoPicture is one.
+                stat = os.stat(_located(name, row.folder))
+                facts = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+            except (OSError, ValueError):  # An InvalidImage is a ValueError.
                 facts = ""
-            told = f"{row.position} {name}\0{facts}\0"
-            self._sum.update(told.encode("utf-8", "surrogatepass"))
+            line = f"{row.position} {name}\0{facts}\0"
+            self._sum.update(line.encode("utf-8", "surrogatepass"))
 
     def __str__(self) -> str:
-        """In hex; "" when no row named a picture."""
+        """The digest in hex; "" when no row named an image."""
         return self._sum.hexdigest() if self._any else ""
 
 
@@ -100,34 +99,34 @@ def _names(value: object) -> Iterator[str]:
         if isinstance(name, str) and name:
             yield name
         elif name not in (None, ""):
-            raise NoPicture(f'"{COLUMN}" must be a path or a list of paths, not {name!r:.100}')
+            raise InvalidImage(f'"{COLUMN}" must be a path or a list of paths, not {name!r:.100}')
 
 
-def _address(name: str, folder: str) -> str:
-    if name.lower().startswith(_ADDRESSES):
+def _url(name: str, folder: str) -> str:
+    if name.lower().startswith(_URLS):
         return name
     path = _located(name, folder)
     try:
-        # To open a pipe would wait for who fills it.
+        # Opening a pipe would wait for its writer.
         if not object_store.is_object(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise NoPicture(f"{path}: it is no file")
+            raise InvalidImage(f"{path}: it is no file")
         with object_store.opened(path) as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        if isinstance(error, NoPicture):
+        if isinstance(error, InvalidImage):
             raise
         why = object_store.why(error) if isinstance(error, OSError) else error
-        raise NoPicture(f"{path}: the picture cannot be read: {why}") from None
-    if len(content) > MOST_BYTES:
-        raise NoPicture(f"{path}: the picture is larger than {MOST_BYTES >> 20} MB")
+        raise InvalidImage(f"{path}: the image cannot be read: {why}") from None
+    if len(content) > MAX_BYTES:
+        raise InvalidImage(f"{path}: the image is larger than {MAX_BYTES >> 20} MB")
     kind = _kind(content)
     if kind is None:
-        raise NoPicture(f"{path}: it is no PNG, JPEG, GIF or WebP")
+        raise InvalidImage(f"{path}: it is no PNG, JPEG, GIF or WebP")
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
 def _located(name: str, folder: str) -> str:
-    """Where a picture is; raises NoPicture when that is outside of the folder."""
+    """Resolves the path of an image; raises InvalidImage when it is outside of the folder."""
     if object_store.is_object(folder):
         whole = name if object_store.is_object(name) else f"{folder}/{name}"
         scheme, key = whole[:5], posixpath.normpath(whole[5:])
@@ -138,14 +137,14 @@ def _located(name: str, folder: str) -> str:
         root, found = os.path.abspath(folder), os.path.abspath(path)
         inside = f"{found}/".startswith(root.rstrip("/") + "/")
     if not inside:
-        raise NoPicture(
-            f"{name}: it is outside of the folder {root}; --images names the one that pictures are in"
+        raise InvalidImage(
+            f"{name}: it is outside of the folder {root}; name the folder of the images with --images"
         )
     return path
 
 
 def _kind(content: bytes) -> str | None:
-    """By the first bytes; names of files say other things often enough."""
+    """The kind of an image by its first bytes; file names are often wrong."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if content.startswith(b"\xff\xd8\xff"):

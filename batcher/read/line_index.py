@@ -1,7 +1,7 @@
-"""Where lines of the input begin, kept for the next start. Touches: files.
+"""Where lines of the input begin, saved for the next start. Touches: files.
 
-Ten million answered lines are skipped by one seek instead of being read. The file is only believed
-when its checksum is right and it was made of the very same input.
+So a start skips ten million answered lines by one seek instead of reading them. The file is used only when its
+checksum is right and it was made from the same input.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ __all__ = ["load", "save"]
 _MAGIC = b"batcher-lines-2\n"
 
 
-class _Kept(msgspec.Struct):
+class _Saved(msgspec.Struct):
     pins: list[Pin]
-    marks: dict[str, bytes]
+    offsets: dict[str, bytes] = msgspec.field(name="marks")
 
 
-def save(folder: Path, pins: Sequence[Pin], marks: Mapping[str, array[int]]) -> None:
-    """Keeps the marks; where that fails, the next start reads the lines again."""
-    kept = _Kept(list(pins), {path: found.tobytes() for path, found in marks.items()})
-    body = msgspec.msgpack.encode(kept)
+def save(folder: Path, pins: Sequence[Pin], index: Mapping[str, array[int]]) -> None:
+    """Saves the index; where that fails, the next start reads the lines again."""
+    saved = _Saved(list(pins), {path: offsets.tobytes() for path, offsets in index.items()})
+    body = msgspec.msgpack.encode(saved)
     with contextlib.suppress(OSError):
         atomic.replace(folder, LINES, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
 
 
 def load(folder: Path, pins: Sequence[Pin]) -> dict[str, array[int]]:
-    """The marks of this input; none when there are none that can be believed."""
+    """Loads the index of this input; empty where there is no valid one."""
     try:
         content = (folder / LINES).read_bytes()
     except OSError:
@@ -45,14 +45,14 @@ def load(folder: Path, pins: Sequence[Pin]) -> dict[str, array[int]]:
     head, body = content[: len(_MAGIC) + 8], content[len(_MAGIC) + 8 :]
     if head != _MAGIC + b"%08x" % zlib.crc32(body):
         return {}
-    found = {}
+    index = {}
     try:
-        kept = msgspec.msgpack.decode(body, type=_Kept)
-        if not same_files(kept.pins, pins):
+        saved = msgspec.msgpack.decode(body, type=_Saved)
+        if not same_files(saved.pins, pins):
             return {}
-        for path, packed in kept.marks.items():
-            found[path] = array("q")
-            found[path].frombytes(packed)
+        for path, offsets in saved.offsets.items():
+            index[path] = array("q")
+            index[path].frombytes(offsets)
     except ValueError:
         return {}
-    return found
+    return index

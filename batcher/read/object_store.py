@@ -1,8 +1,8 @@
-"""Object storage: `s3://` and `gs://` addresses, read in place, listed, and put whole. Touches: the network.
+"""Object storage: `s3://` and `gs://` URLs, read in place, listed, and replaced whole. Touches: the network.
 
 Credentials, region and endpoint are those of the environment, as for the storage's own tools (`AWS_*` and
-`~/.aws`, `GOOGLE_APPLICATION_CREDENTIALS`); an address holds none, since addresses are kept and shown.
-Everything else of the program opens files through here, so that an address goes wherever a path does.
+`~/.aws`, `GOOGLE_APPLICATION_CREDENTIALS`). A URL holds none, since URLs are kept and shown. All input files are
+opened through here, so that a URL goes wherever a path does.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _NOISE = re.compile(
     r" \(Request ID: \w+\)| error_info=\{.*?\}\}|\. Detail: \[.*|\[Errno \d+\] ", re.DOTALL
 )
 _BLOCK = 1 << 20
-_FAR_BLOCK = 8 << 20  # Each is one request, for whose answer storage takes some 30 ms.
-_PATIENCE = timedelta(seconds=60)  # Of Google's client, whose own is a quarter of an hour.
+_OBJECT_BLOCK = 8 << 20  # Each is one request, which takes storage some 30 ms.
+_RETRY_LIMIT = timedelta(seconds=60)  # Google's client would retry for a quarter of an hour.
 
 
 def is_object(path: str) -> bool:
-    """Whether it is an address of object storage.
+    """Whether a path is a URL of object storage.
 
     >>> is_object("s3://bucket/rows.jsonl"), is_object("rows.jsonl")
     (True, False)
@@ -53,7 +53,7 @@ def is_object(path: str) -> bool:
 
 
 def parent(path: str) -> str:
-    """The folder that a file is in, of an address or of a path.
+    """The folder of a file, by its URL or path.
 
     >>> parent("s3://bucket/a/rows.jsonl"), parent("/data/rows.jsonl")
     ('s3://bucket/a', '/data')
@@ -62,9 +62,9 @@ def parent(path: str) -> str:
 
 
 def here(path: str) -> str:
-    """Where an output is made: an address's under its name in the working folder.
+    """Where an output is written before it is uploaded: under its name in the working folder.
 
-    The slash behind the name of a folder is left out.
+    The slash behind the name of a folder is removed.
 
     >>> here("s3://bucket/a/rows.jsonl"), here("/data/rows.jsonl"), here("labels/")
     ('rows.jsonl', '/data/rows.jsonl', 'labels')
@@ -74,19 +74,19 @@ def here(path: str) -> str:
 
 
 def opened(path: str) -> IO[bytes]:
-    """The content of a file or an object, for reading and seeking.
+    """Opens a file or an object for reading and seeking.
 
     Raises:
-        OSError: It is not there, or cannot be read. What fails later, while an object is read, is
-            a RunStopped: the network is to blame, and what is in the object stays as it is.
+        OSError: It is not there, or cannot be read. A failure later, while an object is read, raises
+            RunStopped: the network failed, and the object is unchanged.
     """
     if not is_object(path):
         return open(path, "rb", buffering=_BLOCK)
-    return io.BufferedReader(_Object(path), _FAR_BLOCK)
+    return io.BufferedReader(_Object(path), _OBJECT_BLOCK)
 
 
 def head(path: str, size: int) -> bytes:
-    """The first bytes of a file or an object, and no more than these are fetched.
+    """Reads the first bytes of a file or an object, and fetches no more.
 
     Raises:
         OSError: As for `opened`.
@@ -96,12 +96,12 @@ def head(path: str, size: int) -> bytes:
 
 
 def source(path: str) -> str | IO[bytes]:
-    """What pyarrow reads Parquet from: the path itself, or the opened object."""
+    """What pyarrow reads Parquet from: the path, or the opened object."""
     return opened(path) if is_object(path) else path
 
 
 def why(error: OSError) -> str:
-    """What went wrong with a file or an object, in words without a full stop."""
+    """The message of an error without the file's name, request IDs and a full stop."""
     if error.errno is not None and error.filename is not None:
         return error.strerror or str(error)
     return _NOISE.sub("", str(error)).rstrip(". ")
@@ -111,7 +111,7 @@ def stat(path: str) -> tuple[int, int] | None:
     """(bytes, time of the last change in ns) of an object; None where there is none.
 
     Raises:
-        OSError: It cannot be asked for: the network, the bucket, the rights.
+        OSError: The network, the bucket or the permissions do not allow to ask.
     """
     from pyarrow.fs import FileType
 
@@ -121,7 +121,7 @@ def stat(path: str) -> tuple[int, int] | None:
 
 
 def exists(path: str) -> bool:
-    """Whether an object is there that `put` would replace.
+    """Whether there is an object that `put` would replace.
 
     Raises:
         JobError: The bucket is not there, or cannot be reached.
@@ -141,7 +141,7 @@ def exists(path: str) -> bool:
 
 
 def within(path: str) -> list[str]:
-    """Addresses of all objects in a folder, and in those inside it; sorted.
+    """The URLs of all objects in a folder and in the folders in it, sorted.
 
     Raises:
         OSError: It cannot be listed.
@@ -150,24 +150,25 @@ def within(path: str) -> list[str]:
 
 
 def matching(pattern: str) -> list[str]:
-    """Addresses of the objects that a glob matches, sorted; `**` stands for any folders.
+    """The URLs of the objects that a glob matches, sorted; `**` matches any number of folders.
 
     Raises:
-        OSError: What it is about cannot be listed.
+        JobError: The bucket is part of the pattern.
+        OSError: The folder cannot be listed.
     """
     wanted = pattern.split("/")
     fixed = next(n for n, part in enumerate(wanted) if has_magic(part))
     if fixed < 3:
-        raise JobError(f"{pattern}: a bucket has to be named whole.")
+        raise JobError(f"{pattern}: a pattern cannot match buckets; name the bucket.")
     inside = _listed("/".join(wanted[:fixed]), recursive=fixed < len(wanted) - 1 or "**" in wanted)
     return [url for url in inside if _fits(url.split("/")[fixed:], wanted[fixed:])]
 
 
 def put(local: str, path: str) -> None:
-    """Copies a file to an address: what was there stays until all of the new one is.
+    """Uploads a file; an old object stays until the new one is complete.
 
     Raises:
-        OutputError: It could not be done.
+        OutputError: The upload failed.
     """
     from pyarrow.fs import LocalFileSystem, copy_files
 
@@ -179,16 +180,16 @@ def put(local: str, path: str) -> None:
             raise OSError(f"{0 if there is None else there[0]:,} of {size:,} bytes arrived")
     except OSError as error:
         raise OutputError(
-            f"{path}: the upload failed: {why(error)}. All rows are in {local}; see to it, and run the same command "
+            f"{path}: the upload failed: {why(error)}. All rows are in {local}; fix that and run the same command "
             "again: nothing is sent twice."
         ) from None
 
 
 class _Object(io.RawIOBase):
-    """An object of the storage as a file of Python's.
+    """An object as a Python file.
 
-    Each reading is a request of its own: rows are read for as long as the run goes on, and no
-    connection stays open for that long.
+    Each read is a request of its own: rows are read for as long as the run takes, and no connection
+    stays open for that long.
     """
 
     def __init__(self, path: str) -> None:
@@ -243,29 +244,31 @@ def _fits(parts: list[str], pattern: list[str]) -> bool:
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        seen = next((n for n, part in enumerate(parts) if part.startswith(".")), len(parts))
-        return any(_fits(parts[n:], pattern[1:]) for n in range(seen + 1))
+        hidden = next((n for n, part in enumerate(parts) if part.startswith(".")), len(parts))
+        return any(_fits(parts[n:], pattern[1:]) for n in range(hidden + 1))
     if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
         return False
     return fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def _storage(path: str) -> tuple[Any, str]:
-    """The storage of an address, and its key there (bucket/name)."""
+    """The storage of a URL, and the key of the object (bucket/name)."""
     scheme, key = path[: len(_SCHEMES[0])], path[len(_SCHEMES[0]) :]
     bucket = key.partition("/")[0]
     if not bucket or "@" in bucket:
-        what = "credentials stand in the environment, not in an address" if bucket else "no bucket"
+        what = (
+            "give credentials in the environment, not in a URL" if bucket else "it names no bucket"
+        )
         raise JobError(f"{path}: {what}.")
     return _client(scheme, bucket), key.rstrip("/")
 
 
 @cache
 def _client(scheme: str, bucket: str) -> Any:
-    from pyarrow import fs  # Takes its time to import.
+    from pyarrow import fs  # Slow to import.
 
     if scheme == "gs://":
-        # An emulator takes no credentials, and none may be there to be looked for.
+        # An emulator takes no credentials, and looking for some could fail.
         anonymous = "CLOUD_STORAGE_EMULATOR_ENDPOINT" in os.environ
-        return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_PATIENCE)
-    return fs.FileSystem.from_uri(f"{scheme}{bucket}")[0]  # It looks up the bucket's region.
+        return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_RETRY_LIMIT)
+    return fs.FileSystem.from_uri(f"{scheme}{bucket}")[0]  # Looks up the bucket's region.

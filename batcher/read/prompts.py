@@ -1,13 +1,13 @@
-"""One input row to one Prompt; an unreadable row stays a row, with its reason. Touches: pictures, if any.
+"""Makes a prompt of each row; an unreadable row becomes a prompt with an error. Touches: images, if any.
 
-The kinds of rows, told apart row by row:
+The kinds of rows, recognized row by row:
 
-1. A row that has the columns which `--prompt` names: the template makes the user message.
+1. A row that has the columns of `--prompt`: the template makes the user message.
 2. An OpenAI batch line (`body`): the body is the request; its own fields win over `--param`.
 3. `messages`: a list of chat messages.
 4. `prompt`: a text that becomes one user message.
 
-Whatever the kind, the pictures that `image_path` names go behind the last user message.
+The images that `image_path` names follow the text of the last user message, whatever the kind.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = ["Prompter"]
 _NATIVE = frozenset(
     {"custom_id", "model", "messages", "prompt", "body", "method", "url", images.COLUMN}
 )
-# Bytes values of Parquet have no JSON of their own; msgspec writes them as base64.
+# msgspec writes bytes, which Parquet may hold, as base64.
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 
 
 class Prompter:
-    """Makes Prompts of rows by the job's templates and parameters.
+    """Makes prompts of rows by the job's templates and parameters.
 
     Args:
-        prompt: Template of the user message, None for rows that bring their own.
-        system: Template of the system message, None for none.
+        prompt: Template of the user message; None where rows hold their own.
+        system: Template of the system message; None for none.
         params: Fields of the request body.
-        own_model: Whether a row without a model of its own is an error.
+        own_model: Whether each row has to name its model.
 
     Attributes:
-        columns: Names of the columns that are needed, so that a reader can skip the rest.
+        columns: The columns that are needed; a reader can skip the rest.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Prompter:
         self._system = None if system is None else Template("--system", system)
         self._params = dict(params)
         self._tail = b"," + _encode(self._params)[1:] if self._params else b"}"
-        self._told = _told(self._params)
+        self._bounds = _bounds(self._params)
         self._own_model = own_model
         self.columns = _NATIVE
         for template in (self._prompt, self._system):
@@ -64,7 +64,7 @@ class Prompter:
                 self.columns |= template.names
 
     def prompt(self, row: Row) -> Prompt:
-        """The Prompt of a row; one with an `error` when the row asks nothing that can be sent."""
+        """Makes the prompt of a row; one with an `error` when nothing can be sent."""
         columns = row.columns or {}
         custom_id, model = columns.get("custom_id"), columns.get("model")
         name = str(row.position) if custom_id is None else str(custom_id)
@@ -75,25 +75,25 @@ class Prompter:
             if own is not None:
                 model = own
             if self._own_model and not (isinstance(model, str) and model):
-                raise _Unusable('no "model" in the row, and none given with -m')
-        except (_Unusable, MissingColumn, images.NoPicture) as error:
+                raise _Invalid('no "model" in the row, and none given with -m')
+        except (_Invalid, MissingColumn, images.InvalidImage) as error:
             note = f" ({row.note})" if row.note else ""
             return Prompt(row.position, name, error=f"{row.where}: {error}{note}")
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             return Prompt(row.position, name, error=f"{row.where}: no JSON can hold it ({error})")
         model = model if isinstance(model, str) else None
-        max_tokens, exact = self._told if body is None else _told(body)
+        max_tokens, exact = self._bounds if body is None else _bounds(body)
         return Prompt(
             row.position, name, fields, model, max_tokens, image_bytes=image_bytes, exact=exact
         )
 
     @property
     def template_names(self) -> frozenset[str]:
-        """Columns that `--prompt` names."""
+        """The columns of `--prompt`."""
         return frozenset() if self._prompt is None else self._prompt.names
 
-    def is_told_apart(self, row: Row) -> bool:
-        """Whether what is sent for a row depends on it: on a column, on messages of its own, or a picture."""
+    def uses(self, row: Row) -> bool:
+        """Whether the request depends on the row: on a column, on its own messages or on an image."""
         columns, template = row.columns, self._prompt
         if template is None or columns is None:
             return True
@@ -104,12 +104,12 @@ class Prompter:
             columns.get(name) is not None for name in ("body", "messages", "prompt")
         )
 
-    def not_told_apart(self, where: str, columns: Mapping[str, object]) -> JobError:
-        """The error for templates that no row fills.
+    def uses_no_column(self, where: str, columns: Mapping[str, object]) -> JobError:
+        """The error for templates that use no column of any row.
 
         Args:
-            where: Of the rows, for people.
-            columns: Of one of them.
+            where: Names the rows for the user.
+            columns: The columns of one of them.
         """
         template = self._prompt or self._system
         assert template is not None
@@ -120,7 +120,7 @@ class Prompter:
         )
 
     def ignores_template(self, row: Row) -> bool:
-        """Whether `--prompt` is given but names columns that this row does not have."""
+        """Whether `--prompt` is given and names columns that this row does not have."""
         return (
             self._prompt is not None
             and row.error is None
@@ -131,7 +131,7 @@ class Prompter:
     def _fields(
         self, columns: dict[str, Any], folder: str
     ) -> tuple[bytes, str | None, dict[str, Any] | None, int]:
-        """(body without model as bytes, model named in it, the row's own body if any, excess)."""
+        """(body without model as bytes, model named in it, the row's own body if any, `image_bytes`)."""
         template = self._prompt
         body, messages, text = columns.get("body"), columns.get("messages"), columns.get("prompt")
         native = body is not None or messages is not None or text is not None
@@ -144,14 +144,14 @@ class Prompter:
         elif isinstance(text, str):
             messages = [{"role": "user", "content": text}]
         elif text is not None:
-            raise _Unusable(f'"prompt" must be a text, not {_kind(text)}')
+            raise _Invalid(f'"prompt" must be a text, not {_kind(text)}')
         else:
             have = ", ".join(columns) or "none"
-            raise _Unusable(
+            raise _Invalid(
                 'nothing to send: no "messages", "prompt" or "body" '
                 f"(the row has: {have}); name columns with --prompt '{{{{ … }}}}'"
             )
-        messages = _with_pictures(self._with_system(messages, columns), columns, folder)
+        messages = _with_images(self._with_system(messages, columns), columns, folder)
         fields = b'"messages":' + _encode(messages) + self._tail
         return fields, None, None, images.image_bytes(messages)
 
@@ -162,35 +162,35 @@ class Prompter:
             try:
                 body = msgspec.json.decode(body)
             except msgspec.DecodeError as error:
-                raise _Unusable(f'"body" is a text but not JSON ({error})') from None
+                raise _Invalid(f'"body" is a text but not JSON ({error})') from None
         if not isinstance(body, dict):
-            raise _Unusable(f'"body" must be an object, not {_kind(body)}')
+            raise _Invalid(f'"body" must be an object, not {_kind(body)}')
         url = columns.get("url")
         if isinstance(url, str) and not url.endswith("/chat/completions"):
-            raise _Unusable(f'"url" is {url!r}; batcher sends chat completions only')
+            raise _Invalid(f'"url" is {url!r}; batcher sends chat completions only')
         if body.get("n", 1) not in (1, None):
-            raise _Unusable(
+            raise _Invalid(
                 f'"n" is {body["n"]} in the body; batcher keeps one answer of a request'
             )
         if body.get("stream"):
-            raise _Unusable('"stream" is true in the body; leave it out, --stream is for that')
+            raise _Invalid('"stream" is true in the body; leave it out, --stream is for that')
         merged = {**self._params, **body}
         model = merged.pop("model", None)
         messages = self._with_system(_checked(merged.pop("messages", None)), columns)
-        messages = _with_pictures(messages, columns, folder)
+        messages = _with_images(messages, columns, folder)
         merged = {"messages": messages, **merged}
         own = model if isinstance(model, str) else None
         return _encode(merged)[1:], own, merged, images.image_bytes(messages)
 
     def _with_system(self, messages: list[Any], columns: dict[str, Any]) -> list[Any]:
-        """The messages behind the system message, unless the row brings one of its own."""
+        """Puts the system message first, unless the row has one of its own."""
         if self._system is None or messages[0].get("role") in ("system", "developer"):
             return messages
         return [{"role": "system", "content": self._system.render(columns)}, *messages]
 
 
-class _Unusable(ValueError):
-    """A row that asks nothing that can be sent."""
+class _Invalid(ValueError):
+    """Nothing can be sent for the row."""
 
 
 def _checked(messages: object) -> list[Any]:
@@ -198,40 +198,40 @@ def _checked(messages: object) -> list[Any]:
         try:
             messages = msgspec.json.decode(messages)
         except msgspec.DecodeError:
-            raise _Unusable('"messages" is a text; it must be a list') from None
+            raise _Invalid('"messages" is a text; it must be a list') from None
     if not isinstance(messages, list) or not messages:
-        raise _Unusable('"messages" must be a list of at least one message')
+        raise _Invalid('"messages" must be a list of at least one message')
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _Unusable('each of "messages" must be an object with a "role"')
+            raise _Invalid('each of "messages" must be an object with a "role"')
     return messages
 
 
-def _with_pictures(messages: list[Any], columns: Mapping[str, Any], folder: str) -> list[Any]:
-    """The messages with the pictures that the row names, behind the words of the last user message."""
+def _with_images(messages: list[Any], columns: Mapping[str, Any], folder: str) -> list[Any]:
+    """Adds the images that the row names to the last user message, behind its text."""
     named = columns.get(images.COLUMN)
     if named is None or not (parts := images.parts(named, folder)):
         return messages
     for at in range(len(messages) - 1, -1, -1):
         if messages[at]["role"] == "user":
             content = messages[at].get("content")
-            said = content if isinstance(content, list) else [{"type": "text", "text": content}]
-            shown = {**messages[at], "content": [*said, *parts] if content else parts}
-            return [*messages[:at], shown, *messages[at + 1 :]]
-    raise _Unusable(f'"{images.COLUMN}" is given, but no message is of the role "user"')
+            given = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            message = {**messages[at], "content": [*given, *parts] if content else parts}
+            return [*messages[:at], message, *messages[at + 1 :]]
+    raise _Invalid(f'"{images.COLUMN}" is given, but no message is of the role "user"')
 
 
-def _told(body: Mapping[str, object]) -> tuple[int | None, bool]:
+def _bounds(body: Mapping[str, object]) -> tuple[int | None, bool]:
     """(bound of the answer's tokens, whether the temperature is 0).
 
-    Of two bounds the larger one counts, as it is not known which of them the server heeds; one that
-    is no number above 0 bounds nothing (-1 means "as long as you like" to some).
+    Of two bounds the larger counts, since servers differ in which they use. A bound that is not a
+    positive number is none: -1 means "no limit" to some servers.
     """
     temperature = body.get("temperature")
     exact = temperature == 0 and not isinstance(temperature, bool)
-    told = [value for name in BOUNDS if (value := body.get(name)) is not None]
-    whole = [value for value in told if type(value) is int and value > 0]
-    return max(whole) if whole and len(whole) == len(told) else None, exact
+    given = [value for name in BOUNDS if (value := body.get(name)) is not None]
+    valid = [value for value in given if type(value) is int and value > 0]
+    return max(valid) if valid and len(valid) == len(given) else None, exact
 
 
 def _kind(value: object) -> str:

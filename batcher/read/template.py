@@ -1,11 +1,10 @@
 """A Jinja2 template over a row's columns, sandboxed and strict. Touches: nothing.
 
-`{{ order.items }}` is the item of that name and `order.items()` the method. What has no text
-(methods, bytes, the whole row) is never put into a prompt, as Python's words for it differ from
-process to process; objects and lists are JSON. `{{ row['Review Text'] }}` is a column whose name is no
-identifier.
+`{{ order.items }}` is the item of that name, `order.items()` the method. Objects and lists become JSON. Methods,
+bytes and the whole row never get into a prompt: Python's text for them differs from process to process.
+`{{ row['Review Text'] }}` is a column whose name is not an identifier.
 
-Jinja2 takes its time to import, and many inputs hold their messages themselves.
+Jinja2 is imported late: it is slow to import, and many inputs hold their messages themselves.
 """
 
 from __future__ import annotations
@@ -30,33 +29,33 @@ __all__ = ["MissingColumn", "Template"]
 
 _ROW, _ROW_ITSELF = "row", "batcher_row"
 _SCALARS = (str, int, float, Decimal, date, time, timedelta, UUID)
-# Jinja2's filters that make a text of what they are given.
-_OF_TEXT = (
+# Jinja2's filters that convert their value to text.
+_TEXT_FILTERS = (
     *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
     *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount", "wordwrap"),
 )
 _EXPRESSION = re.compile(r"\{\{-?([^{}]{1,200}?)-?\}\}|\{([^{}]{1,200})\}")
 
 
-_WHOLE = "template: it takes the whole row; name a column of it, such as row['text']"
+_WHOLE_ROW = "template: it takes the whole row; name a column of it, such as row['text']"
 
 
 class MissingColumn(ValueError):
-    """A row lacks what the template asks for, or the template fails on it."""
+    """A row lacks a column of the template, or the template fails on it."""
 
 
 class _Row:
-    """All columns of a row, of which one at a time can be shown."""
+    """The variable `row`: all columns, of which a template can show one at a time."""
 
     def __init__(self, columns: Mapping[str, object]) -> None:
         self.columns = columns
 
     def __iter__(self) -> Iterator[str]:
-        raise MissingColumn(_WHOLE)
+        raise MissingColumn(_WHOLE_ROW)
 
 
 class _Method:
-    """A method of a value, which can be called and not shown."""
+    """A method of a value, which a template can call and not show."""
 
     def __init__(self, method: Any, name: str) -> None:
         self.method = method
@@ -71,7 +70,7 @@ class _Method:
 
 
 def _shown(value: object) -> object:
-    """What `{{ … }}` puts in; null would be the word None, and paid for."""
+    """Converts a value to what `{{ … }}` inserts; null is an error, since it would insert the word None."""
     if type(value) is str:
         return value
     if value is None:
@@ -81,16 +80,16 @@ def _shown(value: object) -> object:
     if isinstance(value, dict | list | tuple):
         return _json(value)
     if isinstance(value, _Row):
-        raise MissingColumn(_WHOLE)
+        raise MissingColumn(_WHOLE_ROW)
     from jinja2 import Undefined
 
     if isinstance(value, Undefined | _Method):
-        return str(value)  # Raises, and says why.
+        return str(value)  # Raises the error that says why.
     raise MissingColumn(f"template: a value it shows is {_kind(value)}, which has no text")
 
 
 class _Named(dict[str, object]):
-    """An object behind `%`: shown as JSON as a whole, or each of its items as it is in braces."""
+    """An object behind `%`: inserted as JSON, or item by item as in braces."""
 
     def __getitem__(self, name: str) -> object:
         return _shown(super().__getitem__(name))
@@ -102,14 +101,14 @@ class _Named(dict[str, object]):
 
 
 def _operand(value: object) -> object:
-    """What stands behind `%`, which puts it into a text, or divides by it."""
+    """Converts the right side of `%`, which may format or divide."""
     if isinstance(value, dict):
         return _Named(value)
     return tuple(map(_shown, value)) if isinstance(value, tuple) else _shown(value)
 
 
 def _of_text(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, given what `{{ … }}` would put in."""
+    """Wraps a filter so that it gets what `{{ … }}` would insert."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)
@@ -130,7 +129,7 @@ def _json(value: object) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_json_value)
     except MissingColumn:
         raise
-    except ValueError:  # NaN and infinity, which are null in JSON.
+    except ValueError:  # JSON has no NaN and infinity; they become null.
         plain = msgspec.json.decode(msgspec.json.encode(value, enc_hook=_json_value))
         return json.dumps(plain, ensure_ascii=False)
 
@@ -170,7 +169,7 @@ def _environment() -> Environment:
 
         def method(self, obj: Any, attribute: str) -> Any:
             if isinstance(obj, _Row):
-                raise MissingColumn(_WHOLE)
+                raise MissingColumn(_WHOLE_ROW)
             if isinstance(obj, str) and attribute == "format":
                 return _Method(
                     lambda *given, **named: Formatter(self).vformat(obj, given, named), attribute
@@ -197,11 +196,11 @@ def _environment() -> Environment:
         def call(self, context: Any, function: Any, /, *args: Any, **named: Any) -> Any:
             if isinstance(function, _Method):
                 function = function.method
-            of, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-            if isinstance(of, str) and name == "format":
-                return Formatter(self).vformat(of, args, named)
-            if isinstance(of, str) and name == "format_map":
-                return Formatter(self).vformat(of, (), *args)
+            text, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+            if isinstance(text, str) and name == "format":
+                return Formatter(self).vformat(text, args, named)
+            if isinstance(text, str) and name == "format_map":
+                return Formatter(self).vformat(text, (), *args)
             return super().call(context, function, *args, **named)
 
     @pass_environment
@@ -221,13 +220,13 @@ def _environment() -> Environment:
         return d.join(str(_shown(value)) for value in values)
 
     environment = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_shown)
-    # `range` with a huge end would fill the memory; templates have loops over columns instead.
+    # `range` with a huge end would fill the memory; templates can loop over columns.
     environment.globals.clear()
     environment.filters |= {"attr": attr, "join": join, "string": lambda value: str(_shown(value))}
     environment.filters |= {"shown": _shown, "method": method, "operand": _operand}
-    environment.filters |= {name: _of_text(environment.filters[name]) for name in _OF_TEXT}
+    environment.filters |= {name: _of_text(environment.filters[name]) for name in _TEXT_FILTERS}
     environment.filters |= {"format": _format, "pprint": environment.filters["string"]}
-    # Each start would send other words, and pay for them.
+    # Each start would send another prompt, and pay for it.
     del environment.filters["random"]
     return environment
 
@@ -241,9 +240,9 @@ class Template:
     'hi [true]'
 
     Attributes:
-        names: Columns that the template mentions.
+        names: The columns that the template names.
         flag: The option that it comes from.
-        text: As it was given.
+        text: The text of the template.
 
     Raises:
         JobError: The text is not a template.
@@ -261,22 +260,22 @@ class Template:
             names = find_undeclared_variables(tree)
             self._takes_row = bool(by_row) or _ROW in names
             self.names = frozenset((names - {_ROW_ITSELF}) | by_row)
-            _settle(tree)
+            _convert(tree)
             self._render = environment.from_string(tree).render
         except TemplateError as error:
             line = getattr(error, "lineno", None)
             at = f" (line {line})" if line else ""
             raise JobError(
                 f"{flag} is not a template: {error.message}{at}; see Jinja2's {{{{ name }}}}"
-                f"{_meant(text)}."
+                f"{_hint(text)}."
             ) from None
 
     def fits(self, columns: Mapping[str, object]) -> bool:
-        """Whether the row has every column that the template mentions."""
+        """Whether the row has every column that the template names."""
         return self.names <= columns.keys()
 
     def render(self, columns: Mapping[str, object]) -> str:
-        """The text for one row.
+        """Renders the text for one row.
 
         Raises:
             MissingColumn: A column is missing, or the template fails on this row's values.
@@ -292,22 +291,22 @@ class Template:
             have = ", ".join(columns) or "none"
             why = f"{error.message} (the row has: {have})"
             raise MissingColumn(
-                f"template: {why}{_written(columns, error.message or '')}"
+                f"template: {why}{_row_hint(columns, error.message or '')}"
             ) from None
         except Exception as error:  # noqa: BLE001
-            # Whatever a template does to a value of the wrong type is that row's failure.
+            # Anything may fail on a value of the wrong type; only that row fails.
             raise MissingColumn(f"template: {type(error).__name__}: {error}") from None
 
     def expression(self, columns: Mapping[str, object]) -> str:
-        """What a template that names no column may mean: a column in other braces or in quotes, else any.
+        """Suggests an expression for a template that names no column: of a column it has in braces, else of any.
 
         >>> Template("--prompt", "Label this: {text}").expression({"id": 7, "text": "hi"})
         '{{ text }}'
         """
-        told = {
+        written = {
             part.strip().strip("'\"") for found in _EXPRESSION.findall(self.text) for part in found
         }
-        named = [name for name in columns if name in told]
+        named = [name for name in columns if name in written]
         texts = [
             name
             for name, value in columns.items()
@@ -317,10 +316,10 @@ class Template:
 
 
 def _by_row(flag: str, tree: nodes.Template) -> set[str]:
-    """Columns that a template names as row['…']; there "row" is the row, whatever its columns are.
+    """The columns that a template names as row['…'], where "row" is made to be the row itself.
 
     Raises:
-        JobError: It takes a column whose name is not written there.
+        JobError: The name of a column is computed, or the template sets a variable "row".
     """
     from jinja2 import nodes
     from jinja2.meta import find_undeclared_variables
@@ -334,8 +333,8 @@ def _by_row(flag: str, tree: nodes.Template) -> set[str]:
     found = set()
     node: Any
     for node in tree.find_all((nodes.Getitem, nodes.Getattr)):
-        of = node.node
-        if not isinstance(of, nodes.Name) or of.name != _ROW:
+        variable = node.node
+        if not isinstance(variable, nodes.Name) or variable.name != _ROW:
             continue
         if isinstance(node, nodes.Getattr):
             found.add(node.attr)
@@ -344,22 +343,22 @@ def _by_row(flag: str, tree: nodes.Template) -> set[str]:
             node.arg.value = str(node.arg.value)
         else:
             raise JobError(f"{flag}: row[…] takes the name of a column, such as row['text'].")
-        of.name = _ROW_ITSELF
+        variable.name = _ROW_ITSELF
     return found
 
 
-def _settle(tree: nodes.Template) -> None:
-    """Has what `~` and `%` put in shown as in braces, and methods found where they are called."""
+def _convert(tree: nodes.Template) -> None:
+    """Makes `~` and `%` insert values as braces do, and calls find methods before items."""
     from jinja2 import nodes
 
     for call in tree.find_all(nodes.Call):
-        if isinstance(of := call.node, nodes.Getattr):
-            name = nodes.Const(of.attr, lineno=of.lineno)
-            call.node = nodes.Filter(of.node, "method", [name], [], None, None, lineno=of.lineno)
-
+        if isinstance(get := call.node, nodes.Getattr):
+            name = nodes.Const(get.attr, lineno=get.lineno)
+            call.node = nodes.Filter(get.node, "method", [name], [], None, None, lineno=get.lineno)
     for joined in tree.find_all(nodes.Concat):
         joined.nodes = [
-            nodes.Filter(of, "shown", [], [], None, None, lineno=of.lineno) for of in joined.nodes
+            nodes.Filter(part, "shown", [], [], None, None, lineno=part.lineno)
+            for part in joined.nodes
         ]
     for rest in tree.find_all(nodes.Mod):
         rest.right = nodes.Filter(rest.right, "operand", [], [], None, None, lineno=rest.lineno)
@@ -370,8 +369,8 @@ def _expression(name: str) -> str:
     return f"{{{{ {name if name.isidentifier() else f'row[{name!r}]'} }}}}"
 
 
-def _written(columns: Mapping[str, object], message: str) -> str:
-    """How a column is written whose name is no identifier, if the row has one."""
+def _row_hint(columns: Mapping[str, object], message: str) -> str:
+    """A hint on columns whose names are not identifiers, if the row has one."""
     odd = [name for name in columns if not name.isidentifier()]
     if not odd:
         return ""
@@ -381,10 +380,10 @@ def _written(columns: Mapping[str, object], message: str) -> str:
     return f"; a name such as {name!r} is written {_expression(name)}"
 
 
-def _meant(text: str) -> str:
-    """How the first thing in braces is written that looks like the name of a column, and is none."""
-    for told, _single in _EXPRESSION.findall(text):
-        name = told.strip()
+def _hint(text: str) -> str:
+    """A hint on the first name in braces that is not an identifier."""
+    for written, _single in _EXPRESSION.findall(text):
+        name = written.strip()
         if re.fullmatch(r"[\w .#&/-]+", name) and not name.isidentifier():
             return f", and {_expression(name)} for a column of that name"
     return ""

@@ -81,7 +81,7 @@ def test_a_template_serves_the_rows_that_have_its_columns():
 def test_a_template_that_uses_nothing_of_the_row_is_noticed(template, system, columns, told_apart):
     """It would send the same words for each row, and each would be paid for."""
     prompter = Prompter(template, system, {}, own_model=False)
-    assert prompter.is_told_apart(Row(0, "a.jsonl:1", columns)) is told_apart
+    assert prompter.uses(Row(0, "a.jsonl:1", columns)) is told_apart
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])

@@ -112,7 +112,7 @@ def test_standard_input_is_kept_byte_by_byte(tmp_path, monkeypatch):
         (b"id,text\n1,a\n", "write CSV to a file"),
         (b'[{"prompt": "a"}]', "jq -c"),
         (gzip.compress(b'{"prompt": "a"}', mtime=0), "zcat"),
-        ('{"prompt": "a"}'.encode("utf-16"), "no UTF-8"),
+        ('{"prompt": "a"}'.encode("utf-16"), "not UTF-8"),
         (b"", ""),
         (b'\n{"prompt": "a"}\n', ""),
         (b'oops\n{"prompt": "a"}\n', ""),

@@ -158,8 +158,8 @@ def test_what_cannot_be_is_said_before_anything_is_sent(tmp_path, echo, scheme, 
     cases = {
         f"{of.root}/theirs.jsonl": "is there already and batcher has no record here",
         f"{scheme}://bkt-none/o.jsonl": "there is no bucket bkt-none",
-        f"{scheme}://key:secret@bkt/o.jsonl": "credentials stand in the environment",
-        f"{scheme}:///o.jsonl": "no bucket",
+        f"{scheme}://key:secret@bkt/o.jsonl": "give credentials in the environment",
+        f"{scheme}:///o.jsonl": "it names no bucket",
         f"{of.root}/o.txt": "no suffix that names a format",
     }
     for output, why in cases.items():
