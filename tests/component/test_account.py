@@ -138,6 +138,7 @@ LARGER = [
     (4, 6, 10, {"max_total_tokens": 400}, {"--max-total-tokens": "1200"}),
     (4, None, 10, {"max_cost": 0.4}, {"--max-cost": "1.2"}),  # By the average of all that is ok.
     (4, None, None, {"max_cost": 0.4}, {"--max-cost": "0.80"}),  # Nothing tells: as much again.
+    (4, None, 4, {"max_cost": 0.4}, {"--max-cost": "0.80"}),  # All is ok, and yet it was stopped.
     (4, 0, 4, {"max_cost": 5}, {"--max-cost": "5.0"}),  # Never less.
 ]
 
@@ -151,7 +152,7 @@ def test_a_run_that_is_stopped_is_told_a_budget_that_suffices(
         n: Decimal(of) for n, of in flags.items()
     }
     assert said.startswith("It is spent.")
-    assert ("The rest may take" in said) == (rows is not None)
+    assert ("The rest may take" in said) == (to_send is not None or rows == 10)
 
 
 # What all rows would cost
