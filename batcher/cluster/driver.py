@@ -148,8 +148,8 @@ class _Driver:
         tasks: set[asyncio.Task[None]] = set()
         try:
             await self._hand_out(tasks)
-            while tasks:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks:  # One may have failed while others were still handed out.
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:
                     task.result()
         finally:
@@ -180,7 +180,6 @@ class _Driver:
                     self._prompts[pending.prompt.row] = prompt
                 task = asyncio.create_task(self._run_shard(shard, free))
                 tasks.add(task)
-                task.add_done_callback(tasks.discard)
                 # A wrong key or a model that does not exist costs one worker's first rows, not all workers'.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._first_answer.wait(), _FIRST_SECONDS)
