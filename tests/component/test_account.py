@@ -17,7 +17,7 @@ from batcher.money.prices import Price, Prices
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.runtime.costs import project, with_larger_budget
-from batcher.write.index import line_of
+from batcher.write.lines import line_of
 from tests.support.made import result
 from tests.support.program import write_jsonl
 
