@@ -6,7 +6,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from batcher.errors import Damaged
+from batcher.errors import IncompleteOutput
 from batcher.records import Outcome
 from batcher.write.finish import export
 from tests.support.job_folder import JobFolder
@@ -76,7 +76,7 @@ def test_beside_a_running_process_rows_without_an_answer_are_left_out(tmp_path):
 
 def test_the_end_of_a_run_writes_no_output_that_lacks_rows(tmp_path):
     made = Finish(tmp_path, {(1, 0): Outcome.OK})
-    with pytest.raises(Damaged, match="3 results are not in the journal any more"):
+    with pytest.raises(IncompleteOutput, match="3 results are not in the journal any more"):
         made.write()
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -91,7 +91,7 @@ def test_a_damaged_answer_leaves_the_old_output_as_it_is(whole):
     spoil(whole)
     before = whole.rows()
     for locked in (False, True):
-        with pytest.raises(Damaged, match="one answer there cannot be read any more"):
+        with pytest.raises(IncompleteOutput, match="one answer there cannot be read any more"):
             whole.write(locked=locked)
         assert whole.rows() == before
 
@@ -105,7 +105,7 @@ def test_what_is_left_can_be_written_to_another_file(whole):
 def test_an_input_that_is_touched_meanwhile_leaves_the_old_output(whole):
     whole.write()
     whole.job.write(ROWS[::-1])
-    with pytest.raises(Damaged, match="was touched while the output was written"):
+    with pytest.raises(IncompleteOutput, match="was touched while the output was written"):
         whole.write()
     assert [row["prompt"] for row in whole.rows()] == ["p0", "p1", "p2", "p3"]
 
