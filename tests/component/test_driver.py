@@ -168,7 +168,6 @@ def test_what_the_hub_tells_at_the_end_is_heeded(tmp_path):
 
     world = World(tmp_path, Told())
     driver = world.run()
-    [lane] = driver.lanes
-    assert lane.standing()[:3] == (2, 3, "retry")
+    assert driver.snapshot()["m"][:3] == (2, 3, "retry")
     assert (world.summary.models["m"].limit_used, world.summary.total_limit_used) == (0.5, 0.25)
     assert str(driver.stopped) == "over"
