@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from batcher.cluster.driver import Driver
-from batcher.cluster.worker import BLOCK, Done
+from batcher.cluster.driver import ClusterBackend
+from batcher.cluster.worker import SEGMENTS, ShardEnded
 from batcher.errors import JobError, OutputError, RunStopped
 from batcher.job.endpoint import Endpoint
 from batcher.live.summary import Summary
 from batcher.money.prices import Prices
-from batcher.plan.requests import settings_of
 from batcher.records import Outcome
+from batcher.runtime.backend import Work
 from tests.support.job_folder import URL, JobFolder
 from tests.support.made import result
 
@@ -29,14 +29,14 @@ class Cluster:
         self.shards, self.calls = [], []
         self.done = done or answered
 
-    async def run(self, _errand, shard):
+    async def run(self, _job, shard):
         self.shards.append(shard)
         return self.done(shard)
 
     def begin(self, _folder, _spent):
         self.calls.append("begin")
 
-    async def told(self):
+    async def status(self):
         return None
 
     async def end(self):
@@ -47,11 +47,11 @@ class Cluster:
 
 
 def rows_of(shard):
-    return [todo.prompt.row for todo in shard.todos]
+    return [row.prompt.row for row in shard.rows]
 
 
 def answered(shard):
-    return Done([result(row=row) for row in rows_of(shard)])
+    return ShardEnded([result(row=row) for row in rows_of(shard)])
 
 
 class World:
@@ -63,42 +63,35 @@ class World:
         self.cluster, self.asked, self.emit = cluster, asked, emit
         self.summary = Summary(lambda: 0.0, ["m"])
 
-    def driver(self):
-        job = self.folder.job()
-        return Driver(
-            self.cluster, job, settings_of(job, URL), Endpoint(URL, URL), self.folder.plan,
-            self.folder.folder, self.summary, len(ROWS), self.emit, Prices({}), None, None, self.run_id,
-        )  # fmt: skip
-
     def run(self):
-        async def work():
-            driver = self.driver()
-            await driver.run()
-            return driver
-
-        return asyncio.run(work())
+        work = Work(
+            self.folder.job(), Endpoint(URL, URL), self.folder.plan, self.folder.folder, self.run_id,
+            len(ROWS), self.summary, Prices({}), emit=self.emit,
+        )  # fmt: skip
+        self.backend = ClusterBackend(self.cluster)
+        return asyncio.run(self.backend.run(work))
 
 
 def test_rows_go_out_in_shards_of_their_order_and_each_has_segments_of_its_own(tmp_path):
     world = World(tmp_path, Cluster(), shards=5)
-    driver = world.run()
+    ended = world.run()
     assert [rows_of(s) for s in world.cluster.shards] == [[n, n + 1, n + 2] for n in (0, 3, 6, 9)]
-    assert [s.first for s in world.cluster.shards] == [n * BLOCK + 1 for n in (1, 2, 3, 4)]
-    assert (world.summary.rows, driver.all_ok, driver.stopped) == (12, True, None)
+    assert [s.first for s in world.cluster.shards] == [n * SEGMENTS + 1 for n in (1, 2, 3, 4)]
+    assert (world.summary.rows, ended.all_ok, ended.stopped) == (12, True, None)
     assert world.cluster.calls == ["begin", "end"]
 
 
 def test_segments_begin_behind_those_that_there_are(tmp_path):
     world = World(tmp_path, Cluster())
-    (world.folder.folder / f"journal-{BLOCK + 5:06}.jsonl").touch()
+    (world.folder.folder / f"journal-{SEGMENTS + 5:06}.jsonl").touch()
     world.run()
-    assert world.cluster.shards[0].first == 2 * BLOCK + 1
+    assert world.cluster.shards[0].first == 2 * SEGMENTS + 1
 
 
 def test_a_row_that_is_told_of_twice_counts_once_and_a_strange_one_not_at_all(tmp_path):
     def twice(shard):
         ended = [result(row=row) for row in rows_of(shard)]
-        return Done([*ended, *ended, result(row=99)])
+        return ShardEnded([*ended, *ended, result(row=99)])
 
     world = World(tmp_path, Cluster(done=twice))
     world.run()
@@ -118,7 +111,7 @@ def test_whoever_wants_rows_gets_each_with_its_prompt(tmp_path):
 @pytest.mark.parametrize(("route", "all_ok"), [("each", False), ("fallback", True)])
 def test_a_row_that_is_not_ok_is_told_where_each_row_must_be(tmp_path, route, all_ok):
     def refused(shard):
-        return Done([result(Outcome.REFUSED, row) for row in rows_of(shard)])
+        return ShardEnded([result(Outcome.REFUSED, row) for row in rows_of(shard)])
 
     assert (
         World(tmp_path, Cluster(done=refused), route=route, models=["m", "n"]).run().all_ok
@@ -138,17 +131,17 @@ STOPS = [
 def test_a_shard_that_was_stopped_stops_the_run(tmp_path, why, answers, kind):
     def stopped(shard):
         outcome = Outcome.OK if answers else Outcome.AUTH
-        return Done([result(outcome, rows_of(shard)[0])], why, "m: closed")
+        return ShardEnded([result(outcome, rows_of(shard)[0])], why, "m: closed")
 
     world = World(tmp_path, Cluster(workers=1, done=stopped), shards=12)
-    driver = world.run()
-    assert type(driver.stopped) is kind
-    assert (str(driver.stopped), driver.closed) == (str(why), "m: closed")
+    ended = world.run()
+    assert type(ended.stopped) is kind
+    assert (str(ended.stopped), ended.given_up) == (str(why), "m: closed")
     assert len(world.cluster.shards) < 12
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run_at_once(tmp_path):
-    world = World(tmp_path, Cluster(done=lambda _shard: Done((), OutputError("full"))))
+    world = World(tmp_path, Cluster(done=lambda _shard: ShardEnded((), OutputError("full"))))
     with pytest.raises(OutputError, match="full"):
         world.run()
     assert world.cluster.calls[-1] == "end"
@@ -167,7 +160,7 @@ def test_what_the_hub_tells_at_the_end_is_heeded(tmp_path):
             return told
 
     world = World(tmp_path, Told())
-    driver = world.run()
-    assert driver.snapshot()["m"][:3] == (2, 3, "retry")
+    ended = world.run()
+    assert world.backend.snapshot()["m"][:3] == (2, 3, "retry")
     assert (world.summary.models["m"].limit_used, world.summary.total_limit_used) == (0.5, 0.25)
-    assert str(driver.stopped) == "over"
+    assert str(ended.stopped) == "over"
