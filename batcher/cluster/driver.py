@@ -14,7 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from batcher.cluster.hub import Told
+from batcher.cluster.messages import HubStatus
 from batcher.cluster.worker import SEGMENTS, Shard, ShardEnded, ShardJob
 from batcher.errors import JobError, RunStopped
 from batcher.money.spending import Spent
@@ -57,10 +57,10 @@ class Cluster(Protocol):
             spent: What earlier runs spent; None without a budget.
         """
 
-    async def status(self) -> Told | None:
+    async def status(self) -> HubStatus | None:
         """The state of the hub; None while it does not answer."""
 
-    async def end(self) -> Told | None:
+    async def end(self) -> HubStatus | None:
         """The last state of the hub, once all shards have ended; records what was spent."""
 
     async def stop(self) -> None:
@@ -268,7 +268,7 @@ class _Driver:
                 await self._cluster.stop()  # Each time: the hub may have restarted since.
             await self._observe(await self._cluster.status())
 
-    async def _observe(self, status: Told | None) -> None:
+    async def _observe(self, status: HubStatus | None) -> None:
         if status is None:
             return
         for result in status.ended:

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batcher.cluster.hub import Hub, Reply, Told, Turn
+from batcher.cluster.hub import Hub
 from batcher.cluster.link import Unreachable
+from batcher.cluster.messages import HubStatus, Reply, Report
 from batcher.cluster.worker import Shard, ShardEnded, ShardJob, work
 from batcher.errors import JobError
 from batcher.job.job import Job
@@ -49,23 +50,23 @@ class _HubActor:
         budget = None if self._account is None else self._account.budget
         self._hub = Hub(job.limits, job.total, job.row_timeout, budget=budget)
 
-    async def turn(self, turn: Turn) -> Reply:
-        return self._hub.turn(turn)
+    async def report(self, report: Report) -> Reply:
+        return self._hub.report(report)
 
     async def leave(self, attempt: int) -> None:
         self._hub.leave(attempt)
 
-    async def status(self) -> Told:
-        return self._hub.told()
+    async def status(self) -> HubStatus:
+        return self._hub.status()
 
-    async def end(self) -> Told:
+    async def end(self) -> HubStatus:
         if self._account is not None:
             if (
                 self._restarted
             ):  # Nothing is known of the reservations that the hub before it made.
                 self._account.budget.known(Amount(*spending.known(self._folder)))
             self._account.close()
-        return self._hub.told()
+        return self._hub.status()
 
     async def stop(self) -> None:
         self._hub.stop()
@@ -79,9 +80,9 @@ def _task(shard_job: ShardJob, shard: Shard, hub: Any) -> ShardEnded:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     attempt = time.time_ns()
 
-    async def call(turn: Turn) -> Reply:
+    async def call(report: Report) -> Reply:
         try:
-            reply: Reply = await hub.turn.remote(turn)
+            reply: Reply = await hub.report.remote(report)
         except RayError as error:
             raise Unreachable(str(error)) from None
         return reply
@@ -187,14 +188,14 @@ class RayCluster:
             )
         return ended
 
-    async def status(self) -> Told | None:
+    async def status(self) -> HubStatus | None:
         """As `Cluster.status`."""
-        status: Told | None = await self._answer(self._hub.status.remote())
+        status: HubStatus | None = await self._answer(self._hub.status.remote())
         return status
 
-    async def end(self) -> Told | None:
+    async def end(self) -> HubStatus | None:
         """As `Cluster.end`."""
-        status: Told | None = await self._answer(self._hub.end.remote())
+        status: HubStatus | None = await self._answer(self._hub.end.remote())
         return status
 
     async def stop(self) -> None:

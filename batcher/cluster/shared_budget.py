@@ -1,8 +1,8 @@
-"""One budget for all workers: the hub keeps it, and lends what each request may take at most. Touches: nothing itself.
+"""One budget for all workers: the hub holds it and reserves what each request may take. Touches: nothing.
 
-The hub holds the very budget that a run on one machine has. A worker's request waits for its part
-before it stands in line for the limits, one turn for each; without the hub nothing is paid for. What a
-lost worker was lent counts as spent, until it comes back and tells what became of it.
+The hub holds the same budget as a run on one machine. A worker's request waits for its reservation before it joins
+the line for the limits, one report for each; without the hub nothing is paid for. What was reserved for a lost
+worker counts as spent, until the worker comes back and reports what became of it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from batcher.limits.port import Closed
 from batcher.money.budget import NOTHING, Amount, LocalBudget, Reservation
 
-__all__ = ["BudgetServer", "ReserveRequest", "SharedBudget", "Spends"]
+__all__ = ["BudgetReport", "BudgetServer", "ReserveRequest", "SharedBudget"]
 
 
 class ReserveRequest(NamedTuple):
-    """A request that wants to be paid for; as `LocalBudget.enter` takes it."""
+    """A request that needs a reservation; as `LocalBudget.enter` takes it."""
 
     number: int
     model: str
@@ -27,8 +27,8 @@ class ReserveRequest(NamedTuple):
     again: bool
 
 
-class ReserveReply(NamedTuple):
-    """What a worker was lent and has not settled."""
+class Held(NamedTuple):
+    """A reservation of a worker."""
 
     number: int
     model: str
@@ -36,36 +36,36 @@ class ReserveReply(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What became of a request: as `LocalBudget.settled`; `more` as `LocalBudget.took_more`, if it did."""
+    """A reservation that is over: as `LocalBudget.settled`; `more` as `LocalBudget.took_more`, if it did."""
 
-    of: ReserveReply
+    held: Held
     used: Amount
     perhaps: Amount
     more: tuple[Amount, Amount] | None
 
 
-class Spends(NamedTuple):
-    """What a worker tells.
+class BudgetReport(NamedTuple):
+    """What a worker reports about the budget.
 
     Attributes:
-        pleas: What came since the last turn; all there is when `lent` is told.
-        gone: Numbers of what wants nothing any more.
-        settled: What ended; told until it was heard.
-        lent: What it has, or had and never told the end of; only when everything is told anew.
+        requests: Requests since the last report; all that wait if `held` is set.
+        dropped: Numbers of requests that need no reservation any more.
+        settled: Reservations that are over; reported until the hub has answered.
+        held: All reservations whose end the hub may not know; only in a report of everything.
     """
 
-    pleas: Sequence[ReserveRequest] = ()
-    gone: Sequence[int] = ()
+    requests: Sequence[ReserveRequest] = ()
+    dropped: Sequence[int] = ()
     settled: Sequence[Settled] = ()
-    lent: Sequence[ReserveReply] | None = None
+    held: Sequence[Held] | None = None
 
 
 class SharedBudget:
-    """The budget as a worker has it; see `send.budget.Purse`.
+    """The budget as a worker has it: a `money.budget.Budget`.
 
     Args:
         in_dollars: Whether dollars are bounded.
-        wake: Called when there is something to tell.
+        wake: Called when there is something to report.
     """
 
     def __init__(self, in_dollars: bool, wake: Callable[[], None]) -> None:
@@ -73,14 +73,18 @@ class SharedBudget:
         self._wake = wake
         self._numbers = itertools.count()
         self._line: dict[int, tuple[ReserveRequest, asyncio.Future[Reservation]]] = {}
-        self._lent: dict[Reservation, int] = {}
-        self._pleas: list[ReserveRequest] = []
-        self._gone: list[int] = []
+        self._held: dict[Reservation, int] = {}
+        self._requests: list[ReserveRequest] = []
+        self._dropped: list[int] = []
         self._settled: list[Settled] = []
-        self._perhaps_heard: Sequence[Settled] = ()
+        self._unconfirmed: Sequence[Settled] = ()  # Of a report that was perhaps not received.
         self._more: dict[str, tuple[Amount, Amount]] = {}
         self._closed = False
         self._on_stop: Callable[[Exception], None] = lambda _why: None
+
+    def on_stop(self, callback: Callable[[Exception], None]) -> None:
+        """As `LocalBudget.on_stop`."""
+        self._on_stop = callback
 
     async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Reservation:
         """As `LocalBudget.enter`.
@@ -91,196 +95,191 @@ class SharedBudget:
         if self._closed:
             raise Closed
         number = next(self._numbers)
-        plea = ReserveRequest(number, model, most, again)
-        lent: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
-        self._line[number] = plea, lent
-        self._pleas.append(plea)
+        request = ReserveRequest(number, model, most, again)
+        reserved: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        self._line[number] = request, reserved
+        self._requests.append(request)
         self._wake()
         try:
-            return await lent
+            return await reserved
         except asyncio.CancelledError:
             if self._line.pop(number, None) is not None:
-                self._gone.append(number)
+                self._dropped.append(number)
                 self._wake()
-            elif not (lent.cancelled() or lent.exception()):
-                lent.result().settle()  # It was not sent.
+            elif not (reserved.cancelled() or reserved.exception()):
+                reserved.result().settle()  # It was not sent.
             raise
 
     def settled(self, hold: Reservation, used: Amount, perhaps: Amount) -> None:
         """As `LocalBudget.settled`."""
         more = self._more.pop(hold.model, None)
-        lent = ReserveReply(self._lent.pop(hold), hold.model, hold.amount)
-        self._settled.append(Settled(lent, used, perhaps, more))
+        held = Held(self._held.pop(hold), hold.model, hold.amount)
+        self._settled.append(Settled(held, used, perhaps, more))
         self._wake()
 
     def took_more(self, model: str, used: Amount, most: Amount) -> None:
         """As `LocalBudget.took_more`."""
         self._more[model] = used, most
 
-    def on_stop(self, callback: Callable[[Exception], None]) -> None:
-        """As `LocalBudget.on_stop`."""
-        self._on_stop = callback
-
     def stop(self, why: Exception) -> None:
-        """Nothing more is paid for, by this worker; it tells the driver why."""
+        """Stops paying in this worker, which reports the reason to the driver."""
         if not self._closed:
             self.close()
             self._on_stop(why)
 
     def close(self) -> None:
-        """Those who wait are let go."""
+        """Requests that wait get `Closed`."""
         self._closed = True
-        for number, (_plea, lent) in self._line.items():
-            if not lent.done():
-                lent.set_exception(Closed())
-            self._gone.append(number)
+        for number, (_request, reserved) in self._line.items():
+            if not reserved.done():
+                reserved.set_exception(Closed())
+            self._dropped.append(number)
         self._line.clear()
 
     # For the link
 
     @property
     def waiting(self) -> bool:
-        """Whether a request wants to be paid for."""
+        """Whether a request waits for its reservation."""
         return bool(self._line)
 
     @property
-    def owes(self) -> bool:
-        """Whether the hub is still to be told something."""
-        return bool(self._settled or self._perhaps_heard or self._gone)
+    def unreported(self) -> bool:
+        """Whether there is something that the hub has not confirmed."""
+        return bool(self._settled or self._unconfirmed or self._dropped)
 
-    def tell(self, *, anew: bool) -> Spends:
-        """What is to be told with the next turn."""
-        lent = None
-        if (
-            anew
-        ):  # What a hub before perhaps heard of is not told to another one: it would count twice.
-            self._pleas, self._gone = [plea for plea, _lent in self._line.values()], []
-            lent = [
-                ReserveReply(number, hold.model, hold.amount)
-                for hold, number in self._lent.items()
-            ]
-            lent += [one.of for one in self._settled]
-        told = Spends(self._pleas, self._gone, [*self._perhaps_heard, *self._settled], lent)
-        self._perhaps_heard = ()
-        self._pleas, self._gone, self._settled = [], [], []
-        return told
+    def report(self, *, everything: bool) -> BudgetReport:
+        """Takes what there is to report."""
+        held = None
+        if everything:
+            # What an earlier hub perhaps received is not reported as new to another one: it would count twice.
+            self._requests = [request for request, _reserved in self._line.values()]
+            self._dropped = []
+            held = [Held(number, one.model, one.amount) for one, number in self._held.items()]
+            held += [one.held for one in self._settled]
+        settled = [*self._unconfirmed, *self._settled]
+        report = BudgetReport(self._requests, self._dropped, settled, held)
+        self._requests, self._dropped, self._settled = [], [], []
+        self._unconfirmed = ()
+        return report
 
-    def unheard(self, told: Spends) -> None:
-        """What was told was perhaps not heard."""
-        self._perhaps_heard = told.settled
+    def unconfirmed(self, report: BudgetReport) -> None:
+        """A report was perhaps not received."""
+        self._unconfirmed = report.settled
 
-    def hear(self, lent: Sequence[tuple[int, Amount]]) -> None:
-        """What the hub lends."""
-        for number, amount in lent:
-            plea, waits = self._line.pop(number, (None, None))
-            if plea is None or waits is None or waits.cancelled():
-                self._gone.append(number)
+    def reserved(self, granted: Sequence[tuple[int, Amount]]) -> None:
+        """The hub granted reservations."""
+        for number, amount in granted:
+            request, reserved = self._line.pop(number, (None, None))
+            if request is None or reserved is None or reserved.cancelled():
+                self._dropped.append(number)
             else:
-                hold = Reservation(self, plea.model, amount)
-                self._lent[hold] = number
-                waits.set_result(hold)
+                hold = Reservation(self, request.model, amount)
+                self._held[hold] = number
+                reserved.set_result(hold)
 
 
 class _Borrower:
-    """What the hub knows of an attempt at a shard.
+    """What the hub knows about an attempt at a shard.
 
     Attributes:
-        pleas: What waits.
-        lent: What it has and has not settled, and
-        lost: what it had when it was given up; it counts as spent.
-        to_tell: What it was lent and has not been told.
+        waiting: Requests that wait for their reservations.
+        held: Its reservations.
+        lost: Those that it had when it was given up; they count as spent.
+        granted: Reservations for its next reply.
     """
 
     def __init__(self) -> None:
-        self.pleas: dict[int, asyncio.Task[None]] = {}
-        self.lent: dict[int, Reservation] = {}
+        self.waiting: dict[int, asyncio.Task[None]] = {}
+        self.held: dict[int, Reservation] = {}
         self.lost: dict[int, Reservation] = {}
-        self.to_tell: list[tuple[int, Amount]] = []
+        self.granted: list[tuple[int, Amount]] = []
 
 
 class BudgetServer:
     """The budget as the hub has it.
 
     Args:
-        budget: What all may spend.
-        over: Called when nothing more is paid for.
+        budget: The budget of the run.
+        on_stop: Called when nothing more is paid for.
 
     Attributes:
-        why: What ended the run, if this did.
+        why: Why the budget ended the run, if it did.
     """
 
-    def __init__(self, budget: LocalBudget, over: Callable[[], None]) -> None:
+    def __init__(self, budget: LocalBudget, on_stop: Callable[[], None]) -> None:
         self.budget = budget
-        self._over = over
-        self._borrowers: dict[int, _Borrower] = {}
         self.why: Exception | None = None
-        budget.on_stop(self._ends)
+        self._on_stop = on_stop
+        self._borrowers: dict[int, _Borrower] = {}
+        budget.on_stop(self._stop)
 
-    def turn(self, attempt: int, told: Spends) -> Sequence[tuple[int, Amount]]:
-        """One worker's call; (number, amount) of what it is lent."""
-        of = self._borrowers.setdefault(attempt, _Borrower())
-        if told.lent is not None:
-            self._begin_anew(of, told.lent, told.settled)
-        for (number, *_), used, perhaps, more in told.settled:
-            hold = of.lent.pop(number, None)
-            if hold is None and (lost := of.lost.pop(number, None)) is not None:
+    def report(self, attempt: int, report: BudgetReport) -> Sequence[tuple[int, Amount]]:
+        """Takes a worker's report; (number, amount) of each reservation that was granted to it."""
+        borrower = self._borrowers.setdefault(attempt, _Borrower())
+        if report.held is not None:
+            self._reconcile(borrower, report.held, report.settled)
+        for (number, *_), used, perhaps, more in report.settled:
+            hold = borrower.held.pop(number, None)
+            if hold is None and (lost := borrower.lost.pop(number, None)) is not None:
                 hold = self.budget.found(lost)
             if hold is not None:
                 if more is not None:
                     self.budget.took_more(hold.model, *more)
                 self.budget.settled(hold, used, perhaps)
-        for number in told.gone:
-            if (task := of.pleas.pop(number, None)) is not None:
+        for number in report.dropped:
+            if (task := borrower.waiting.pop(number, None)) is not None:
                 task.cancel()
-            elif (hold := of.lent.pop(number, None)) is not None:
+            elif (hold := borrower.held.pop(number, None)) is not None:
                 self.budget.settled(hold, NOTHING, NOTHING)
-        for plea in told.pleas:
-            of.pleas[plea.number] = asyncio.get_running_loop().create_task(self._lend(of, plea))
-        lent, of.to_tell = of.to_tell, []
-        return lent
+        for request in report.requests:
+            task = asyncio.get_running_loop().create_task(self._reserve(borrower, request))
+            borrower.waiting[request.number] = task
+        granted, borrower.granted = borrower.granted, []
+        return granted
 
     def lost(self, attempt: int) -> None:
-        """A worker is reckoned with no longer: it may have sent all that it was lent."""
-        if (of := self._borrowers.get(attempt)) is not None:
-            self._let_go(of)
-            for number, hold in of.lent.items():
+        """A worker is given up: it may have sent every request that had a reservation."""
+        if (borrower := self._borrowers.get(attempt)) is not None:
+            self._forget_line(borrower)
+            for number, hold in borrower.held.items():
                 self.budget.settled(hold, hold.amount, hold.amount)
-                of.lost[number] = hold
-            of.lent.clear()
+                borrower.lost[number] = hold
+            borrower.held.clear()
 
-    def _begin_anew(
-        self, of: _Borrower, lent: Sequence[ReserveReply], settled: Sequence[Settled]
+    def _reconcile(
+        self, borrower: _Borrower, held: Sequence[Held], settled: Sequence[Settled]
     ) -> None:
-        """A worker that is new here, or of which a turn or its answer went astray."""
-        self._let_go(of)
-        has = {one.number for one in lent} | {one.of.number for one in settled}
-        for number in of.lent.keys() - has:  # It never heard of it.
-            self.budget.settled(of.lent.pop(number), NOTHING, NOTHING)
-        for number, model, amount in lent:
-            if number in of.lent:
+        """Takes a report of everything: the worker is new here, or a report or a reply was lost."""
+        self._forget_line(borrower)
+        has = {one.number for one in held} | {one.held.number for one in settled}
+        for number in borrower.held.keys() - has:  # The worker never received it.
+            self.budget.settled(borrower.held.pop(number), NOTHING, NOTHING)
+        for number, model, amount in held:
+            if number in borrower.held:
                 continue
-            if (lost := of.lost.pop(number, None)) is not None:
-                of.lent[number] = self.budget.found(lost)
-            else:  # Lent by the hub before, which recorded that it was.
-                of.lent[number] = self.budget.adopt(model, amount)
+            if (lost := borrower.lost.pop(number, None)) is not None:
+                borrower.held[number] = self.budget.found(lost)
+            else:  # Reserved by the hub before this one, which recorded it.
+                borrower.held[number] = self.budget.adopt(model, amount)
 
-    def _let_go(self, of: _Borrower) -> None:
-        for task in of.pleas.values():
+    def _forget_line(self, borrower: _Borrower) -> None:
+        for task in borrower.waiting.values():
             task.cancel()
-        of.pleas.clear()
-        for number, _amount in of.to_tell:
-            self.budget.settled(of.lent.pop(number), NOTHING, NOTHING)
-        of.to_tell.clear()
+        borrower.waiting.clear()
+        for number, _amount in borrower.granted:
+            self.budget.settled(borrower.held.pop(number), NOTHING, NOTHING)
+        borrower.granted.clear()
 
-    async def _lend(self, of: _Borrower, plea: ReserveRequest) -> None:
+    async def _reserve(self, borrower: _Borrower, request: ReserveRequest) -> None:
         try:
-            hold = await self.budget.enter(plea.most, plea.model, again=plea.again)
+            hold = await self.budget.enter(request.most, request.model, again=request.again)
         except Closed:
             return
-        del of.pleas[plea.number]
-        of.lent[plea.number] = hold
-        of.to_tell.append((plea.number, hold.amount))
+        del borrower.waiting[request.number]
+        borrower.held[request.number] = hold
+        borrower.granted.append((request.number, hold.amount))
 
-    def _ends(self, why: Exception) -> None:
+    def _stop(self, why: Exception) -> None:
         self.why = why
-        self._over()
+        self._on_stop()

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from batcher.cluster.hub import Line, Reply, Turn
 from batcher.cluster.link import Link
+from batcher.cluster.messages import ModelStatus, Reply, Report
 from batcher.errors import BatcherError, JobError
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
@@ -96,7 +96,7 @@ class ShardEnded:
 
 
 async def work(
-    shard_job: ShardJob, shard: Shard, attempt: int, call: Callable[[Turn], Awaitable[Reply]]
+    shard_job: ShardJob, shard: Shard, attempt: int, call: Callable[[Report], Awaitable[Reply]]
 ) -> ShardEnded:
     """Sends the requests of a shard that have no result yet.
 
@@ -136,7 +136,7 @@ async def work(
         shard.number,
         attempt,
         lambda: engine.stop(),
-        lambda: _lines(engine),
+        lambda: _model_status(engine),
         in_dollars=shard_job.in_dollars,
     )
     config = EngineConfig(
@@ -262,8 +262,8 @@ def _without_answer(result: Result) -> Result:
     )
 
 
-def _lines(engine: Engine) -> Mapping[str, Line]:
+def _model_status(engine: Engine) -> Mapping[str, ModelStatus]:
     return {
-        model: Line(status.waiting if status.waiting_for == "retry" else 0, status.longest)
+        model: ModelStatus(status.waiting if status.waiting_for == "retry" else 0, status.longest)
         for model, status in engine.snapshot().items()
     }

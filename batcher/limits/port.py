@@ -85,7 +85,7 @@ class Closed(Exception):
 class RateLimiter(Protocol):
     """The limits of one model, as the engine and the sender use them.
 
-    Implemented by `limits.gate.Gate` and, where several workers share the limits, by `cluster.link.SharedGate`.
+    Implemented by `limits.gate.Gate` and, where several workers share the limits, by `cluster.shared_gate.SharedGate`.
 
     Attributes:
         waited: Seconds that the first in line has waited, by cause.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from batcher.cluster.hub import Hub, Reply, Told, Turn
+from batcher.cluster.hub import Hub
+from batcher.cluster.messages import HubStatus, Reply, Report
 from batcher.cluster.worker import Shard, ShardEnded, ShardJob, work
 from batcher.job.job import Job
 from batcher.money.account import Account
@@ -43,23 +44,23 @@ class InProcessCluster:
     async def _attempt(self, job: ShardJob, shard: Shard) -> ShardEnded:
         number = next(self._attempts)
 
-        async def call(turn: Turn) -> Reply:
-            return self._hub.turn(turn)
+        async def call(report: Report) -> Reply:
+            return self._hub.report(report)
 
         try:
             return await work(job, shard, number, call)
         finally:
             self._hub.leave(number)
 
-    async def status(self) -> Told:
+    async def status(self) -> HubStatus:
         """The state of the hub."""
-        return self._hub.told()
+        return self._hub.status()
 
-    async def end(self) -> Told:
+    async def end(self) -> HubStatus:
         """The last state of the hub."""
         if self._account is not None:
             self._account.close()
-        return self._hub.told()
+        return self._hub.status()
 
     async def stop(self) -> None:
         """Lets no worker send anything new."""

@@ -37,7 +37,7 @@ class World:
         await asyncio.sleep(self.rng.uniform(0.001, 0.01))
         if name in self.cut or self.hub is None:
             await asyncio.sleep(60)
-        reply = self.hub.turn(turn)
+        reply = self.hub.report(turn)
         await asyncio.sleep(self.rng.uniform(0.001, 0.01))
         if name in self.cut:
             raise Unreachable
@@ -218,7 +218,7 @@ def test_a_later_attempt_at_a_shard_stops_the_one_before():
         hub = Hub(lambda _model: Limits(), Limits(), 3600.0, time)
 
         async def call(turn):
-            return hub.turn(turn)
+            return hub.report(turn)
 
         stopped = {1: [], 2: []}
         links = {n: Link(call, 7, n, lambda n=n: stopped[n].append(n), clock=time) for n in (1, 2)}
@@ -245,7 +245,7 @@ def test_a_hub_that_stalls_and_comes_back_leaves_nobody_standing(seconds, overta
         async def heard(turn):
             await goes.wait()
             await asyncio.sleep(rng.uniform(0.001, 0.3 if overtaken else 0.001))
-            return hub.turn(turn)
+            return hub.report(turn)
 
         async def call(turn):
             task = asyncio.create_task(heard(turn))

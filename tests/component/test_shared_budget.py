@@ -57,7 +57,7 @@ class World:
         await asyncio.sleep(self.rng.uniform(0.001, 0.01))
         if name in self.cut or self.hub is None:
             await asyncio.sleep(60)
-        reply = self.hub.turn(turn)
+        reply = self.hub.report(turn)
         await asyncio.sleep(self.rng.uniform(0.001, 0.01))
         if name in self.deaf:
             raise Unreachable
@@ -144,7 +144,7 @@ def test_no_more_is_billed_than_the_budget_whoever_dies(act, lost, seed):
         await asyncio.sleep(5)
         await act(world, workers)
         await asyncio.sleep(150)
-        told = world.hub.told()
+        told = world.hub.status()
         for tasks in workers.values():
             for task in tasks:
                 task.cancel()
@@ -174,7 +174,7 @@ def test_nothing_is_paid_for_that_cannot_be_recorded():
         await asyncio.sleep(60)
         for task in tasks:
             task.cancel()
-        return world, before, world.hub.told()
+        return world, before, world.hub.status()
 
     world, before, told = clock.run(work())
     assert world.billed <= before.tokens
