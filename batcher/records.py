@@ -302,7 +302,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return self.status.answered or (self.prompt_tokens, self.cost_usd) != (None, None)
 
 
-class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How one request ended: one line of the journal, one row of the output.
 
     The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in
