@@ -11,8 +11,10 @@ from genai_prices.data_snapshot import get_snapshot
 
 from batcher.errors import JobError
 from batcher.job.endpoint import Endpoint
+from batcher.money.bill import Bill
 from batcher.money.catalogue import address
-from batcher.money.prices import Bill, Price, Prices, cost_of, of_catalogue, of_file, of_package
+from batcher.money.price_sources import catalogue_prices, file_prices, package_prices
+from batcher.money.prices import Price, Prices, cost_of
 from batcher.money.reserve import max_cost
 from batcher.records import Usage
 from batcher.send import wire
@@ -31,7 +33,7 @@ CSV = "model, input, cached, output\ngpt-4o-mini, 0.15, 0.075, 0.60\n"
 def test_prices_are_read_exactly_from_each_kind_of_file(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
-    [(model, price)] = of_file(str(path)).items()
+    [(model, price)] = file_prices(str(path)).items()
     assert (model, price.input, price.output, price.cached) == ("gpt-4o-mini", *PRICE_NUMBERS)
     assert price.source.startswith(f"{path} of 20")
 
@@ -52,9 +54,9 @@ PRICE_NUMBERS = (PRICE.input, PRICE.output, PRICE.cached)
         ("a.json", "[]", "there are no models"),
         ("a.json", "{", "Expecting"),
         ("a.csv", "name,input\nm,1\n", "no column 'model'"),
-        ("a.csv", "model,input,output\nm,1,2\nm,3,4\n", "m stands in it twice"),
-        ("a.json", '{"m": {"input": 1, "output": 2}, "m": {"input": 2}}', "m stands in it twice"),
-        ("a.toml", "[m]\ninput = 0.00000015\noutput = 0.0000006", "these are dollars a token"),
+        ("a.csv", "model,input,output\nm,1,2\nm,3,4\n", "m is set twice"),
+        ("a.json", '{"m": {"input": 1, "output": 2}, "m": {"input": 2}}', "m is set twice"),
+        ("a.toml", "[m]\ninput = 0.00000015\noutput = 0.0000006", "look like dollars per token"),
         ("a.txt", "", ".toml, .json or .csv"),
         ("none.toml", None, "No such file"),
     ],
@@ -64,7 +66,7 @@ def test_a_file_that_tells_no_price_is_said_to(tmp_path, name, text, why):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(JobError, match=why):
-        of_file(str(tmp_path / name))
+        file_prices(str(tmp_path / name))
 
 
 def test_catalogues_of_both_dialects_are_read():
@@ -77,7 +79,7 @@ def test_catalogues_of_both_dialects_are_read():
         {"model_id": "glm-free", "pricing": {"input": 0, "output": 0}},
         {"model_id": "odd", "pricing": "dear"}, 7,
     ]}  # fmt: skip
-    found = of_catalogue(aihubmix, "2026-01-02")
+    found = catalogue_prices(aihubmix, "2026-01-02")
     assert found.keys() == {"gpt-4o", "glm-free"}
     assert found["gpt-4o"].output == 10
     assert (found["gpt-4o"].context, found["gpt-4o"].max_output) == (128_000, 16_384)
@@ -85,10 +87,10 @@ def test_catalogues_of_both_dialects_are_read():
     assert found["gpt-4o"].source == "the gateway's catalogue of 2026-01-02"
     routed = {"data": [{"id": "openai/gpt-4o", "pricing": {
         "prompt": "0.0000025", "completion": "0.00001", "input_cache_read": "0.00000125"}}]}  # fmt: skip
-    [price] = of_catalogue(routed, "").values()
+    [price] = catalogue_prices(routed, "").values()
     assert (price.input, price.output, price.cached) == (Decimal("2.5"), 10, Decimal("1.25"))
     for nothing in (None, [], {}, {"data": None}, {"data": [None]}):
-        assert of_catalogue(nothing, "") == {}
+        assert catalogue_prices(nothing, "") == {}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_writes_to_the_cache_and_service_tiers_cost_what_is_known_of_them_or_not
     usage, price, body, dollars
 ):
     bill = Bill(price)
-    cost = bill.of(usage, body).cost_usd
+    cost = bill.add(usage, body).cost_usd
     assert cost == (dollars and float(dollars))
     assert bool(bill.unpriced) is (dollars is None)
 
@@ -202,13 +204,13 @@ def test_a_prices_file_names_writes_and_service_tiers(tmp_path):
         "model,input,output,cached,cache_write,cache_write_1h\n"
         "m@1,4,20,0.4,5,8\nm@1@flex,2,10,,,\n"
     )
-    price = Prices(of_file(str(path)), {"m@1": PRICE}).of("m@1")
+    price = Prices(file_prices(str(path)), {"m@1": PRICE}).of("m@1")
     assert (price.cache_write, price.cache_write_1h) == (5, 8)
     assert price.at("flex").input == 2
     assert price.at("priority") is None
     path.write_text("model,input,output,cache_write\nm,1,2,x\n")
     with pytest.raises(JobError, match="cache_write is 'x'"):
-        of_file(str(path))
+        file_prices(str(path))
 
 
 def test_catalogues_tell_the_price_of_writes():
@@ -223,7 +225,7 @@ def test_catalogues_tell_the_price_of_writes():
         "input_cache_write": "0.00000375", "input_cache_write_1h": "0.000006"}}  # fmt: skip
     gemini = {"id": "d", "pricing": {
         "prompt": "0.0000003", "completion": "0.0000025", "input_cache_write": "0.0000000833"}}  # fmt: skip
-    found = of_catalogue({"data": [ours, zero, theirs, gemini]}, "today")
+    found = catalogue_prices({"data": [ours, zero, theirs, gemini]}, "today")
     told = {name: (of.input, of.cache_write, of.cache_write_1h) for name, of in found.items()}
     assert told == {
         "a": (3, Decimal("3.75"), None),
@@ -278,7 +280,7 @@ def test_sources_that_disagree_are_named():
 )
 def test_prices_of_the_package_are_used_as_it_uses_them_itself(url, model):
     """Cached tokens and long prompts too: the same dollars as its own arithmetic gives."""
-    price = of_package(url)(model)
+    price = package_prices(url)(model)
     for prompt, cached, completion in ((1000, 0, 10), (1000, 600, 10), (300_000, 100_000, 999)):
         usage = genai_prices.Usage(
             input_tokens=prompt, cache_read_tokens=cached, output_tokens=completion
@@ -303,10 +305,10 @@ def test_prices_of_the_package_are_used_as_it_uses_them_itself(url, model):
 
 
 def test_service_tiers_of_the_package_are_read():
-    of = of_package("https://api.openai.com/v1/chat/completions")
+    of = package_prices("https://api.openai.com/v1/chat/completions")
     assert {"flex", "priority"} <= of("gpt-5.6-sol").served.keys()
     assert of("gpt-5.6-sol").at("flex").cache_write == of("gpt-5.6-sol").cache_write / 2
-    assert of_package("https://api.anthropic.com/v1")("claude-opus-4-5").cache_write_1h == 10
+    assert package_prices("https://api.anthropic.com/v1")("claude-opus-4-5").cache_write_1h == 10
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_service_tiers_of_the_package_are_read():
 )
 def test_what_another_seller_takes_is_not_guessed(url, model):
     """Nor the price of requests that cost something besides their tokens, or less by night."""
-    assert of_package(url)(model) is None
+    assert package_prices(url)(model) is None
 
 
 def test_all_prices_of_the_package_can_be_read():
@@ -333,7 +335,7 @@ def test_all_prices_of_the_package_can_be_read():
     }  # fmt: skip
     for provider in get_snapshot().providers:
         if (host := hosts.pop(provider.id, None)) is not None:
-            of = of_package(f"https://{host}/v1/chat/completions")
+            of = package_prices(f"https://{host}/v1/chat/completions")
             read = [of(model.id) is not None for model in provider.models]
             assert sum(read) > len(read) / 2, f"{provider.id}: {sum(read)} of {len(read)}"
     assert not hosts
@@ -586,7 +588,7 @@ def test_a_gateway_that_lists_no_models_leaves_those_of_the_file(tmp_path):
 def test_a_cost_of_nothing_is_believed_of_what_is_free(price, free, cost, completion, expected):
     """Proxies say 0 of what they cannot price, and of what is billed to a key of one's own."""
     bill = Bill(price, free=free)
-    assert bill.of(Usage(1000, completion, None, cost_usd=cost)).cost_usd == expected
+    assert bill.add(Usage(1000, completion, None, cost_usd=cost)).cost_usd == expected
 
 
 def test_a_budget_stops_where_the_gateway_says_that_all_is_free(tmp_path):

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.live.terminal import in_line, say
-from batcher.money.prices import Price, Prices, of_catalogue, of_file, of_package
+from batcher.money.price_sources import catalogue_prices, file_prices, package_prices
+from batcher.money.prices import Price, Prices
 
 __all__ = ["models"]
 
@@ -40,7 +41,7 @@ def models(
         prices: File of prices, as for run.
         json: Print JSON, one object a model.
     """
-    told = {} if prices is None else of_file(prices)
+    told = {} if prices is None else file_prices(prices)
     endpoint = Job(
         output="-", base_url=base_url, api_key_env=api_key_env, headers=header
     ).endpoint()
@@ -76,8 +77,8 @@ async def _asked(endpoint: Endpoint, told: dict[str, Price]) -> tuple[list[str],
     names, listed = await asyncio.gather(
         catalogue.names(endpoint), catalogue.fetch(endpoint, warn)
     )
-    package = of_package(endpoint.url)
-    return names, Prices(told, of_catalogue(*listed) if listed else None, package)
+    package = package_prices(endpoint.url)
+    return names, Prices(told, catalogue_prices(*listed) if listed else None, package)
 
 
 def _cells(name: str, price: Price | None) -> tuple[str, ...]:

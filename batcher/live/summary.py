@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
-from batcher.money.prices import Bill, Price
+from batcher.money.bill import Bill
+from batcher.money.prices import Price
 from batcher.records import FINISHED, NOT_TOLD, Attempt, Outcome, Result, reason_of
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Projected", "Summary"]
@@ -337,10 +338,10 @@ def _dollars(reported: float | None) -> Decimal:
 
 def _told(bill: Bill) -> dict[str, float | None] | None:
     """What the gateway said that answers cost, and what they would by the price."""
-    if bill.told is None:
+    if bill.reported is None:
         return None
     return {
-        "cost_usd": float(bill.told),
+        "cost_usd": float(bill.reported),
         "by_price_usd": None if bill.priced is None else float(bill.priced),
     }
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from batcher.live.summary import TOKENS, ModelSummary, Summary
 from batcher.live.terminal import in_line, safe
-from batcher.money.prices import Bill
+from batcher.money.bill import Bill
 from batcher.records import Outcome
 
 __all__ = ["Column", "duration", "fit", "grid", "human", "money", "others", "shown", "table"]
@@ -111,7 +111,7 @@ def table(summary: Summary, width: int = 80) -> Table:
         notes += textwrap.wrap(f"prices: {', '.join(sorted(priced))}", width, max_lines=2)
     for model, of in summary.models.items():
         if of.bill.differs and of.bill.price is not None:
-            told, priced_at = money(of.bill.told), money(of.bill.priced)
+            told, priced_at = money(of.bill.reported), money(of.bill.priced)
             said = (
                 f"{shown(model, width // 2)}: the gateway says its answers cost {told}, which counts; by "
                 f"{of.bill.price.source} it would be {priced_at}"
@@ -239,9 +239,9 @@ def _limit(of: ModelSummary) -> str:
 def _sources(of: ModelSummary) -> Iterator[str]:
     """Where what is known of the cost comes from."""
     bill = of.bill
-    if bill.told is not None:
+    if bill.reported is not None:
         yield "usage.cost in the answers"
-    if bill.price is not None and of.cost is not None and of.cost != bill.told:
+    if bill.price is not None and of.cost is not None and of.cost != bill.reported:
         yield bill.price.source
 
 

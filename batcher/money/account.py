@@ -16,7 +16,8 @@ from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.money import catalogue, spending
 from batcher.money.budget import Amount, LocalBudget
-from batcher.money.prices import Price, Prices, of_catalogue, of_package
+from batcher.money.price_sources import catalogue_prices, package_prices
+from batcher.money.prices import Price, Prices
 from batcher.money.reserve import max_cost, no_price
 from batcher.money.spending import Spent
 from batcher.records import BOUNDS, tier_of
@@ -35,13 +36,13 @@ async def known_prices(
         endpoint: The gateway; one without an address lists none.
         say: Told where sources disagree, and that a list cannot be had where that matters.
     """
-    package = await asyncio.to_thread(of_package, endpoint.url)
+    package = await asyncio.to_thread(package_prices, endpoint.url)
     needed = not job.models or any(
         model not in told and package(model) is None for model in job.models
     )
     quiet = say if needed else lambda _text: None
     listed = await catalogue.fetch(endpoint, quiet) if endpoint.url else None
-    prices = Prices(told, of_catalogue(*listed) if listed else None, package)
+    prices = Prices(told, catalogue_prices(*listed) if listed else None, package)
     for conflict in prices.conflicts(job.models):
         say(conflict)
     return prices

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from batcher.job.job import Job
 from batcher.live.summary import Summary
-from batcher.money.prices import Bill, Price, Prices
+from batcher.money.bill import Bill
+from batcher.money.prices import Price, Prices
 from batcher.plan.dedupe import Deduplicator
 from batcher.plan.forecast import Forecast, counted
 from batcher.records import tier_of

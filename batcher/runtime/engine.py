@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from batcher.limits.gate import Gate, KeyGate
 from batcher.limits.port import Closed, RateLimiter
+from batcher.money.bill import Bill, is_free
 from batcher.money.budget import Budget
-from batcher.money.prices import Bill, is_free
 from batcher.plan.dedupe import Deduplicator
 from batcher.plan.requests import Requests
 from batcher.records import Prompt, Request, Result

@@ -25,7 +25,8 @@ from batcher.job.job import Job
 from batcher.live.progress import Phase, Progress, Snapshot
 from batcher.live.summary import Summary
 from batcher.money.account import known_prices
-from batcher.money.prices import Prices, of_file
+from batcher.money.price_sources import file_prices
+from batcher.money.prices import Prices
 from batcher.read import copies, line_index, object_store
 from batcher.runtime.backend import Backend, OpenBackend
 from batcher.runtime.costs import project
@@ -99,7 +100,7 @@ class Runner:
         self._watch = watch or (lambda state: Progress(state, quiet=job.quiet).run())
         self._open_backend = open_backend
         self._output = Path(os.path.abspath(object_store.here(job.output)))
-        self._listed_prices = {} if job.prices is None else of_file(job.prices)
+        self._listed_prices = {} if job.prices is None else file_prices(job.prices)
         self._seconds_left = job.seconds_left(datetime.now())
         self.summary = Summary(time.monotonic, job.models)
         self.batch = False

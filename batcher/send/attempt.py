@@ -22,8 +22,8 @@ from batcher.errors import (
 )
 from batcher.limits.headers import RateLimitHeaders, rate_limits
 from batcher.limits.port import Closed, ExchangeOutcome, RateLimiter
+from batcher.money.bill import Bill
 from batcher.money.budget import Amount, Budget, Reservation
-from batcher.money.prices import Bill
 from batcher.money.reserve import max_amount, no_price
 from batcher.records import Attempt, Completion, Outcome, Request, Usage
 from batcher.send import result, sse, wire
@@ -186,7 +186,7 @@ class AttemptRunner:
                     found, streamed, at = self._read(reply, body)
                 if at is not None:
                     first_token = reply.seconds_to(at)
-                if (usage := bill.of(found.usage, body)) is not found.usage:
+                if (usage := bill.add(found.usage, body)) is not found.usage:
                     found = msgspec.structs.replace(found, usage=usage)
                 if streamed and found.finish_reason is not None:
                     model.observe_finish_reason()
@@ -198,7 +198,7 @@ class AttemptRunner:
                     ended = self._policy.validate(found)
             except RequestError as error:
                 ended = error
-                ended.usage = bill.of(error.usage, body)
+                ended.usage = bill.add(error.usage, body)
                 outcome = _failure(error, rates)
             except MemoryError:
                 ended = BadResponse(NO_ROOM, status=reply.status)

@@ -11,8 +11,9 @@ import pytest
 
 from batcher.errors import JobError, NoAnswer
 from batcher.limits.port import Closed, ExchangeOutcome, Ticket
+from batcher.money.bill import Bill
 from batcher.money.budget import NOTHING, LocalBudget
-from batcher.money.prices import Bill, Price
+from batcher.money.prices import Price
 from batcher.money.reserve import max_cost
 from batcher.records import Outcome, Result
 from batcher.send.answers import Expected
