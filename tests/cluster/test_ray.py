@@ -166,7 +166,8 @@ def test_its_rows_are_those_of_a_plain_run(tmp_path, gateway, on):
 MAPS = """
 import batcher.ray, ray, sys
 ray.init(sys.argv[1], log_to_driver=False)
-data = ray.data.from_items([{"id": n, "prompt": f"p {n}"} for n in range(90)]).repartition(4)
+rows = [{"id": n, "prompt": f"p {n}"} for n in range(90)]
+data = ray.data.from_items(rows, override_num_blocks=4)
 for _time in range(2):
     out = batcher.ray.map(data, "out.parquet", models=["m"])
 rows = out.take_all()

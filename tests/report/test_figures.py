@@ -1,15 +1,15 @@
-"""The figures of a report against those of scikit-learn, scipy and krippendorff."""
+"""The figures of a report against those of scikit-learn, scipy and krippendorff.
+
+The tests import these libraries, or each pytest worker would spend a second on them at collection.
+"""
 
 import json
 import warnings
 
-import krippendorff
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
-from sklearn.metrics import cohen_kappa_score, f1_score
 
 from batcher.evaluate.figures import Figures
 from batcher.evaluate.scorers import scorer
@@ -50,6 +50,9 @@ def of_table(table):
 @settings(max_examples=150, deadline=None)
 def test_accuracy_and_f1_are_those_of_scikit_learn(table):
     """A row without an answer is wrong, and is no label of its own."""
+    from scipy.stats import binomtest
+    from sklearn.metrics import f1_score
+
     told = of_table(table)
     gold = [line[0] for line in table]
     for at in range(3):
@@ -71,6 +74,10 @@ def test_accuracy_and_f1_are_those_of_scikit_learn(table):
 @settings(max_examples=150, deadline=None)
 def test_agreement_is_that_of_scikit_learn_scipy_and_krippendorff(table):
     """Of the rows that both answer, or of those that two answer at least."""
+    import krippendorff
+    from scipy.stats import binomtest
+    from sklearn.metrics import cohen_kappa_score
+
     told = of_table(table)
     for pair in told["agreement"]["pairs"]:
         one, other = (1 + int(model[1]) for model in pair["models"])

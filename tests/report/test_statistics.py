@@ -1,15 +1,14 @@
-"""Every figure against the library that everybody knows."""
+"""Every figure against the library that everybody knows.
+
+The tests import these libraries, or each pytest worker would spend a second on them at collection.
+"""
 
 import math
 
-import krippendorff
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
-from scipy.stats import t as student
-from sklearn.metrics import cohen_kappa_score, f1_score
 
 from batcher.evaluate import statistics
 
@@ -27,6 +26,8 @@ def counted(rows):
 @given(st.integers(0, 5000), st.integers(0, 5000))
 def test_the_interval_is_scipys(right, wrong):
     """Wilson's, without continuity correction."""
+    from scipy.stats import binomtest
+
     rows = right + wrong
     if not rows:
         assert statistics.wilson(0, 0) == (0.0, 1.0)
@@ -38,6 +39,8 @@ def test_the_interval_is_scipys(right, wrong):
 @given(st.integers(0, 3000), st.integers(0, 3000))
 def test_the_significance_of_a_change_is_scipys(gained, lost):
     """The exact test, also where the numbers are large."""
+    from scipy.stats import binomtest
+
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert statistics.mcnemar(gained, lost) == pytest.approx(expected, rel=1e-6, abs=1e-200)
 
@@ -46,6 +49,8 @@ def test_the_significance_of_a_change_is_scipys(gained, lost):
 @given(pairs)
 def test_kappa_is_scikit_learns(rows):
     """And nothing where scikit-learn says NaN."""
+    from sklearn.metrics import cohen_kappa_score
+
     expected = cohen_kappa_score(*zip(*rows, strict=True), labels=list("abcd"))
     found = statistics.cohen_kappa(counted(rows))
     assert found is None if math.isnan(expected) else found == pytest.approx(expected)
@@ -54,6 +59,8 @@ def test_kappa_is_scikit_learns(rows):
 @given(pairs)
 def test_macro_f1_is_scikit_learns(rows):
     """Over the labels that are there, on either side."""
+    from sklearn.metrics import f1_score
+
     gold, said = zip(*rows, strict=True)
     expected = f1_score(gold, said, average="macro", zero_division=0.0)
     assert statistics.macro_f1(counted(rows)) == pytest.approx(expected)
@@ -70,6 +77,8 @@ def test_macro_f1_is_scikit_learns(rows):
 )
 def test_alpha_is_krippendorffs(rows):
     """Raters may be missing; where nothing can disagree there is no alpha."""
+    import krippendorff
+
     units = [{v: unit.count(v) for v in set(unit) - {None}} for unit in rows]
     found = statistics.krippendorff_alpha(units)
     if found is None:
@@ -90,6 +99,8 @@ def test_no_rows_say_nothing():
 
 @given(st.integers(1, 5000))
 def test_students_t_is_scipys(freedom):
+    from scipy.stats import t as student
+
     assert statistics._t95(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=0.006)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import select
@@ -17,6 +18,12 @@ import traceback
 from pathlib import Path
 
 _FORKS = "from tests.support.forked import serve; serve()"
+_IMPORTED = (
+    "batcher.cli.app", "batcher.cli.rows", "batcher.cli.stderr", "batcher.runtime.runner",
+    "batcher.cluster.backends", "batcher.read.jsonl", "batcher.read.parquet", "batcher.write.parquet",
+    "batcher.write.finish", "encodings.idna", "jinja2.sandbox", "pyarrow.parquet", "uvloop",
+)  # fmt: skip
+"""What most commands would import otherwise, each for itself."""
 
 
 def run(
@@ -125,10 +132,9 @@ def serve() -> None:
     """Forks for each connection, until killed."""
     import pyarrow.parquet  # noqa: F401
 
-    import batcher.cli.app
-    import batcher.cli.rows
-    import batcher.runtime.runner  # noqa: F401
-
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    sys.modules["pyarrow"].array([0])  # Imports pandas where that is installed.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(sys.argv[1])
