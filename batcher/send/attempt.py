@@ -205,7 +205,8 @@ class AttemptRunner:
                 outcome = _failure(ended, rates)
             else:
                 prompt, answer = usage.prompt_tokens, usage.completion_tokens
-                estimator.observe(size, prompt, answer)
+                bounded = reservation is not None and not request.image_bytes
+                estimator.observe(size, prompt, answer, body if bounded else None)
                 timeout.observe(latency)
                 used = None if prompt is None or answer is None else float(prompt + answer)
                 outcome = ExchangeOutcome("answered", latency, used, headers=rates)
@@ -272,7 +273,7 @@ class AttemptRunner:
             return max_amount(
                 request,
                 channel.bill.price,
-                channel.tokens.max_prompt(size),
+                channel.tokens.max_prompt(size, None if request.image_bytes else request.body),
                 repair.max_tokens or request.max_tokens,
                 in_dollars=budget.in_dollars,
             )

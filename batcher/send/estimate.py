@@ -16,6 +16,9 @@ _DECAY = 0.999  # Weight of what was learned, per answer: the last thousand coun
 # Lengths must differ by this share for a slope, which differs from the ratio by this factor at most.
 _MIN_SPREAD, _MAX_STEEPNESS = 0.2, 4.0
 _MIN_ANSWERS, _MARGIN = 20, 1.2
+# Of these bytes a token holds several in every tokenizer; digits, capitals, punctuation and other scripts
+# may take up to a token a byte.
+_LIGHT = b"abcdefghijklmnopqrstuvwxyz "
 
 
 class TokenEstimator:
@@ -30,6 +33,7 @@ class TokenEstimator:
         self._rows = self._x = self._y = self._xx = self._xy = 0.0  # Sums; x bytes, y tokens.
         self._answers, self._output_tokens = 0.0, 0.0
         self._observed, self._max_per_byte = 0, 0.0
+        self._max_dense_share = 0.0
 
     def tokens(self, body_bytes: int, max_tokens: int | None) -> tuple[float, float | None]:
         """(prompt and mean answer, prompt and longest answer or None when answers have no bound)."""
@@ -51,16 +55,38 @@ class TokenEstimator:
             slope = min(max(fitted, slope / _MAX_STEEPNESS), slope * _MAX_STEEPNESS)
         return max(1.0, y + slope * (body_bytes - x))
 
-    def max_prompt(self, body_bytes: int) -> int:
-        """Upper bound of a prompt's tokens: one a byte, until enough answers show how dense they are."""
+    def max_prompt(self, body_bytes: int, text: bytes | None = None) -> int:
+        """Upper bound of a prompt's tokens: one a byte, until enough answers show how dense they are.
+
+        A body that holds a larger share of dense bytes (digits, capitals, other scripts) than all bodies
+        before it is bounded by one token for each of the additional ones.
+
+        Args:
+            body_bytes: Its bytes without images.
+            text: The body; None where it holds images, whose base64 says nothing of the text.
+        """
         if self._observed < _MIN_ANSWERS:
             return body_bytes
-        return min(body_bytes, int(body_bytes * self._max_per_byte * _MARGIN) + 1)
+        most = body_bytes * self._max_per_byte * _MARGIN
+        if text is not None:
+            most += max(0.0, _dense_bytes(text) - self._max_dense_share * body_bytes)
+        return min(body_bytes, int(most) + 1)
 
     def observe(
-        self, body_bytes: int, prompt_tokens: int | None, output_tokens: int | None
+        self,
+        body_bytes: int,
+        prompt_tokens: int | None,
+        output_tokens: int | None,
+        text: bytes | None = None,
     ) -> None:
-        """Learns from one answer's usage; None is a count that was not reported."""
+        """Learns from one answer's usage.
+
+        Args:
+            body_bytes: Bytes of the request's body, without images.
+            prompt_tokens: As reported; None when it was not.
+            output_tokens: As reported; None when it was not.
+            text: The body, where `max_prompt` will be asked; None where it holds images.
+        """
         if prompt_tokens:
             self._rows = self._rows * _DECAY + 1
             self._x = self._x * _DECAY + body_bytes
@@ -69,9 +95,16 @@ class TokenEstimator:
             self._xy = self._xy * _DECAY + body_bytes * prompt_tokens
             self._observed += 1
             self._max_per_byte = max(self._max_per_byte, prompt_tokens / body_bytes)
+            if text is not None:
+                share = _dense_bytes(text) / body_bytes
+                self._max_dense_share = max(self._max_dense_share, share)
         if output_tokens is not None:
             self._answers = self._answers * _DECAY + 1
             self._output_tokens = self._output_tokens * _DECAY + output_tokens
+
+
+def _dense_bytes(text: bytes) -> int:
+    return len(text.translate(None, _LIGHT))
 
 
 class TimeoutEstimator:

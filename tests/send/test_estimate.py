@@ -74,3 +74,30 @@ def test_of_rows_alike_nothing_is_concluded_for_a_long_one(tokens, size):
         estimate.observe(1000, told, 0)
     guessed, _most = estimate.tokens(size, 0)
     assert 0.199 * size <= guessed <= 0.401 * size
+
+
+def body(text):
+    request = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    return json.dumps(request, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "per_byte"),
+    [
+        ("9281 7745 0031 " * 60, 0.8),  # A tokenizer that takes digits one by one.
+        ("한국어 문장입니다 " * 40, 0.5),
+        ("QmFzZTY0IGlzIGRlbnNlCg" * 40, 0.75),
+    ],
+    ids=["digits", "korean", "base64"],
+)
+def test_denser_rows_than_all_before_are_bounded_by_their_bytes(text, per_byte):
+    """Or the first dense rows behind many light ones would spend more than `--max-cost`."""
+    estimate, light = TokenEstimator(), body("the parcel is late and nobody answers " * 20)
+    for _ in range(100):
+        estimate.observe(len(light), len(light) // 4, 50, light)
+    assert estimate.max_prompt(len(light), light) <= len(light) * 0.31
+    dense = body(text)
+    assert estimate.max_prompt(len(dense), dense) >= len(dense) * per_byte
+    for _ in range(3):
+        estimate.observe(len(dense), int(len(dense) * per_byte), 50, dense)
+    assert estimate.max_prompt(len(dense), dense) >= len(dense) * per_byte
