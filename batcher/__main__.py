@@ -8,34 +8,34 @@ import sys
 
 
 def _open_all() -> None:
-    """Where a stream was closed (<&-), its number would become that of a socket or of the journal."""
+    """Opens closed standard streams (<&-): else a socket or the journal would get their numbers."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # Takes the lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest free number.
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _allow_all_texts() -> None:
-    """Where stdout takes only some characters (ASCII), the others are written as escapes."""
+    """Writes characters that the encoding of stdout lacks as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper) and "utf" not in sys.stdout.encoding.lower():
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 _WIDTHS = range(40, 1001)
-"""Columns that tables and help are laid out for; far below, rich raises or does not end."""
+"""Widths that tables and help are made for; far below, rich raises or does not end."""
 
 
 def _bound_width() -> None:
     """Sets COLUMNS to the nearest usable width where it, or a terminal, is too narrow or too wide."""
-    told = os.environ.pop("COLUMNS", "")
-    width = int(told) if told.isdecimal() else 0
+    columns = os.environ.pop("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else 0
     for stream in (1, 2):
         if not width and os.isatty(stream):
             width = os.get_terminal_size(stream).columns
     bound = min(max(width, _WIDTHS[0]), _WIDTHS[-1])
-    if width and (told or bound != width):
+    if width and (columns or bound != width):
         os.environ["COLUMNS"] = str(bound)
 
 
@@ -45,10 +45,10 @@ def main() -> None:
     _allow_all_texts()
     _bound_width()
     try:
-        from batcher.cli.app import main as run  # Light until a command is known.
+        from batcher.cli.app import main as run  # Imports little until a command is known.
 
         status = run()
-    except KeyboardInterrupt:  # Before there was anything to stop.
+    except KeyboardInterrupt:  # Before a command handles signals.
         sys.stderr.write("batcher: interrupted.\n")
         status = 130
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""`batcher.run` and `batcher.stream`: the same engine from Python. Touches: threads."""
+"""`batcher.run` and `batcher.stream`: the command from Python. Touches: threads."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from batcher.runtime.runner import Report, Runner
 
 __all__ = ["run", "stream"]
 
-_AHEAD = 1000
+_QUEUE_RESULTS = 1000
+_DRAIN_SECONDS = 0.05
 
 
 def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
-    """Answers every row and writes the output; returns how it ended.
+    """Sends every row to every model and writes the answers; returns a report.
 
-    Works with and without a running event loop (a notebook has one): the run has a thread and a
-    loop of its own. Ctrl-C once waits for what is in flight and keeps it, twice stops now; either
-    way KeyboardInterrupt is raised, and the same call goes on where this one stopped.
+    Works with and without a running event loop (a notebook has one): the run has its own thread and
+    loop. Ctrl-C once waits for requests in flight and keeps their answers, twice stops now; either way
+    it raises KeyboardInterrupt, and the same call continues the run.
 
     Args:
-        rows: A path or several, an iterable of dicts, or a table that speaks the Arrow stream
-            interface (pyarrow, pandas, polars, duckdb, datasets).
+        rows: A path or several, an iterable of dicts, or a table with the Arrow stream interface
+            (pyarrow, pandas, polars, duckdb, datasets).
         output: File to write, .jsonl, .parquet or .csv; "NAME/" is a folder of Parquet files.
         **options: The fields of `Job`, such as `models=["m"]`, `rpm=500`, `params={…}`.
 
@@ -45,12 +46,12 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
     job = Job.of(**{"quiet": True, **options, "inputs": inputs, "output": output})
     runner = Runner(job, rows=given, open_backend=open_backend)
     ended: list[Report | BaseException] = []
-    begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Report]]] = []
+    started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Report]]] = []
 
     async def work() -> Report:
         task = asyncio.current_task()
         assert task is not None
-        begun.append((asyncio.get_running_loop(), task))
+        started.append((asyncio.get_running_loop(), task))
         return await runner.run()
 
     def in_thread() -> None:
@@ -61,7 +62,7 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
         finally:
             over.set()
 
-    # An event and not `join`, which takes a thread for ended once Ctrl-C has interrupted it.
+    # An event instead of `Thread.join`: a join that Ctrl-C interrupted takes the thread for ended.
     over = threading.Event()
     threading.Thread(target=in_thread, name="batcher").start()
     try:
@@ -72,7 +73,7 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
             over.wait()
         except KeyboardInterrupt:
             runner.abandon()
-            for loop, task in begun:
+            for loop, task in started:
                 loop.call_soon_threadsafe(task.cancel)
             over.wait()
         raise
@@ -82,14 +83,14 @@ def run(rows: Any, output: str | os.PathLike[str], **options: Any) -> Report:
 
 
 async def stream(rows: Any, **options: Any) -> AsyncGenerator[Result, None]:
-    """Yields each Result as it comes; `result.row` is the row's place among the rows given.
+    """Yields each Result when it arrives; `result.row` is the position of its row.
 
-    With `output=` the results are also kept and written as by `run`, and a second call goes on
-    where the first stopped, yielding only what is new. Leaving the loop early stops the run.
+    With `output=` the results are also written as by `run`, and a second call continues the run and
+    yields only new results. Leaving the loop early stops the run.
 
     Args:
-        rows: As for `run`, or an async iterable of dicts. An iterable is read whole before the first
-            request, into a file, in a thread of its own unless it is async.
+        rows: As for `run`, or an async iterable of dicts. An iterable is copied to a file before the
+            first request, in its own thread unless it is async.
         **options: The fields of `Job`.
 
     Raises:
@@ -99,11 +100,11 @@ async def stream(rows: Any, **options: Any) -> AsyncGenerator[Result, None]:
     if isinstance(given, AsyncIterable):
         given = [row async for row in given]
     job = Job.of(**{"quiet": True, "output": "-", **options, "inputs": inputs})
-    queue: asyncio.Queue[Result | None] = asyncio.Queue(_AHEAD)
+    queue: asyncio.Queue[Result | None] = asyncio.Queue(_QUEUE_RESULTS)
     left = False
 
     async def emit(_prompt: Prompt, result: Result) -> None:
-        if not left:  # A slow reader slows the sending.
+        if not left:  # A full queue slows the sending down.
             await queue.put(result)
 
     async def work() -> None:
@@ -123,15 +124,15 @@ async def stream(rows: Any, **options: Any) -> AsyncGenerator[Result, None]:
         left = True
         if not running.done():
             runner.stop()
-            while not running.done():
+            while not running.done():  # Emits that wait for room in the queue end too.
                 while not queue.empty():
                     queue.get_nowait()
-                await asyncio.wait([running], timeout=0.05)
+                await asyncio.wait([running], timeout=_DRAIN_SECONDS)
             running.exception()
 
 
 def _inputs(rows: Any) -> tuple[tuple[str, ...], Any]:
-    """(paths, None) or ((), rows)."""
+    """(paths, None) where rows are in files, else ((), rows)."""
     if isinstance(rows, str | os.PathLike):
         return (os.fspath(rows),), None
     if (

@@ -1,4 +1,4 @@
-"""`batcher.ray.map`: a Ray dataset in, one with the answers out. Touches: files, a Ray cluster."""
+"""`batcher.ray.map`: a Ray dataset in, a dataset with answers out. Touches: files, a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,44 +15,43 @@ __all__ = ["map"]
 
 
 def map(dataset: Any, output: str | os.PathLike[str], **options: Any) -> Any:
-    """Answers every row of a Ray dataset; returns the rows with their answers as a dataset.
+    """Sends every row of a Ray dataset; returns a dataset of the rows with their answers.
 
-    The rows are written to `<output>.rows/` first, and then sent by all machines of the cluster, as
-    `batcher run --on ray` does; it keeps what that keeps. What is kept so, and would not be by a
-    `map_batches`: Ray computes a block anew when a machine dies or the program is started again, and
-    would pay for all of it again; here every answer is in the journal beside the output, and one limit
-    and one budget hold for all machines.
+    The rows are first written to `<output>.rows/`, then sent from all machines of the cluster, as
+    `batcher run --on ray` does. A `map_batches` would pay twice: Ray computes a block again when a machine
+    dies or the program restarts. Here every answer is in the journal beside the output, and one limit and
+    one budget hold for all machines.
 
-    What it cannot keep: it is not lazy. All rows are written and answered before the dataset that is
-    returned has any, and a stage behind it begins then. Rows that the dataset gives otherwise at the next
-    call (drawn by chance, with the time in them) are other rows, and are sent.
+    It is not lazy: all rows are answered before the dataset that it returns has any. Rows that the dataset
+    yields differently at the next call (drawn at random, or with the time in them) are other rows, and are
+    sent.
 
     Args:
         dataset: A `ray.data.Dataset`, of columns that Parquet can hold.
-        output: File to write, .parquet, or "NAME/" for a folder of them; where all machines see it.
-        **options: The fields of `Job`, such as `models=["m"]`, `rpm=500`; `on="ray"` is told.
+        output: File to write, .parquet, or "NAME/" for a folder of them; in a folder that all machines share.
+        **options: The fields of `Job`, such as `models=["m"]`, `rpm=500`; `on="ray"` is the default.
 
     Raises:
         BatcherError: As for `batcher.run`.
     """
-    path, told = Path(output), os.fspath(output)
-    if path.suffix != ".parquet" and not told.endswith("/"):
+    path, name = Path(output), os.fspath(output)
+    if path.suffix != ".parquet" and not name.endswith("/"):
         raise JobError(
-            f"{told}: the output of a Ray dataset is a .parquet file, or a folder/ of them."
+            f"{name}: the output of a Ray dataset is a .parquet file, or a folder/ of them."
         )
     if not path.parent.is_dir():
-        raise JobError(f"{told}: there is no folder {path.parent}; make it first.")
+        raise JobError(f"{name}: there is no folder {path.parent}; make it first.")
     rows = path.parent / f"{path.name}.rows"
     _write(dataset, rows)
-    run(rows, told, **{"on": "ray", **options})
+    run(rows, name, **{"on": "ray", **options})
     import ray.data
 
-    # Workers of a cluster that was there before have a working directory of their own.
+    # Absolute: workers of a running cluster have another working directory.
     return ray.data.read_parquet(str(path.resolve()))
 
 
 def _write(dataset: Any, folder: Path) -> None:
-    """Replaces the folder by one with the rows; its files are named in the order of the blocks."""
+    """Replaces the folder with one of the rows, in files named in the order of the blocks."""
     new, old = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)

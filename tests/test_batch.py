@@ -221,7 +221,7 @@ def test_answers_are_found_in_whatever_the_output_was_saved_as(tmp_path, name):
     ("words", "why"),
     [
         (("--from-batch", "none.jsonl"), b"none.jsonl: there is no such file"),
-        (("--from-batch", "in.jsonl"), b"in.jsonl:1: it is no line of a batch's output"),
+        (("--from-batch", "in.jsonl"), b"in.jsonl:1: not a line of a batch's output"),
         (("--from-batch", "other.jsonl"), b"no row of the input has one of its custom_ids"),
         (("--from-batch", "junk.jsonl"), b"junk.jsonl:1: not JSON"),
         (("--from-batch", "other.jsonl", "--overwrite"), b"--from-batch and --overwrite"),

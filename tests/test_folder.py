@@ -359,7 +359,7 @@ def replaceable(output):
 def test_a_name_too_long_for_the_finish_is_said_at_the_start(tmp_path):
     """The new output is made beside the old one, under a longer name."""
     long = "x" * 244 + ".jsonl"
-    with pytest.raises(JobError, match=r"could not be written in the end.*File name too long"):
+    with pytest.raises(JobError, match=r"cannot be written.*File name too long"):
         replaceable(tmp_path / long)
     replaceable(tmp_path / long[100:])
     assert not os.listdir(tmp_path)

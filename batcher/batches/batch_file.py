@@ -1,6 +1,6 @@
-"""Batches of a provider: their output taken as answers, and turned into rows. Touches: files.
+"""Batch files of providers: input lines from rows, rows and journal results from output lines. Touches: files.
 
-The lines are those of OpenAI's Batch API and of vLLM's `run-batch`; an output and an error file are read alike.
+The format is that of OpenAI's Batch API and of vLLM's `run-batch`. Output and error files have the same lines.
 """
 
 from __future__ import annotations
@@ -14,18 +14,27 @@ from typing import Any
 import msgspec
 
 from batcher.errors import JobError, NoAnswer, RequestError
+from batcher.job.job import Job
 from batcher.plan.requests import Plan
 from batcher.read.files import expand
 from batcher.read.inputs import Inputs
 from batcher.read.prompts import Prompter
-from batcher.records import Completion, Outcome, Request, Result
+from batcher.records import Completion, Outcome, Prompt, Request, Result
 from batcher.send import result, wire
 from batcher.send.dialect import NO_REPAIR, AnswerPolicy
 from batcher.write.journal import Journal
 from batcher.write.jsonl import RowEncoder
 from batcher.write.lines import sound_lines
 
-__all__ = ["NAMES", "answers_in", "is_answer", "is_request", "requests_of", "row_of", "take"]
+__all__ = [
+    "NAMES",
+    "answers_in",
+    "is_answer",
+    "is_request",
+    "requests_of",
+    "row_of",
+    "take_answers",
+]
 
 
 class _Response(msgspec.Struct):
@@ -41,8 +50,9 @@ class _Line(msgspec.Struct):
 
 
 NAMES = frozenset({"custom_id", "method", "url", "body"})
-"""Fields of a whole line of a batch's input."""
+"""Fields of an input line."""
 
+_JOURNAL_SECONDS = 0.01
 _decode = msgspec.json.Decoder(_Line).decode
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
 Answer = Completion | RequestError
@@ -51,20 +61,20 @@ _FAILURES = {str(outcome) for outcome in Outcome if not outcome.answered}
 
 
 def is_request(columns: Mapping[str, Any]) -> bool:
-    """Whether a row is a whole line of a batch's input."""
+    """Whether a row is an input line of a batch."""
     return columns.keys() >= NAMES
 
 
 def is_answer(columns: Mapping[str, Any]) -> bool:
-    """Whether a row is a line of a batch's output or error file."""
+    """Whether a row is a line of an output or error file of a batch."""
     return {"custom_id", "response", "error"} <= columns.keys() and "status" not in columns
 
 
 def answers_in(paths: Sequence[str], *, keep_raw: bool = False) -> Iterator[tuple[str, Answer]]:
-    """(custom_id, the answer or how it failed) of each line.
+    """(custom_id, answer or failure) of each line of output and error files.
 
     Raises:
-        JobError: A file cannot be read, or a line is none of a batch's output.
+        JobError: A file cannot be read, or a line has another format.
     """
     for row in Inputs(expand(paths, other="jsonl")).rows():
         if row.error is not None:
@@ -77,21 +87,21 @@ def _answer(columns: Mapping[str, Any], where: str, *, keep_raw: bool) -> tuple[
     try:
         found = _decode(_encode(line))
     except msgspec.DecodeError as error:
-        raise JobError(f"{where}: it is no line of a batch's output ({error}).") from None
-    # Files that went through a table have numbers for names, and the rows that they name as well.
-    return str(found.custom_id), answer_of(found.response, found.error, keep_raw=keep_raw)
+        raise JobError(f"{where}: not a line of a batch's output ({error}).") from None
+    # Files that went through a table have numbers as custom_ids, and so have the rows that they name.
+    return str(found.custom_id), _answer_of(found.response, found.error, keep_raw=keep_raw)
 
 
-def answer_of(response: _Response | None, error: Any, *, keep_raw: bool) -> Answer:
-    """What a line holds."""
+def _answer_of(response: _Response | None, error: Any, *, keep_raw: bool) -> Answer:
     if response is None or bytes(response.body) == b"null":
-        said = error.get("message") if isinstance(error, dict) else error
-        failed = NoAnswer(str(said or "no answer in the batch"))
-        code = error.get("code") if isinstance(error, dict) else None
-        if code in _FAILURES:  # One of our own.
-            failed.outcome = Outcome(code)
-        failed.status = None if response is None else response.status_code
-        return failed
+        fields = error if isinstance(error, dict) else {"message": error}
+        code = fields.get("code")
+        return NoAnswer(
+            str(fields.get("message") or "no answer in the batch"),
+            # Batch lines that batcher wrote have the outcome as their code.
+            outcome=Outcome(code) if code in _FAILURES else None,
+            status=None if response is None else response.status_code,
+        )
     headers = {"x-request-id": response.request_id} if response.request_id else {}
     try:
         return wire.read(response.status_code, headers, bytes(response.body), keep_raw=keep_raw)
@@ -99,80 +109,85 @@ def answer_of(response: _Response | None, error: Any, *, keep_raw: bool) -> Answ
         return failure
 
 
-def result_of(request: Request, answer: Answer) -> Result:
+def _result(request: Request, answer: Answer) -> Result:
     """The answer as the result of a request that was sent once."""
-    tried = [result.attempt(time.time(), 0.0, 0.0, "", answer, None)]
+    tries = [result.attempt(time.time(), 0.0, 0.0, "", answer, None)]
     if isinstance(answer, RequestError):
-        return result.ended(request, answer, tried, NO_REPAIR)
-    return result.answered(request, answer, tried)
+        return result.ended(request, answer, tries, NO_REPAIR)
+    return result.answered(request, answer, tries)
 
 
-def take(
-    paths: Sequence[str],
-    plan: Plan,
-    inputs: Inputs,
-    folder: Path,
-    models: Sequence[str],
-    run: str,
-    *,
-    keep_raw: bool,
-) -> tuple[int, int]:
-    """Writes the answers of a finished batch into the journal, to the rows that their `custom_id` names.
+def take_answers(job: Job, plan: Plan, inputs: Inputs, folder: Path, run: str) -> tuple[int, int]:
+    """Writes the answers of finished batches (`--from-batch`) into the journal, for the rows of the same custom_id.
 
-    What failed in it is left to be sent. A row that was ever answered here keeps that: what it asked
-    when the batch was made is not known. Nor is the cost: providers take another price for batches.
-    Each line names the `run`.
+    Failures in a batch are left to be sent. A row that was ever answered here keeps its answer, as nothing tells
+    what it asked when the batch was made. The answers have no cost: providers charge other prices for batches.
+
+    Args:
+        job: What was asked.
+        plan: Of the job, without earlier answers.
+        inputs: The rows.
+        folder: The run folder, locked.
+        run: ID that the lines of the journal name.
 
     Returns:
-        How many were taken, and how many of them name another model than was asked for.
+        How many answers were taken, and how many of them name another model than the job.
 
     Raises:
         JobError: A file is no output of a batch, or names none of the rows.
         OutputError: The journal cannot be written.
     """
     known = _answered(folder)
-    told = answers_in(paths, keep_raw=keep_raw)
-    lines = {name: answer for name, answer in told if isinstance(answer, Completion)}
-    terms = AnswerPolicy(plan.expected)
+    lines = answers_in(job.from_batch, keep_raw=job.keep_raw)
+    answers = {name: answer for name, answer in lines if isinstance(answer, Completion)}
+    policy = AnswerPolicy(plan.expected)
     named = taken = others = 0
     journal: Journal | None = None
     try:
-        for row in inputs.rows(plan.columns):
-            prompt = plan.prompt(row)
-            if prompt.error is not None:
+        for prompt, model, answer in _matched(plan, inputs, job.models, answers):
+            named += 1
+            if (prompt.custom_id, model) in known:
                 continue
-            for model in models or (prompt.model or "",):
-                found = lines.get(f"{prompt.custom_id} {model}")
-                if found is None and len(models) < 2:
-                    found = lines.get(prompt.custom_id)
-                if found is None:
-                    continue
-                named += 1
-                if (prompt.custom_id, model) in known:
-                    continue
-                others += not (found.response_model or model).startswith(model)
-                taken += 1
-                if journal is None:
-                    journal = Journal(folder, run=run)
-                request = plan.request(prompt, model)
-                result = result_of(request, terms.validate(found))
-                # By nobody's attempt here: it counts for no budget of this output.
-                journal.put(msgspec.structs.replace(result, attempts=0, cost_usd=None))
-                while journal.full:
-                    time.sleep(0.01)
+            taken += 1
+            others += not (answer.response_model or model).startswith(model)
+            if journal is None:
+                journal = Journal(folder, run=run)
+            found = _result(plan.request(prompt, model), policy.validate(answer))
+            # No attempt of this output's: it counts for no budget.
+            journal.put(msgspec.structs.replace(found, attempts=0, cost_usd=None))
+            while (
+                journal.full
+            ):  # A poll, as the journal wakes nobody; this is a thread of its own.
+                time.sleep(_JOURNAL_SECONDS)
     finally:
         if journal is not None:
             journal.close()
-    if lines and not named:
+    if answers and not named:
         raise JobError(
-            f"--from-batch {paths[0]}: no row of the input has one of its custom_ids; is it the output "
+            f"--from-batch {job.from_batch[0]}: no row of the input has one of its custom_ids; is it the output "
             "of another batch?"
         )
     return taken, others
 
 
+def _matched(
+    plan: Plan, inputs: Inputs, models: Sequence[str], answers: Mapping[str, Completion]
+) -> Iterator[tuple[Prompt, str, Completion]]:
+    """Each prompt and model that an answer names: by `ROW MODEL`, as `requests_of` writes, or by the row alone."""
+    for row in inputs.rows(plan.columns):
+        prompt = plan.prompt(row)
+        if prompt.error is not None:
+            continue
+        for model in models or (prompt.model or "",):
+            answer = answers.get(f"{prompt.custom_id} {model}")
+            if answer is None and len(models) < 2:
+                answer = answers.get(prompt.custom_id)
+            if answer is not None:
+                yield prompt, model, answer
+
+
 def _answered(folder: Path) -> set[tuple[str, str]]:
-    """(custom_id, model) of all that was ever answered here, whatever its row said then."""
+    """(custom_id, model) of each answer in the journal, whatever its row asked then."""
     names = map(_decode_name, sound_lines(folder))
     return {(name.custom_id, name.model) for name in names if name.status.answered}
 
@@ -188,10 +203,10 @@ _rows = RowEncoder()
 
 
 def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
-    """A line of a batch's output as the row that it would be.
+    """A line of a batch's output as a row of batcher's output.
 
     Raises:
-        JobError: It is none.
+        JobError: The line has another format.
     """
     name, answer = _answer(columns, f"line {position + 1}", keep_raw=False)
     model = (answer.response_model if isinstance(answer, Completion) else None) or ""
@@ -199,7 +214,7 @@ def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
     sample = int(own.group(1)) if own else 0
     request = Request(position, name, model, sample, "0" * 32, b"", None)
     made: dict[str, Any] = msgspec.json.decode(
-        _rows.row({}, _encode(result_of(request, answer)), position, sample)[0]
+        _rows.row({}, _encode(_result(request, answer)), position, sample)[0]
     )
     return {**made, "custom_id": name, "latency_ms": None, "created_at": None}
 
@@ -207,9 +222,9 @@ def row_of(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
 def requests_of(
     inputs: Inputs, prompter: Prompter, models: Sequence[str]
 ) -> Iterator[tuple[bytes | None, str | None]]:
-    """(line of a batch's input, None) for each row and model, or (None, why there is none).
+    """(input line of a batch, None) for each row and model, or (None, error) for a row that cannot be sent.
 
-    With several models a line's name is that of its row and model, as a batch wants each once.
+    With several models a line's custom_id is "ROW MODEL", as a batch takes each custom_id once.
     """
     for row in inputs.rows(prompter.columns):
         prompt = prompter.prompt(row)

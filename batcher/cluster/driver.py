@@ -279,7 +279,7 @@ class _Driver:
             cause = state.waits_for if state.waiting else "retry" if state.retrying else ""
             self.channels[model] = ChannelStatus(state.in_flight, waiting, cause, state.longest)
             summary.add_traffic(model, state.share, state.waited)
-        summary.total_limit_used = status.share
+        summary.add_total_traffic(status.share)
         if account is not None and status.budget is not None:
             account.budget.become(status.budget)
         if status.why is not None:

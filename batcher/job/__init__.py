@@ -1,1 +1,1 @@
-"""WHAT WAS ASKED: a job, its checks, where its requests go."""
+"""WHAT WAS ASKED: a job, its checks, the endpoint of its requests."""

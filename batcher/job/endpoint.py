@@ -1,7 +1,7 @@
-"""Where requests go, and with which key. Touches: nothing; the environment is given.
+"""Where requests go, and with which key. Touches: nothing; the environment is passed in.
 
-A key goes to one host only: that of AiHubMix to AiHubMix, that of OpenAI to OpenAI and to the address
-that stands beside it.
+A key is sent to its own host only: AIHUBMIX_API_KEY to AiHubMix, OPENAI_API_KEY to OpenAI and to the host of
+OPENAI_BASE_URL.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AIHUBMIX = "https://aihubmix.com/v1"
 OPENAI = "https://api.openai.com/v1"
 AIHUBMIX_KEY, OPENAI_KEY = "AIHUBMIX_API_KEY", "OPENAI_API_KEY"
 _CHAT = "/chat/completions"
-_MOST_PORT = 65_535
+_MAX_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Endpoint:
 
     Attributes:
         url: Full address of `chat/completions`.
-        name: The address as a part of each request's identity; the simulated gateway has one name
-            on whatever port it listens.
-        key: The API key; None for a server that wants none. Kept out of `repr`.
-        headers: Name and value of those to send besides. Kept out of `repr`.
-        secrets: Those of their values that must be shown nowhere. Kept out of `repr`.
-        unsent: Names of the variables that hold a key which does not go there.
+        name: The address as a part of each request's key; the simulated gateway has one name on
+            any port.
+        key: The API key; None for a server that needs none. Kept out of `repr`.
+        headers: Names and values of additional headers. Kept out of `repr`.
+        secrets: The values among them that must never be shown. Kept out of `repr`.
+        unsent: Names of set variables whose key belongs to another host.
     """
 
     url: str
@@ -49,7 +49,7 @@ class Endpoint:
 
     @property
     def base(self) -> str:
-        """The base address, as `--base-url` names it."""
+        """The base address, as in `--base-url`."""
         return self.url.removesuffix(_CHAT)
 
     @property
@@ -58,7 +58,7 @@ class Endpoint:
         return urlsplit(self.url).netloc
 
     def at_version(self) -> Endpoint | None:
-        """The same with `/v1` behind the base address; None where that names a version."""
+        """The endpoint with `/v1` after the base address; None where that has a version."""
         if re.search(r"/v\d", urlsplit(self.base).path):
             return None
         return replace(self, url=f"{self.base}/v1{_CHAT}")
@@ -70,7 +70,7 @@ class Proxy:
 
     Attributes:
         url: Its address, without a password.
-        login: User and password; None without. Kept out of `repr`.
+        login: User and password; None for none. Kept out of `repr`.
     """
 
     url: str
@@ -78,7 +78,7 @@ class Proxy:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What it is to be sent besides."""
+        """Headers for the proxy itself."""
         if self.login is None:
             return {}
         return {
@@ -93,18 +93,18 @@ def endpoint_of(
     *,
     keyless: bool = False,
 ) -> Endpoint:
-    """The address and key: as asked, else AiHubMix, else OPENAI_*.
+    """The endpoint of `--base-url`, else of AiHubMix, else of OPENAI_*.
 
     Args:
-        base_url: As asked.
-        key_env: Name of the variable that holds the key, as asked.
-        environment: Where it stands.
-        keyless: Whether a header says who is asking, so that no key is needed.
+        base_url: From `--base-url`; None for the default.
+        key_env: Name of the variable that holds the key, from `--api-key-env`.
+        environment: Holds the key.
+        keyless: Whether a header identifies the sender, so that no key is needed.
 
     Raises:
-        JobError: The address is not one, or the key that goes with it is not set.
+        JobError: The address is invalid, or its key is not set.
     """
-    # An empty --base-url is a variable that is not set: no other host is meant.
+    # An empty --base-url is most likely a shell variable that is not set; no other host is meant.
     base = (_default_base(key_env, environment) if base_url is None else base_url).strip()
     origin = "OPENAI_BASE_URL" if base_url is None else "--base-url"
     parts = _address(base)
@@ -121,11 +121,11 @@ def endpoint_of(
         )
     url = base.rstrip("/")
     url = url if url.endswith(_CHAT) else f"{url}{_CHAT}"
-    proxy_of(url, environment)  # One that cannot be used is refused before anything is sent.
+    proxy_of(url, environment)  # Raises before anything is sent where the proxy cannot be used.
     key_name = key_env or _key_name(base, host, environment)
     if parts.scheme == "http" and _key_name(base, host, {}) is not None:
         raise JobError(
-            f"--base-url {base}: the key would go there for everybody on the way to read; write https."
+            f"--base-url {base}: over http the key can be read on the way; write https."
         )
     unsent = tuple(name for name in (OPENAI_KEY, AIHUBMIX_KEY) if environment.get(name))
     if keyless and key_env is None and not (key_name and environment.get(key_name)):
@@ -140,24 +140,24 @@ def endpoint_of(
         )
     key = environment.get(key_name, "").strip()
     if not key:
-        # Somebody may have given the key itself in the place of its name.
+        # The user may have given the key itself in place of its name.
         name = key_name if re.fullmatch(r"[A-Z][A-Z0-9_]*", key_name) else "that variable"
         raise JobError(
             f"No API key for {host}: set {name} in the environment "
             "(or name another variable with --api-key-env; or try --simulate, which needs none)."
         )
     if not key.isascii() or not key.isprintable():
-        raise JobError(f"{key_name} holds characters that no HTTP header can carry; set it anew.")
+        raise JobError(f"{key_name} holds characters that no HTTP header can carry; set it again.")
     return Endpoint(url, url, key)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine: there no key is needed, and no proxy is between."""
+    """Whether a host is this machine, which needs no key and is reached without a proxy."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _default_base(key_name: str | None, environment: Mapping[str, str]) -> str:
-    """Where requests go when no address is given: AiHubMix unless all that is set is OpenAI's."""
+    """The base address when none is given: AiHubMix, unless only OpenAI's variables are set."""
     openai = key_name == OPENAI_KEY or bool(
         AIHUBMIX_KEY not in environment
         and (environment.get("OPENAI_BASE_URL") or (OPENAI_KEY in environment and not key_name))
@@ -166,19 +166,19 @@ def _default_base(key_name: str | None, environment: Mapping[str, str]) -> str:
 
 
 def _key_name(base: str, host: str, environment: Mapping[str, str]) -> str | None:
-    """The variable whose key belongs to this host; None for hosts to which none belongs."""
+    """The variable whose key belongs to a host; None where no key is known to belong."""
     if host == "aihubmix.com" or host.endswith(".aihubmix.com"):
         return AIHUBMIX_KEY
     if host == "api.openai.com":
         return OPENAI_KEY
-    theirs = _address(environment.get("OPENAI_BASE_URL", "").strip())
-    if theirs is not None and theirs.hostname == host and OPENAI_KEY in environment:
+    openai = _address(environment.get("OPENAI_BASE_URL", "").strip())
+    if openai is not None and openai.hostname == host and OPENAI_KEY in environment:
         return OPENAI_KEY
     return None
 
 
 def _address(text: str) -> SplitResult | None:
-    """The parts of an address that a connection can be made to; None for any other text."""
+    """The parts of an address that one can connect to; None for any other text."""
     if re.search(
         r"[\x00-\x20\x7f-\xa0\\\ufffd\ud800-\udfff]", text
     ):  # urlsplit drops some of these.
@@ -186,37 +186,38 @@ def _address(text: str) -> SplitResult | None:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
-        asked = URL(text).raw_host or ""
-        asked.encode("idna")  # As the lookup of the name does.
-    except ValueError:  # Which UnicodeError is, too.
+        encoded = URL(text).raw_host or ""
+        encoded.encode("idna")  # As the lookup of the name does.
+    except ValueError:  # UnicodeError is one.
         return None
-    whole = bool(host and asked) and not parts.netloc.endswith(":") and "%" not in host
-    return parts if whole and (port is None or 0 < port <= _MOST_PORT) else None
+    whole = bool(host and encoded) and not parts.netloc.endswith(":") and "%" not in host
+    return parts if whole and (port is None or 0 < port <= _MAX_PORT) else None
 
 
 def _without_secrets(text: str) -> str:
-    """An address for a message, without what may be a password or a key in it."""
+    """An address for a message, without anything that may be a password or a key."""
     text = re.split(r"[?#]", text.rpartition("@")[2])[0]
     return re.sub(r"(?<=[^/:]):(?!//|\d{1,5}(?:/|$))[^/]*", ":...", text)[:200]
 
 
 def proxy_of(url: str, environment: Mapping[str, str]) -> Proxy | None:
-    """The proxy that the environment names for requests to an address; None for none.
+    """The proxy for requests to an address; None for none.
 
-    `HTTPS_PROXY` or `HTTP_PROXY`, by the scheme of the address, else `ALL_PROXY`; in lower case they go
-    first, and an empty one names none. `NO_PROXY` names hosts that are reached without.
+    `HTTPS_PROXY` or `HTTP_PROXY`, by the scheme of the address, else `ALL_PROXY`; lower case comes first,
+    and an empty value means no proxy. `NO_PROXY` lists hosts that are reached directly.
 
     Raises:
-        JobError: It cannot be used. Its address is not in the text, as it may hold a password.
+        JobError: The proxy cannot be used. The message omits its address, which may hold a password.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
     names = [f"{scheme}_proxy" for scheme in (parts.scheme, "all")]
-    name = next((n for of in names for n in (of, of.upper()) if n in environment), None)
+    spellings = (spelling for name in names for spelling in (name, name.upper()))
+    name = next((spelling for spelling in spellings if spelling in environment), None)
     value = "" if name is None else environment[name].strip()
     exempt = environment.get("no_proxy", environment.get("NO_PROXY", ""))
-    asked = host if ":" in host else parts.netloc  # With its port, which NO_PROXY may name.
-    if not value or is_loopback(host) or proxy_bypass_environment(asked, {"no": exempt}):
+    listed = host if ":" in host else parts.netloc  # With its port, which NO_PROXY may name.
+    if not value or is_loopback(host) or proxy_bypass_environment(listed, {"no": exempt}):
         return None
     scheme, apart, rest = value.rpartition("://")
     scheme = scheme.lower() if apart else "http"
@@ -226,18 +227,18 @@ def proxy_of(url: str, environment: Mapping[str, str]) -> Proxy | None:
             f"NO_PROXY={host} to go without."
         )
     login = None
-    told = _address(f"{scheme}://{rest}") if scheme in ("http", "https") else None
-    if told is not None and "@" in told.netloc:
-        login = unquote(told.username or ""), unquote(told.password or "")
+    proxy = _address(f"{scheme}://{rest}") if scheme in ("http", "https") else None
+    if proxy is not None and "@" in proxy.netloc:
+        login = unquote(proxy.username or ""), unquote(proxy.password or "")
     if (
-        told is None
-        or told.path not in ("", "/")
-        or told.query
-        or told.fragment
+        proxy is None
+        or proxy.path not in ("", "/")
+        or proxy.query
+        or proxy.fragment
         or ":" in (login or ("",))[0]
     ):
         raise JobError(
             f"{name} is not the address of a proxy. Write it as http://HOST:PORT or "
             "http://USER:PASSWORD@HOST:PORT, with %40 for @, %3A for :, %2F for / in user and password."
         )
-    return Proxy(f"{scheme}://{told.netloc.rpartition('@')[2]}", login)
+    return Proxy(f"{scheme}://{proxy.netloc.rpartition('@')[2]}", login)

@@ -17,7 +17,7 @@ from cyclopts import Group, Parameter
 from batcher.errors import JobError
 from batcher.job import checks, convert, values
 from batcher.job.endpoint import Endpoint, endpoint_of
-from batcher.records import Outcome
+from batcher.records import Outcome, tier_of
 
 __all__ = ["Job", "Limits", "LogLevel"]
 
@@ -304,6 +304,11 @@ class Job:
     def body_params(self) -> dict[str, object]:
         """The `--param` fields of the request body."""
         return values.params_of(self.params)
+
+    @property
+    def service_tier(self) -> str | None:
+        """The service tier that `--param service_tier` asks for; None for the default one."""
+        return tier_of(self.body_params.get("service_tier"))
 
     @property
     def expected(self) -> tuple[dict[str, Any] | None, tuple[str, ...]]:

@@ -430,6 +430,24 @@ class Summary:
         of.limit_used, of.waited, of.given_up = limit_used, dict(waited), given_up
         of.bill = bill or of.bill
 
+    def add_total_traffic(self, limit_used: float | None) -> None:
+        """Sets the part of the limit of all models together that was used."""
+        self.total_limit_used = limit_used
+
+    def add_budget(self, text: str) -> None:
+        """Sets how much of the budget is spent, in words."""
+        self.budget = text
+
+    def add_forecast(self, forecast: dict[str, object], bills: Mapping[str, Bill]) -> None:
+        """Sets what a run would take, and the bills of its models, where nothing was sent."""
+        self.forecast = forecast
+        for model, bill in bills.items():
+            self.models[model].bill = bill
+
+    def add_projection(self, model: str, projected: Projected) -> None:
+        """Sets what all rows would cost by one model, where only a part of them was sent."""
+        self.models[model].projected = projected
+
     def refused(self, model: str) -> None:
         """Counts an answer 429 at once, for a live figure, before its row has ended."""
         self.models[model].hear_429()

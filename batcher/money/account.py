@@ -20,7 +20,7 @@ from batcher.money.price_sources import catalogue_prices, package_prices
 from batcher.money.prices import Price, Prices
 from batcher.money.reserve import max_cost, no_price
 from batcher.money.spending import Spent
-from batcher.records import BOUNDS, tier_of
+from batcher.records import BOUNDS
 
 __all__ = ["Account", "known_prices", "opened"]
 
@@ -63,10 +63,8 @@ async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Accoun
     bounded = job.max_cost is not None or job.max_total_tokens is not None
     unknown = [model for model in job.models if prices.of(model) is None]
     if job.max_cost is not None and unknown:
-        raise JobError(
-            f"--max-cost: the price of {', '.join(unknown)} is not known; tell it with --prices."
-        )
-    tier = tier_of(job.body_params.get("service_tier"))
+        raise JobError(no_price(", ".join(unknown), None))
+    tier = job.service_tier
     if job.max_cost is not None and tier is not None:
         for model in job.models:
             if (price := prices.of(model)) is not None and price.at(tier) is None:

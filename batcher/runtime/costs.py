@@ -1,4 +1,8 @@
-"""What a run's other rows would cost: a sample's projection, the budget for the rest. Touches: files (reads)."""
+"""What the rest of a run would cost: the projection of a sample, the budget that is enough. Touches: files (reads).
+
+Estimates of money before a run are in `plan.forecast` (what is likely) and `money.reserve` (what is the most);
+these two go by what rows of this run cost.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from batcher.live.progress import Snapshot
 from batcher.live.summary import Projected, Summary
 from batcher.live.table import human, money
 from batcher.money.account import Account
-from batcher.money.budget import Amount, LocalBudget
+from batcher.money.budget import Amount
 from batcher.read import csv
 from batcher.read.inputs import Inputs
 from batcher.records import Outcome
@@ -26,18 +30,19 @@ from batcher.write import parts
 __all__ = ["project", "with_larger_budget"]
 
 _MARGIN = Decimal("1.2")
+_ANSWERED = {str(outcome) for outcome in Outcome if outcome.answered}
 
 
 def project(summary: Summary, output: Path, inputs: Inputs, job: Job) -> None:
-    """Tells the summary what all rows would cost, by those that the output holds.
+    """Projects the cost of all rows from the costs of those that were sent.
 
     Args:
-        summary: Gets it, for each model of which all costs are known.
-        output: Just written, of a part of the input.
-        inputs: The whole of it is counted.
-        job: What was asked; `route` is each.
+        summary: Gets the projection of each model whose costs are all known.
+        output: Holds a part of the input's rows.
+        inputs: The input, counted whole.
+        job: What was asked; its `route` is each.
     """
-    every = inputs.count() * job.samples
+    rows = inputs.count() * job.samples
     costs: dict[str, list[float]] = {}
     unknown = set()
     for row in _costs(output):
@@ -45,18 +50,16 @@ def project(summary: Summary, output: Path, inputs: Inputs, job: Job) -> None:
         if cost is None and row["status"] in _ANSWERED:
             unknown.add(row["model"])
         costs.setdefault(row["model"], []).append(cost or 0.0)
-    for model, of in costs.items():
-        if model in unknown or not any(of) or not 2 <= len(of) < every:
+    for model, sample in costs.items():
+        if model in unknown or not any(sample) or not 2 <= len(sample) < rows:
             continue
-        told = total_of_sample(len(of), sum(of), sum(cost * cost for cost in of), every)
+        squares = sum(cost * cost for cost in sample)
+        total = total_of_sample(len(sample), sum(sample), squares, rows)
         repeats = job.dedupe is not False and (
             summary.models[model].copied > 0 or bool(job.dedupe)
         )
         drawn = job.sample is not None
-        summary.models[model].projected = Projected(every, *told, drawn=drawn, repeats=repeats)
-
-
-_ANSWERED = {str(outcome) for outcome in Outcome if outcome.answered}
+        summary.add_projection(model, Projected(rows, *total, drawn=drawn, repeats=repeats))
 
 
 def _costs(output: Path) -> Iterator[Mapping[str, Any]]:
@@ -90,80 +93,87 @@ def with_larger_budget(
     job: Job,
     account: Account,
     summary: Summary,
-    now: Snapshot,
-    rows: int | None,
+    state: Snapshot,
+    answers: int,
 ) -> RunStopped:
-    """The stop of a run whose budget is spent, with what the rest may take and a budget that is enough.
+    """The stop of a run whose budget is spent, with an estimate of the rest and a budget that is enough.
 
     Args:
-        stopped: Why it stopped.
+        stopped: The stop.
         job: What was asked.
-        account: Its budget.
+        account: The budget.
         summary: Of this run.
-        now: How its models stand.
-        rows: How many answers there are to be in all, by all models; None when not known.
+        state: The present state of the models.
+        answers: Number of answers that all models together are to give.
     """
-    budget, before = account.budget, account.spent
-    spent, next_one = budget.committed, budget.refused
-    earlier = Amount(before.perhaps_dollars, before.perhaps_tokens)
-    lost = budget.perhaps.minus(earlier)
-    left = _left(summary, now, lost) or _left_by_average(budget, summary, rows)
-    rest, instead = [], {}
+    budget, earlier = account.budget, account.spent
+    spent, refused = budget.committed, budget.refused
+    unanswered = budget.perhaps.minus(Amount(earlier.perhaps_dollars, earlier.perhaps_tokens))
+    by_model = _rest_by_model(summary, state, unanswered)
+    dollars, tokens = by_model or _rest_by_average(account, summary, answers) or (None, None)
+    texts, instead = [], {}
     if job.max_cost is not None:
-        most = Decimal(str(job.max_cost))
-        dollars = None if left is None else left[0]
+        limit = Decimal(str(job.max_cost))
         if dollars is not None:
-            rest.append(money(dollars))
-        need = spent.dollars + next_one.dollars + (most if dollars is None else dollars * _MARGIN)
-        instead["--max-cost"] = f"{_rounded_up(max(need, most)):f}"
+            texts.append(money(dollars))
+        more = limit if dollars is None else dollars * _MARGIN
+        enough = max(spent.dollars + refused.dollars + more, limit)
+        instead["--max-cost"] = f"{_rounded_up(enough):f}"
     if job.max_total_tokens is not None:
-        tokens = None if left is None else left[1]
         if tokens is not None:
-            rest.append(f"{human(float(tokens))} tokens")
-        many = job.max_total_tokens if tokens is None else math.ceil(tokens * _MARGIN)
-        need = Decimal(max(spent.tokens + next_one.tokens + many, job.max_total_tokens))
-        instead["--max-total-tokens"] = f"{_rounded_up(need):f}"
-    told = f" The rest may take {' and '.join(rest)}, by what others took." if rest else ""
-    return RunStopped(f"{stopped}{told}", instead=instead)
+            texts.append(f"{human(float(tokens))} tokens")
+        count = job.max_total_tokens if tokens is None else math.ceil(tokens * _MARGIN)
+        enough = Decimal(max(spent.tokens + refused.tokens + count, job.max_total_tokens))
+        instead["--max-total-tokens"] = f"{_rounded_up(enough):f}"
+    text = f" The rest may take {' and '.join(texts)}, by what others took." if texts else ""
+    return RunStopped(f"{stopped}{text}", instead=instead)
 
 
-def _left_by_average(
-    budget: LocalBudget, summary: Summary, rows: int | None
-) -> tuple[Decimal | None, Decimal] | None:
-    """(dollars, tokens) that the rest may take, by all that earlier runs and this one spent."""
+def _rest_by_average(
+    account: Account, summary: Summary, answers: int
+) -> tuple[Decimal, Decimal] | None:
+    """(dollars, tokens) that the rest may take, by the average of this run and earlier ones."""
     totals = summary.models.values()
-    ok = sum(of.outcomes[Outcome.OK] + of.earlier[Outcome.OK] for of in totals)
-    known = budget.committed
-    if not any(of.usage_missing for of in totals):  # Else that is all there is to know.
-        known = known.minus(budget.perhaps)
-    if rows is None or not ok or rows <= ok:
+    ok = sum(model.outcomes[Outcome.OK] + model.earlier[Outcome.OK] for model in totals)
+    if not ok or answers <= ok:
         return None
-    share = Decimal(rows - ok) / ok
-    return known.dollars * share, known.tokens * share
+    spent = account.budget.committed
+    if not any(model.usage_missing for model in totals):  # Else only the upper bound is known.
+        spent = spent.minus(account.budget.perhaps)
+    share = Decimal(answers - ok) / ok
+    return spent.dollars * share, spent.tokens * share
 
 
-def _left(summary: Summary, now: Snapshot, lost: Amount) -> tuple[Decimal | None, Decimal] | None:
-    """(dollars, tokens) that what is still to be sent may take; None where nothing tells.
+def _rest_by_model(
+    summary: Summary, state: Snapshot, unanswered: Amount
+) -> tuple[Decimal | None, Decimal] | None:
+    """(dollars, tokens) that the rest may take, by what answers of each model took; None where one has none.
 
-    By what others of its model took, and `lost` in the same measure: what got no answer.
+    Args:
+        summary: Of this run.
+        state: The present state of the models.
+        unanswered: What requests without an answer may have cost; the rest has as many of them.
     """
     dollars: Decimal | None = Decimal(0)
     tokens = to_send = all_sent = Decimal(0)
-    for lane in now.models:
-        of = summary.models[lane.model]
-        sent = of.rows - of.copied
-        if lane.to_send is None or not sent or of.usage_missing:
+    for model in state.models:
+        totals = summary.models[model.model]
+        sent = totals.rows - totals.copied
+        if model.to_send is None or not sent or totals.usage_missing:
             return None
-        to_send, all_sent = to_send + lane.to_send, all_sent + sent
-        share = Decimal(lane.to_send) / sent
-        tokens += share * ((of.tokens[0] or 0) + (of.tokens[1] or 0))
-        if dollars is not None:
-            dollars = None if of.cost is None or of.cost_missing else dollars + share * of.cost
+        to_send, all_sent = to_send + model.to_send, all_sent + sent
+        share = Decimal(model.to_send) / sent
+        tokens += share * ((totals.tokens[0] or 0) + (totals.tokens[1] or 0))
+        if dollars is not None:  # The projection of the live view, less what is spent.
+            if model.cost is None or model.cost_in_all is None:
+                dollars = None
+            else:
+                dollars += model.cost_in_all - model.cost
     if not all_sent:
         return None
     more = to_send / all_sent
-    dollars = None if dollars is None else dollars + lost.dollars * more
-    return dollars, tokens + lost.tokens * more
+    dollars = None if dollars is None else dollars + unanswered.dollars * more
+    return dollars, tokens + unanswered.tokens * more
 
 
 def _rounded_up(number: Decimal) -> Decimal:

@@ -10,7 +10,6 @@ from batcher.money.bill import Bill
 from batcher.money.prices import Price, Prices
 from batcher.plan.dedupe import Deduplicator
 from batcher.plan.forecast import Forecast, counted
-from batcher.records import tier_of
 from batcher.runtime.prepare import Preparation, Prepared
 
 __all__ = ["dry_run"]
@@ -43,11 +42,10 @@ def dry_run(
         say(error)
     if len(forecast.errors) > _ERRORS_SHOWN:
         say(f"… and {len(forecast.errors) - _ERRORS_SHOWN:,} more.")
-    tier = tier_of(job.body_params.get("service_tier"))
 
     def price_of(model: str) -> Price | None:
         price = prices.of(model)
-        return price and price.at(tier)
+        return price and price.at(job.service_tier)
 
     for line in forecast.lines(price_of, job.limits):
         say(line)
@@ -59,9 +57,8 @@ def dry_run(
             f"{counted(dedupe.waiting.total())} will get the answer of an equal one, without being sent; "
             "--no-dedupe sends each."
         )
-    summary.forecast = forecast.asdict(price_of, job.limits)
-    for model in job.models:
-        summary.models[model].bill = Bill(prices.of(model))
+    bills = {model: Bill(prices.of(model)) for model in job.models}
+    summary.add_forecast(forecast.asdict(price_of, job.limits), bills)
     summary.finish("checked")
     text = (
         f"{prepared.rows:,} rows read, {len(forecast.errors):,} of them unreadable; "

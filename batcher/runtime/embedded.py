@@ -1,4 +1,4 @@
-"""The simulated gateway beside a run, for `--simulate`. Touches: a process of its own."""
+"""Starts the simulated gateway for `--simulate`. Touches: processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["simulated_gateway"]
 
 @contextlib.asynccontextmanager
 async def simulated_gateway() -> AsyncIterator[Endpoint]:
-    """The embedded gateway, a process of its own that ends with this one."""
+    """Runs the simulated gateway in a process that ends with this one; yields its endpoint."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -32,7 +32,7 @@ async def simulated_gateway() -> AsyncIterator[Endpoint]:
         assert process.stdout is not None
         line = (await process.stdout.readline()).decode().strip()
         if not line.startswith("http"):
-            raise JobError("The simulated gateway did not start; see what it says above.")
+            raise JobError("The simulated gateway did not start; see its message above.")
         yield Endpoint(f"{line}/chat/completions", "simulated:")
     finally:
         if process.stdin is not None:

@@ -64,7 +64,7 @@ class LocalBackend(Backend):
                 finally:
                     for traffic in engine.traffic:
                         work.summary.add_traffic(*traffic)
-                    work.summary.total_limit_used = engine.total_limit_used
+                    work.summary.add_total_traffic(engine.total_limit_used)
             finally:
                 await asyncio.shield(asyncio.to_thread(journal.close))
         finally:

@@ -1,4 +1,4 @@
-"""Whether an output may be written where it is wanted; what a kill left there. Touches: files, the network."""
+"""Checks of an output before a run: it can be written, and replaces nothing foreign. Touches: files, the network."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from batcher.write.names import EARLIER, LOCK, RUN, journal_file
 
 __all__ = ["check_output", "sweep"]
 
-_OURS = re.compile(r"tmp-(?:([0-9]{1,7})|earlier)")
-_NOBODY = 1 << 30  # No process has this number.
+_TEMPORARY = re.compile(r"tmp-(?:([0-9]{1,7})|earlier)")
+_NO_PROCESS = 1 << 30  # Larger than any process ID.
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def check_output(output: Path, folder: Path, job: Job) -> None:
-    """Whether the output can be written, and is ours if it is there.
+    """Checks that the output can be written, and that batcher made the one that is there.
 
     Args:
-        output: Where it is made; its address, if it has one, is in the job.
+        output: The local file or folder; for object storage the one that is uploaded.
         folder: The run folder.
         job: What was asked.
 
     Raises:
-        JobError: It cannot, or is somebody else's.
+        JobError: It cannot be written, or something else is there.
     """
     if job.output in job.inputs or any(is_of(job.output, path) for path in job.inputs):
         raise JobError(f"{job.output}: it is the input and the output; name another --output.")
@@ -43,8 +43,8 @@ def check_output(output: Path, folder: Path, job: Job) -> None:
             f"{output}: {parent} is the run folder of another output; name another --output."
         )
     if job.output.endswith("/"):
-        if told := parts.in_the_way(output):
-            raise JobError(told)
+        if problem := parts.in_the_way(output):
+            raise JobError(problem)
     elif output.is_dir():
         raise JobError(
             f"{output}: it is a folder; name a file in it, such as {output / 'out.jsonl'}."
@@ -75,7 +75,7 @@ def check_output(output: Path, folder: Path, job: Job) -> None:
 
 
 def _check_place(output: Path, *, folder: bool) -> None:
-    """Whether a new output can be made beside its place and then take it, as the finish will do.
+    """Checks that a new output can be made beside its place and then renamed to it, as the finish will do.
 
     Raises:
         JobError: It cannot.
@@ -88,10 +88,10 @@ def _check_place(output: Path, *, folder: bool) -> None:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         parts.remove(temporary)
     except FileExistsError:
-        pass  # It can be made, by whoever did; he may be at work.
+        pass  # Another process made it, and may be at work.
     except OSError as error:
         raise JobError(
-            f"{output}: it could not be written in the end: {temporary.name} beside it, where it is made first, "
+            f"{output}: it cannot be written: {temporary.name} beside it, where it is made first, "
             f"cannot be made and removed ({error.strerror}); choose another --output."
         ) from None
     if os.path.realpath(output) in _mount_points():
@@ -100,11 +100,11 @@ def _check_place(output: Path, *, folder: bool) -> None:
             "is in instead."
         )
     try:
-        of, above = output.lstat(), output.parent.stat()
+        present, parent = output.lstat(), output.parent.stat()
     except FileNotFoundError:
         return
-    ours = os.geteuid() in (0, of.st_uid, above.st_uid)
-    if above.st_mode & stat.S_ISVTX and not ours:
+    may_replace = os.geteuid() in (0, present.st_uid, parent.st_uid)
+    if parent.st_mode & stat.S_ISVTX and not may_replace:
         raise JobError(
             f"{output}: it belongs to another user, and in {output.parent} only its owner can replace it; choose "
             "another --output."
@@ -114,10 +114,10 @@ def _check_place(output: Path, *, folder: bool) -> None:
 
 
 def _check_replaced(output: Path) -> None:
-    """Whether the file that is there is one, and may be replaced."""
+    """Checks that what is there is a file, and may be replaced."""
     if not output.is_file():
-        raise JobError(f"{output}: it is no plain file; choose another --output.")
-    try:  # Without a word written: a file that is locked against changes is refused so.
+        raise JobError(f"{output}: it is not a regular file; choose another --output.")
+    try:  # Opens without writing; an immutable file refuses even that.
         os.close(os.open(output, os.O_WRONLY | os.O_NONBLOCK))
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EROFS):
@@ -128,7 +128,7 @@ def _check_replaced(output: Path) -> None:
 
 
 def _mount_points() -> set[str]:
-    """Where file systems are mounted; a file can be such a place as well. None where Linux does not say."""
+    """Paths of mount points, which may be files; none where there is no /proc."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
@@ -140,14 +140,14 @@ def _mount_points() -> set[str]:
 
 
 def _check_address(job: Job, folder: Path) -> None:
-    """The same of what is to be uploaded."""
+    """Checks the address that the output is uploaded to."""
     manifest = Manifest.load(folder)
-    ours = "" if manifest is None else manifest.uploaded
-    if ours not in ("", job.output):
+    uploaded = "" if manifest is None else manifest.uploaded
+    if uploaded not in ("", job.output):
         raise JobError(
-            f"{folder}: here is the run of {ours}; start the one of {job.output} in another folder."
+            f"{folder}: it belongs to {uploaded}; start the run of {job.output} in another folder."
         )
-    if object_store.exists(job.output) and not ours and not job.overwrite:
+    if object_store.exists(job.output) and not uploaded and not job.overwrite:
         raise JobError(
             f"{job.output} is there already and batcher has no record here of having written it; go on in the "
             "folder where its run is, choose another --output, or replace it with --overwrite."
@@ -155,17 +155,17 @@ def _check_address(job: Job, folder: Path) -> None:
 
 
 def sweep(output: Path) -> None:
-    """Removes outputs that a kill left unfinished, and puts back what it left aside."""
+    """Removes unfinished outputs of killed processes, and finishes or undoes an exchange of folders."""
     for path in output.parent.glob(f".{glob.escape(output.name)}.tmp-*"):
-        pid = _OURS.fullmatch(path.name.rpartition(".")[2])
-        of = path.lstat()
-        kind = stat.S_ISREG(of.st_mode) or stat.S_ISDIR(of.st_mode)
-        if pid is None or not kind or of.st_uid != os.geteuid():
+        pid = _TEMPORARY.fullmatch(path.name.rpartition(".")[2])
+        found = path.lstat()
+        plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+        if pid is None or not plain or found.st_uid != os.geteuid():
             continue
         try:
-            os.kill(int(pid[1] or _NOBODY), 0)
+            os.kill(int(pid[1] or _NO_PROCESS), 0)
         except (ProcessLookupError, OverflowError):
             parts.remove(path)
         except PermissionError:
-            continue  # Somebody else's process is alive under this number.
+            continue  # A process of another user has this ID.
     parts.settle(output)

@@ -167,9 +167,7 @@ class Preparation:
         """
         job, run = self.job, secrets.token_hex(6)
         plan = Plan(job, settings_of(job, endpoint.name), inputs)
-        taken, others = batch_file.take(
-            job.from_batch, plan, inputs, self.folder, job.models, run, keep_raw=job.keep_raw
-        )
+        taken, others = batch_file.take_answers(job, plan, inputs, self.folder, run)
         if taken:
             answers = "1 answer is" if taken == 1 else f"{taken:,} answers are"
             other = f", {others:,} of which name another model" if others else ""

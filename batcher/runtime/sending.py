@@ -119,7 +119,7 @@ class Sending:
                     await self._copy_answers(work)
         finally:
             if account is not None:
-                self._summary.budget = account.budget.told
+                self._summary.add_budget(account.budget.told)
         if isinstance(ended.stopped, RunStopped) and account is not None and account.budget.spent:
             answers = self._prepared.rows * self._prepared.plan.slots.per_row
             raise with_larger_budget(

@@ -175,7 +175,7 @@ def test_what_cannot_be_is_said_before_anything_is_sent(tmp_path, echo, scheme, 
     assert run(tmp_path, echo, of, "in.jsonl", "-o", f"{of.root}/1/o.jsonl").returncode == 0
     ended = run(tmp_path, echo, of, "in.jsonl", "-o", f"{of.root}/2/o.jsonl")
     assert ended.returncode == 2
-    assert f"here is the run of {of.root}/1/o.jsonl" in ended.stderr.decode()
+    assert f"it belongs to {of.root}/1/o.jsonl" in ended.stderr.decode()
     ended = run(tmp_path, echo, of, "in.jsonl", "-o", f"{of.root}/theirs.jsonl", "--overwrite")
     assert ended.returncode == 0
     assert len(of.content("theirs.jsonl").splitlines()) == 3
