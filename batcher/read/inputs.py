@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,14 @@ class Inputs:
     def pins(self) -> list[Pin]:
         """What `run.json` keeps to recognize the same input."""
         return [file.pin for file in self.files]
+
+    def set_pins(self, pins: Sequence[Pin]) -> None:
+        """Sets what each file is known by."""
+        self.files = [replace(file, pin=pin) for file, pin in zip(self.files, pins, strict=True)]
+
+    def set_line_index(self, line_index: dict[str, array[int]]) -> None:
+        """Sets where lines begin, as an earlier run found it."""
+        self.line_index = line_index
 
     @property
     def whole(self) -> bool:

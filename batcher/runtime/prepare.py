@@ -112,12 +112,10 @@ class Preparation:
         """
         job, settings = self.job, settings_of(self.job, endpoint.name)
         if not job.dry_run:
-            inputs.line_index = line_index.load(self.folder, inputs.pins)
+            inputs.set_line_index(line_index.load(self.folder, inputs.pins))
         resumed = resume(job, settings, self.folder, inputs, self.say, self.go_on, batch_run)
         manifest = resumed.manifest
-        manifest.asked = msgspec.structs.replace(
-            manifest.asked, batch=self._writes_batch_lines(inputs)
-        )
+        manifest.set_batch(self._writes_batch_lines(inputs))
         plan = Plan(job, settings, inputs, resumed.winners, stopped=resumed.stopped)
         if resumed.damaged and not job.dry_run:
             self.keep_output()
@@ -138,14 +136,10 @@ class Preparation:
         if found.pictures and (epoch.pictures is None or epoch.pictures.rows < found.rows):
             # The manifest does not say which rows were drawn: their answers are found by key next time.
             digest = found.pictures if inputs.drawn is None else _DRAWN
-            epoch.pictures = Pictures(found.rows, digest)
+            epoch.set_pictures(Pictures(found.rows, digest))
         if inputs.whole and not job.dry_run:
-            epoch.rows = found.rows
-            pins = [file.with_digest(self.go_on).pin for file in inputs.files]
-            epoch.inputs = msgspec.to_builtins(pins)
-            inputs.files = [
-                replace(file, pin=pin) for file, pin in zip(inputs.files, pins, strict=True)
-            ]
+            inputs.set_pins([file.with_digest(self.go_on).pin for file in inputs.files])
+            epoch.count(found.rows, msgspec.to_builtins(inputs.pins))
         if (name := inputs.touched()) is not None:
             raise JobError(f"{name} was written while it was read; run the same command again.")
         return found.rows

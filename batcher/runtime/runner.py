@@ -256,7 +256,7 @@ class Runner:
         folder, inputs, resumed = setup.folder.path, prepared.inputs, prepared.resumed
         manifest, last = resumed.manifest, resumed.manifest.last
         if setup.backend.many_writers:
-            manifest.shared.append((last + 1, 0))
+            manifest.share_numbers()
         manifest.save(folder)
         if resumed.moved is not None:
             resumed.moved.save(folder)

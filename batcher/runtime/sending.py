@@ -25,7 +25,6 @@ from batcher.runtime.sink import Emit, ResultSink
 from batcher.runtime.watchers import Watch, watched
 from batcher.send.dialect import RequestDialect
 from batcher.write.journal import Journal
-from batcher.write.manifest import Manifest
 
 __all__ = ["Sending", "Setup", "deduplicator"]
 
@@ -132,6 +131,7 @@ class Sending:
 
     def _work(self, account: Account | None) -> Work:
         setup, resumed = self._setup, self._prepared.resumed
+        known = resumed.manifest.dialects_at(setup.endpoint.name)
         return Work(
             job=self._job,
             endpoint=setup.endpoint,
@@ -143,7 +143,7 @@ class Sending:
             prices=setup.prices,
             account=account,
             dedupe=self._dedupe,
-            dialects=_dialects_at(setup.endpoint, resumed.manifest),
+            dialects={model: RequestDialect(*dialect) for model, dialect in known.items()},
             emit=self._emit,
         )
 
@@ -181,8 +181,8 @@ class Sending:
     def _keep_dialects(self, work: Work, ended: Ended) -> None:
         """Notes in `run.json` how models take requests."""
         if ended.dialects != work.dialects:
-            manifest, name = self._prepared.resumed.manifest, self._setup.endpoint.name
-            manifest.manners.update({f"{name} {of}": how for of, how in ended.dialects.items()})
+            manifest = self._prepared.resumed.manifest
+            manifest.set_dialects(work.endpoint.name, ended.dialects)
             with contextlib.suppress(OSError):  # The next run finds out again.
                 manifest.save(work.folder)
 
@@ -192,13 +192,3 @@ def deduplicator(job: Job, prepared: Prepared, folder: Path) -> Deduplicator | N
     if job.dedupe is False:
         return None
     return Deduplicator(job, prepared.plan, folder, prepared.rows)
-
-
-def _dialects_at(endpoint: Endpoint, manifest: Manifest) -> Mapping[str, RequestDialect]:
-    """How models took requests at this address in earlier runs, by model."""
-    start = f"{endpoint.name} "
-    return {
-        name.removeprefix(start): RequestDialect(*dialect)
-        for name, dialect in manifest.manners.items()
-        if name.startswith(start)
-    }

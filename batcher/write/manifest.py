@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,6 +56,10 @@ class _SettingsShape(msgspec.Struct, rename=lambda name: f"--{name}".replace("_"
     model: str
     schema: dict[str, Any] | None = None
     labels: list[str] | None = None
+
+
+Dialect = tuple[Literal["json_schema", "json_object", "prompt"], bool, bool]
+"""How a model takes requests (`send.dialect.RequestDialect`), as far as the types go."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +117,14 @@ class Epoch(msgspec.Struct, kw_only=True):
     gave_up: _Number | None = None
     pictures: Pictures | None = None
 
+    def count(self, rows: int, inputs: list[dict[str, Any]]) -> None:
+        """Sets how many rows the input holds, and its pins as of that reading."""
+        self.rows, self.inputs = rows, inputs
+
+    def set_pictures(self, pictures: Pictures) -> None:
+        """Sets what the pictures of the rows were known by."""
+        self.pictures = pictures
+
 
 class Manifest(msgspec.Struct, kw_only=True):
     """All epochs of one output, the present one last; `asked` is of the last run.
@@ -124,7 +136,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         shared: First and last of numbers that several processes took theirs from, so that some are
             no segment's; 0 for a last that is not known yet.
         seen: Numbers of the segments among these, when a run began or ended.
-        manners: How models take requests (`send.talk.Manner`), by "ADDRESS MODEL".
+        manners: How models take requests (`send.dialect.RequestDialect`), by "ADDRESS MODEL".
         strange: IDs of runs that wrote lines, that no epoch names, and that a person was told of.
         edited: Whether the file is not as it was written; nothing in it is believed then.
     """
@@ -138,9 +150,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     last: _Number = 0
     shared: list[tuple[_Number, _Number]] = msgspec.field(default_factory=list)
     seen: list[int] = msgspec.field(default_factory=list)
-    manners: dict[str, tuple[Literal["json_schema", "json_object", "prompt"], bool, bool]] = (
-        msgspec.field(default_factory=dict)
-    )
+    manners: dict[str, Dialect] = msgspec.field(default_factory=dict)
     strange: list[str] = msgspec.field(default_factory=list)
     edited: bool = False
 
@@ -153,6 +163,27 @@ class Manifest(msgspec.Struct, kw_only=True):
             found += [number for number in range(begin, first) if number not in there]
             begin = (last or self.last) + 1
         return sorted(found)
+
+    def set_batch(self, batch: bool) -> None:
+        """Sets whether the output holds lines of a batch."""
+        self.asked = msgspec.structs.replace(self.asked, batch=batch)
+
+    def share_numbers(self) -> None:
+        """Notes that several processes take segment numbers from here on."""
+        self.shared.append((self.last + 1, 0))
+
+    def dialects_at(self, address: str) -> dict[str, Dialect]:
+        """How models took requests at an address, by model."""
+        start = f"{address} "
+        return {
+            name.removeprefix(start): dialect
+            for name, dialect in self.manners.items()
+            if name.startswith(start)
+        }
+
+    def set_dialects(self, address: str, dialects: Mapping[str, Dialect]) -> None:
+        """Sets how models take requests at an address."""
+        self.manners |= {f"{address} {model}": dialect for model, dialect in dialects.items()}
 
     def saw(self, numbers: Sequence[int]) -> None:
         """Remembers which segments there are."""
