@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import batcher
 from batcher.errors import JobError, NoAnswer
 from batcher.job.endpoint import Endpoint, endpoint_of, proxy_of
-from batcher.runtime import engine
+from batcher.runtime import monitor
 from batcher.send.http import Client
 from tests.support.echo import running
 
@@ -163,7 +163,7 @@ def test_a_proxy_that_cannot_be_used_is_refused_before_anything_is_sent(value, n
 
 
 def rows_of(run, tmp_path, monkeypatch, url, **options):
-    monkeypatch.setattr(engine, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(monitor, "_WATCH_SECONDS", 0.05)
     for name in ("OPENAI_API_KEY", "AIHUBMIX_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in options.items():
@@ -178,7 +178,7 @@ def rows_of(run, tmp_path, monkeypatch, url, **options):
 
 def test_a_port_where_nobody_listens_ends_the_run_soon(tmp_path, monkeypatch):
     """Nothing of the run was ever answered, so that there is no outage to wait for."""
-    monkeypatch.setattr(engine, "_NOWHERE_SECONDS", 0.1)
+    monkeypatch.setattr(monitor, "_UNREACHED_SECONDS", 0.1)
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         port = listening.getsockname()[1]
     url = f"http://127.0.0.1:{port}/v1"

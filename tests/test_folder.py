@@ -395,7 +395,7 @@ def test_a_file_that_only_its_owner_can_replace_is_refused(tmp_path, monkeypatch
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
     """And is not opened either: nobody may ever write into a pipe."""
     os.mkfifo(tmp_path / "o.jsonl")
-    with pytest.raises(JobError, match="no plain file"):
+    with pytest.raises(JobError, match="not a regular file"):
         replaceable(tmp_path / "o.jsonl")
 
 
