@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,9 +156,7 @@ class _Resume:
             for n, (old, pin) in enumerate(zip(before, pins, strict=False)):
                 if pin.size == old.size:
                     pins[n] = msgspec.structs.replace(pin, digest=old.digest)
-        inputs.files = [
-            replace(file, pin=pin) for file, pin in zip(inputs.files, pins, strict=True)
-        ]
+        inputs.set_pins(pins)
         if last is not None and grew is not None and self._images_changed(last):
             grew = None
         # With fewer samples there are spare answers, which only a search by key gives to other rows.
