@@ -186,7 +186,7 @@ def test_a_kill_at_any_step_of_overwrite_loses_nothing(run, monkeypatch, restori
         steps += 1
         left = steps + (5 if restoring else 0)
 
-        def step(*names, through=os.replace):
+        def step(*names, through=os.rename):
             nonlocal left
             left -= 1
             if not left:
@@ -194,7 +194,7 @@ def test_a_kill_at_any_step_of_overwrite_loses_nothing(run, monkeypatch, restori
             return through(*names)
 
         with monkeypatch.context() as patched:
-            patched.setattr(os, "replace", step)
+            patched.setattr(os, "rename", step)
             try:
                 overwrite.set_aside(folder)
                 if restoring:

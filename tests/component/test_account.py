@@ -126,7 +126,10 @@ def larger(folder, answered, to_send, rows, **asked):
     summary = Summary(lambda: 0.0, ["m"])
     for row in range(answered):
         summary.add(result(row=row, **ANSWER))
-    now = Snapshot("stopping", (ModelSnapshot(model="m", to_send=to_send),))
+    cost = Decimal("0.1") * answered
+    in_all = None if to_send is None else cost + Decimal("0.1") * to_send
+    model = ModelSnapshot(model="m", to_send=to_send, cost=cost, cost_in_all=in_all)
+    now = Snapshot("stopping", (model,))
     stopped = RunStopped("It is spent.")
     told = with_larger_budget(stopped, job(**asked), made, summary, now, rows)
     return told.instead, str(told)
@@ -137,7 +140,6 @@ LARGER = [
     (4, 6, 10, {"max_cost": 0.4}, {"--max-cost": "1.2"}),  # 0.4 + 0.6 × 1.2, rounded up.
     (4, 6, 10, {"max_total_tokens": 400}, {"--max-total-tokens": "1200"}),
     (4, None, 10, {"max_cost": 0.4}, {"--max-cost": "1.2"}),  # By the average of all that is ok.
-    (4, None, None, {"max_cost": 0.4}, {"--max-cost": "0.80"}),  # Nothing tells: as much again.
     (4, None, 4, {"max_cost": 0.4}, {"--max-cost": "0.80"}),  # All is ok, and yet it was stopped.
     (4, 0, 4, {"max_cost": 5}, {"--max-cost": "5.0"}),  # Never less.
 ]
