@@ -6,7 +6,7 @@ import asyncio
 from typing import NamedTuple
 
 from batcher.records import Outcome, Prompt, Result
-from batcher.runtime.health import Health, State
+from batcher.runtime.health import Health
 from batcher.runtime.row_queue import MemoryBudget, RowQueue
 from batcher.send.attempt import SendChannel
 
@@ -40,10 +40,9 @@ class ModelChannel:
         sending: What the sender knows of it.
         queue: Its rows; that of all models in a split.
         memory: For its large requests, also where the queue is not its own.
-        proven: Whether the model answered in an earlier run of this output.
+        health: Whether it answers.
 
     Attributes:
-        health: Whether it answers.
         workers: How many tasks send its rows.
         started: Whether all its workers may start: a first response came, or takes its time.
         retrying: Tasks that send failed rows again.
@@ -58,8 +57,7 @@ class ModelChannel:
         sending: SendChannel,
         queue: RowQueue,
         memory: MemoryBudget,
-        *,
-        proven: bool = False,
+        health: Health,
     ) -> None:
         self.model = model
         self.place = place
@@ -67,7 +65,7 @@ class ModelChannel:
         self.limiter = sending.limiter
         self.queue = queue
         self.memory = memory
-        self.health = Health(proven=proven)
+        self.health = health
         self.workers = 0
         self.started = False
         self.keeps_rows = False
@@ -77,7 +75,7 @@ class ModelChannel:
 
     def status(self) -> ChannelStatus:
         """The model at this moment."""
-        now, limiter = _now(), self.limiter
+        now, limiter = self.health.clock(), self.limiter
         ages = [(now - since, name) for name, since in self.sending.in_flight.values()]
         if limiter.waiting and limiter.waits_for:
             cause = limiter.waits_for
@@ -89,37 +87,19 @@ class ModelChannel:
         waiting = max(limiter.waiting, len(self.retrying) - limiter.in_flight)
         return ChannelStatus(limiter.in_flight, waiting, cause, max(ages, default=None))
 
-    def observe(self, result: Result) -> None:
-        """Updates the health by a result."""
-        was_in_doubt = self.in_doubt
-        self.health.observe(result, _now())
-        if was_in_doubt or self.in_doubt:
-            self.settle_doubt()
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether nothing more should be sent until requests in flight have ended."""
-        return self.health.state is State.IN_DOUBT
-
     def settle_doubt(self) -> None:
         """Ends a doubt about the model, if nothing in flight can prove it wrong any more."""
-        if self.in_doubt:
-            since = (sent for _name, sent in self.sending.in_flight.values())
-            self.health.settle_doubt(since, _now())
-        if self.in_doubt:
+        if self.health.in_doubt:
+            self.health.settle_doubt(sent for _name, sent in self.sending.in_flight.values())
+        if self.health.in_doubt:
             self._doubt_settled.clear()
         else:
             self._doubt_settled.set()
 
     async def doubt_settled(self) -> None:
         """Waits while the model is in doubt."""
-        while self.in_doubt:
+        while self.health.in_doubt:
             await self._doubt_settled.wait()
-
-    def close(self, result: Result) -> None:
-        """Gives the model up, for the reason in `result`."""
-        self.health.close(result, _now())
-        self._doubt_settled.set()
 
     def start(self) -> bool:
         """Allows all its workers; returns whether that is new."""
@@ -170,13 +150,8 @@ class ModelChannel:
     @property
     def may_answer(self) -> bool:
         """Whether a request is in flight that was not refused at once."""
-        now = _now()
+        now = self.health.clock()
         return any(
             now - sent > _REFUSED_AT_ONCE_SECONDS
             for _name, sent in self.sending.in_flight.values()
         )
-
-
-def _now() -> float:
-    """The loop's clock, which is `time.monotonic` but in a test."""
-    return asyncio.get_running_loop().time()

@@ -23,7 +23,7 @@ from batcher.runtime.channel import ChannelStatus, ModelChannel
 from batcher.runtime.config import EngineConfig
 from batcher.runtime.feed import Prefetcher, in_thread
 from batcher.runtime.gateway import HttpGateway
-from batcher.runtime.health import PENDING
+from batcher.runtime.health import PENDING, Health
 from batcher.runtime.monitor import HealthMonitor
 from batcher.runtime.routes import route_of
 from batcher.runtime.row_queue import MemoryBudget
@@ -172,8 +172,10 @@ class Engine:
             Bill(config.prices.of(model), free=is_free(model)),
         )
         queue = self._route.queue(memory)
+        clock = asyncio.get_running_loop().time  # `time.monotonic`, but in tests.
+        health = Health(clock, proven=model in config.proven)
         channel = self._channels[model] = ModelChannel(
-            model, place, sending, queue, memory, proven=model in config.proven
+            model, place, sending, queue, memory, health
         )
         if self._stop.is_set():
             channel.limiter.close()
@@ -189,25 +191,39 @@ class Engine:
             self._add_workers(channel)
 
     def _add_workers(self, channel: ModelChannel) -> None:
+        if channel.health.closed and self._route.shares_rows:
+            return
         for _ in range(channel.wanted_workers - channel.workers):
             channel.begin_work()
             self._group.create_task(self._work(channel))
 
     async def _work(self, channel: ModelChannel) -> None:
         """Sends rows of one model until there are none, or more workers than slots."""
+        health, limiter = channel.health, channel.limiter
         try:
-            while channel.workers <= max(1, channel.limiter.places):
-                if channel.in_doubt:
+            while channel.workers <= (slots := limiter.places) or channel.workers == 1:
+                if health.in_doubt:
                     await channel.doubt_settled()
                 prompt = await self._route.take(channel)
                 if prompt is None:
                     break
+                goes_on = True
                 try:
-                    if not await self._serve(channel, prompt):
-                        break
+                    if not health.closed:
+                        await self._send(channel, prompt)
+                    else:
+                        goes_on = await self._end_unsent(channel, prompt)
+                except Closed:
+                    goes_on = health.closed
+                    if goes_on:
+                        await self._end_unsent(channel, prompt)
                 finally:
                     channel.release(prompt)
                     del prompt  # Not kept in memory while this worker waits for its next row.
+                if not goes_on:
+                    break
+                if channel.workers < slots and channel.started:
+                    self._add_workers(channel)
         finally:
             channel.end_work()
             self._work_ended(channel)
@@ -222,18 +238,6 @@ class Engine:
         self._monitor.notify(read_all=self._feed.read_all)
 
     # One row
-
-    async def _serve(self, channel: ModelChannel, prompt: Prompt) -> bool:
-        """Sends a row, or ends it unsent if its model is closed; returns whether the worker goes on."""
-        if channel.health.closed:
-            return await self._end_unsent(channel, prompt)
-        try:
-            await self._send(channel, prompt)
-        except Closed:
-            if not channel.health.closed:
-                return False
-            await self._end_unsent(channel, prompt)
-        return True
 
     async def _send(self, channel: ModelChannel, prompt: Prompt) -> None:
         """Sends a row once. One that fails is sent again by a task of its own, or by another model."""
@@ -298,15 +302,10 @@ class Engine:
         queue = self._route.next_queue(channel, prompt, result)
         await self._sink.put(result, prompt, last=queue is None)
         self._monitor.observe(channel, result)
-        if result.status not in FATAL:
-            if not channel.started and (result.status.answered or result.http_status is not None):
-                self._start(channel)
-            if channel.started and channel.workers < channel.limiter.places:
-                self._add_workers(channel)
+        if not channel.started and _is_response(result):
+            self._start(channel)
         if queue is not None:
             self._route.pass_on(queue, prompt)
-        if self._sink.full:
-            await self._sink.room()
 
     async def _end_unsent(self, channel: ModelChannel, prompt: Prompt) -> bool:
         """Ends a row whose model is closed; returns whether the worker goes on.
@@ -371,6 +370,12 @@ class Engine:
     def in_flight(self) -> int:
         """Requests in flight."""
         return sum(channel.limiter.in_flight for channel in self._channels.values())
+
+
+def _is_response(result: Result) -> bool:
+    """Whether a result shows that a model takes requests, even if it does not answer them."""
+    came = result.status.answered or result.http_status is not None
+    return came and result.status not in FATAL
 
 
 def _not_sent(request: Request, closing: Result) -> Result:

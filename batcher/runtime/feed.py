@@ -111,7 +111,8 @@ class Prefetcher:
                     for pending in batch:
                         if self._stop.is_set():
                             return
-                        await self._hand_out(this, pending)
+                        if not self._put_single(this, pending):
+                            await self._hand_out(this, pending)
         finally:
             self._passes -= 1
             self.read_all |= this.main
@@ -126,21 +127,31 @@ class Prefetcher:
                     self._dedupe.look(pending.prompt)
             yield batch
 
+    def _put_single(self, this: _Pass, pending: PendingRow) -> bool:
+        """Puts a row that has one slot, without a wait; returns whether it could. Most rows are like that."""
+        prompt, slots = pending
+        if len(slots) > 1 or prompt.error is not None:
+            return False
+        plan, [slot] = self._plan, slots
+        queue = self._queue_of.get(plan.slots.model(slot, prompt.model))
+        if queue is None or queue.full or self._pass_of[queue] is not this:
+            return False
+        if plan.slots.samples > 1:
+            prompt = plan.sampled(prompt, slot)
+        if self._dedupe is None or self._dedupe.fresh(prompt, slot):
+            queue.put(prompt)
+        return True
+
     async def _hand_out(self, this: _Pass, pending: PendingRow) -> None:
         """Puts one row into the queues of its models, and waits where they are full."""
         prompt, plan = pending.prompt, self._plan
         slots = plan.slots.sent_first(pending.slots)
-        if self._sink.full:
-            await self._sink.room()
         if prompt.error is not None:
             for slot in slots:
                 model = plan.slots.model(slot)
                 if self._feeds(this, model):
                     sampled = plan.sampled(prompt, slot)
                     await self._sink.put(_unreadable(sampled, model), sampled)
-            return
-        if len(slots) == 1:
-            await self._put(this, prompt, plan.slots.place(slots[0]), slots)
             return
         for place, of_model in plan.slots.by_place(slots):
             await self._put(this, prompt, place, tuple(of_model))

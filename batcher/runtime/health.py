@@ -21,7 +21,8 @@ refusal is here only one that may hold for every row: of the key, the account or
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 from batcher.errors import SUSPENDED
@@ -120,33 +121,34 @@ class Health:
     """The health of one model.
 
     Args:
+        clock: A monotonic clock, in seconds.
         proven: Whether the model answered in an earlier run of the same output.
 
     Attributes:
         state: See `State`.
+        closed: Whether no more rows are sent to the model.
+        in_doubt: Whether nothing more should be sent until requests in flight have ended.
         answered: Whether the model answered in this run.
         responded: Whether it did, or refused rows for reasons of their own: then it is no dead address.
         last_error: The text of the last failure, "" before the first.
         refusal: The last refusal that may hold for every row.
         closing: The result that closed the model; None while it is open.
-        closed_at: When that was (monotonic clock).
+        closed_at: When that was.
     """
 
-    def __init__(self, *, proven: bool = False) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, proven: bool = False
+    ) -> None:
+        self.clock = clock
         self.state = State.ANSWERING if proven else State.PROBING
         self._proven = proven
-        self.answered = self.responded = False
+        self.answered = self.responded = self.closed = self.in_doubt = False
         self.last_error = ""
         self.refusal: Result | None = None
         self.closing: Result | None = None
         self.closed_at = 0.0
         self._refusals = 0  # Since the last response of another kind.
         self._doubted_at = 0.0
-
-    @property
-    def closed(self) -> bool:
-        """Whether no more rows are sent to the model."""
-        return self.closing is not None
 
     @property
     def works(self) -> bool:
@@ -156,14 +158,15 @@ class Health:
     @property
     def hopeless(self) -> bool:
         """Whether the model is closed, or never did anything but refuse for a reason that stays."""
-        if self.closing is not None:
+        if self.closed:
             return True
         refusing = self.state in (State.REFUSING, State.IN_DOUBT)
         return refusing and self.refusal is not None and self.refusal.status in FATAL
 
-    def observe(self, result: Result, now: float) -> None:
-        """Takes a result into account."""
+    def observe(self, result: Result) -> bool:
+        """Takes a result into account; returns whether the state changed, or the model responded for the first time."""
         status = result.status
+        responded = self.responded
         if status is not Outcome.OK:
             self.last_error = result.error or self.last_error
         if status.answered:
@@ -179,41 +182,43 @@ class Health:
             self._refusals = 0
             event = Event.RESPONDED
         else:
-            return
-        self._enter(event, result, now)
+            return False
+        return self._enter(event, result) or self.responded is not responded
 
     def note_failure(self, error: str) -> None:
         """Keeps the text of an attempt that failed and is not the row's last."""
         self.last_error = error
 
-    def settle_doubt(self, in_flight_since: Iterable[float], now: float) -> None:
+    def settle_doubt(self, in_flight_since: Iterable[float]) -> None:
         """Closes a model in doubt, unless a request sent before the doubt may still be answered.
 
         An answer takes longer than a refusal.
 
         Args:
-            in_flight_since: When each request in flight was sent (monotonic clock).
-            now: The present time (monotonic clock).
+            in_flight_since: When each request in flight was sent.
         """
-        if self.state is not State.IN_DOUBT or self.refusal is None:
+        if not self.in_doubt or self.refusal is None:
             return
         if all(since > self._doubted_at for since in in_flight_since):
-            self.close(self.refusal, now)
+            self.close(self.refusal)
 
-    def close(self, result: Result, now: float) -> None:
+    def close(self, result: Result) -> None:
         """Gives the model up, for the reason in `result`, unless it is closed already."""
         pending = result.status in PENDING
-        self._enter(Event.GAVE_UP_PENDING if pending else Event.GAVE_UP_FAILED, result, now)
+        self._enter(Event.GAVE_UP_PENDING if pending else Event.GAVE_UP_FAILED, result)
 
-    def _enter(self, event: Event, result: Result, now: float) -> None:
+    def _enter(self, event: Event, result: Result) -> bool:
         state = TRANSITIONS[self.state][event]
         if state is self.state:
-            return
-        if state is State.IN_DOUBT:
-            self._doubted_at = now
-        elif state in (State.CLOSED_PENDING, State.CLOSED_FAILED):
-            self.closing, self.closed_at = result, now
+            return False
         self.state = state
+        self.in_doubt = state is State.IN_DOUBT
+        self.closed = state in (State.CLOSED_PENDING, State.CLOSED_FAILED)
+        if self.in_doubt:
+            self._doubted_at = self.clock()
+        elif self.closed:
+            self.closing, self.closed_at = result, self.clock()
+        return True
 
     def _refused(self, result: Result) -> Event:
         """The key, the account or the model's name was refused.

@@ -15,7 +15,6 @@ from batcher.records import Outcome, Result
 from batcher.runtime.channel import ModelChannel
 from batcher.runtime.config import EngineConfig
 from batcher.runtime.routes import Route
-from batcher.send.retry import FATAL
 
 __all__ = ["HealthMonitor", "why_closed"]
 
@@ -77,19 +76,22 @@ class HealthMonitor:
 
     def observe(self, channel: ModelChannel, result: Result) -> None:
         """Takes a result of a model into account."""
-        was_open = not channel.health.closed
-        channel.observe(result)
-        if channel.health.closed:
+        health = channel.health
+        was_open = not health.closed
+        changed = health.observe(result)
+        if health.in_doubt or changed:
+            channel.settle_doubt()
+            self._changed.set()
+        if health.closed:
             if was_open:
                 self._note_closed(channel)
             self.end_without_models()
-        if channel.health.responded and result.status not in FATAL:
-            self._changed.set()
 
     def close(self, channel: ModelChannel, result: Result) -> None:
         """Gives a model up, for the reason in `result`."""
         if not channel.health.closed:
-            channel.close(result)
+            channel.health.close(result)
+            channel.settle_doubt()
             self._note_closed(channel)
         self.end_without_models()
 

@@ -219,13 +219,6 @@ class Split(Route):
         self._refused.pop((result.row, result.sample), None)
         return None
 
-    def pass_on(self, queue: RowQueue, prompt: Prompt) -> None:
-        """Puts a row into the common queue, which workers may have left."""
-        queue.put(prompt)
-        for channel in self._channels.values():
-            if not channel.health.closed:
-                self._add_workers(channel)
-
     def unsent(self) -> Iterator[tuple[Prompt, FailedAttempt]]:
         """Rows that failed and are not sent again, because the run stopped."""
         for prompt, failed, _until in self._failed.values():

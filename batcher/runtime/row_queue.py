@@ -31,24 +31,22 @@ class MemoryBudget:
         self._used = 0
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether there is memory for a prompt. One alone always fits."""
-        return not self._used or self._used + _large(prompt) <= self._limit
+        """Whether there is memory for a prompt and the request made from it. One alone always fits."""
+        size = len(prompt.fields)
+        return size < _LARGE_BYTES or not self._used or self._used + 2 * size <= self._limit
 
     def reserve(self, prompt: Prompt) -> None:
         """Reserves the memory of a prompt."""
-        self._used += _large(prompt)
+        size = len(prompt.fields)
+        self._used += 2 * size if size >= _LARGE_BYTES else 0
 
     def release(self, prompt: Prompt) -> bool:
         """Releases the memory of a prompt; returns whether it had any."""
-        size = _large(prompt)
-        self._used -= size
-        return size > 0
-
-
-def _large(prompt: Prompt) -> int:
-    """Bytes of a large prompt and of the request made from it; 0 for a small one."""
-    size = len(prompt.fields)
-    return 2 * size if size >= _LARGE_BYTES else 0
+        size = len(prompt.fields)
+        if size < _LARGE_BYTES:
+            return False
+        self._used -= 2 * size
+        return True
 
 
 class RowQueue:
@@ -59,8 +57,8 @@ class RowQueue:
 
     Attributes:
         closed: Whether nothing more will be put.
-        space: Set whenever a prompt leaves; readers that share their attention between queues
-            replace it by one event for all of them (`share_space`).
+        space: Set when a prompt leaves that `wait_for_space` waits for, and when the queue is empty.
+            A reader of several queues gives them one event (`share_space`).
     """
 
     def __init__(self, memory: MemoryBudget) -> None:
@@ -69,7 +67,7 @@ class RowQueue:
         self._bytes = 0
         self._takers: deque[asyncio.Future[None]] = deque()
         self.space = asyncio.Event()
-        self.closed = self._stopped = False
+        self.closed = self._stopped = self._awaited = False
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -85,11 +83,12 @@ class RowQueue:
         return self.closed and not self._prompts
 
     def share_space(self, space: asyncio.Event) -> None:
-        """Sets this event from now on when a prompt leaves."""
+        """Sets this event from now on instead of its own."""
         self.space = space
 
     async def wait_for_space(self) -> None:
-        """Waits until a prompt has left, or the queue is stopped."""
+        """Waits until a prompt has left or the queue is stopped, or another one with its event is empty."""
+        self._awaited = True
         self.space.clear()
         await self.space.wait()
 
@@ -113,10 +112,13 @@ class RowQueue:
         prompt = self._prompts.popleft()
         self._memory.reserve(prompt)
         self._left(prompt)
-        if self._prompts:  # The one that was woken for the next prompt may have found no memory.
-            self.wake()
-        elif self.closed:
-            self.close()
+        if self._takers:
+            if (
+                self._prompts
+            ):  # The one that was woken for the next prompt may have found no memory.
+                self.wake()
+            elif self.closed:
+                self.close()
         return prompt
 
     def pick(self, fits: Callable[[Prompt], bool]) -> Prompt | None:
@@ -130,7 +132,9 @@ class RowQueue:
 
     def _left(self, prompt: Prompt) -> None:
         self._bytes -= len(prompt.fields)
-        self.space.set()
+        if self._awaited or not self._prompts:
+            self._awaited = False
+            self.space.set()
 
     def close(self) -> None:
         """Nothing more will be put: takers that find nothing get None."""

@@ -25,7 +25,7 @@ class Sink(Protocol):
     """Takes every result of an engine."""
 
     async def put(self, result: Result, prompt: Prompt, *, last: bool = True) -> None:
-        """Takes a result.
+        """Takes a result; returns once it can take another.
 
         Args:
             result: How a request ended.
@@ -36,12 +36,8 @@ class Sink(Protocol):
     def put_pending(self, model: str, attempts: Sequence[Attempt]) -> None:
         """Takes the attempts at a request that ended without a result: it is sent again by the next run."""
 
-    @property
-    def full(self) -> bool:
-        """Whether the next `put` should wait for `room`."""
-
     async def room(self) -> None:
-        """Waits while the sink is full."""
+        """Waits until it can take another result."""
 
 
 class ResultSink:
@@ -73,20 +69,17 @@ class ResultSink:
             self.all_ok &= result.status is Outcome.OK
             if self._emit is not None:
                 await self._emit(prompt, result)
+        if self._journal is not None and self._journal.full:
+            await self.room()
 
     def put_pending(self, model: str, attempts: Sequence[Attempt]) -> None:
         """Counts the attempts."""
         self._summary.add_pending(model, attempts)
 
-    @property
-    def full(self) -> bool:
-        """Whether the disk is slower than the answers."""
-        return self._journal is not None and self._journal.full
-
     async def room(self) -> None:
         """Waits while the disk is slower than the answers."""
         # A thread empties the journal: to wake this loop for each batch would cost more than to look.
-        while self.full:  # noqa: ASYNC110
+        while self._journal is not None and self._journal.full:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -111,11 +104,6 @@ class ObservedSink:
         """Takes the attempts at a request that ended without a result."""
         self._sink.put_pending(model, attempts)
 
-    @property
-    def full(self) -> bool:
-        """Whether the other sink is full."""
-        return self._sink.full
-
     async def room(self) -> None:
-        """Waits while the other sink is full."""
+        """Waits until the other sink can take another result."""
         await self._sink.room()

@@ -14,18 +14,28 @@ UNAVAILABLE = result(Outcome.SERVER_ERROR, http_status=503, error="busy")
 OK = result()
 
 
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
 def health(state):
     """A model in this state, reached by results alone."""
-    made = Health(proven=state in (State.ANSWERING, State.FAILING))
+    made = Health(Clock(1.0), proven=state in (State.ANSWERING, State.FAILING))
     if state in (State.REFUSING, State.FAILING):
-        made.observe(AUTH, 1.0)
+        made.observe(AUTH)
     elif state is State.IN_DOUBT:
         for _ in range(50):
-            made.observe(REFUSAL, 1.0)
+            made.observe(REFUSAL)
     elif state is State.CLOSED_FAILED:
-        made.close(AUTH, 1.0)
+        made.close(AUTH)
     elif state is State.CLOSED_PENDING:
-        made.close(result(Outcome.CONNECTION), 1.0)
+        made.close(result(Outcome.CONNECTION))
     assert made.state is state
     return made
 
@@ -79,7 +89,7 @@ EDGES = [
 def test_results_lead_from_state_to_state(state, results, after):
     made = health(state)
     for one in results:
-        made.observe(one, 2.0)
+        made.observe(one)
     assert made.state is after
 
 
@@ -95,7 +105,8 @@ def test_the_edges_above_are_all_there_are():
 def test_any_open_model_can_be_given_up_from_outside(state, status):
     made = health(state)
     was = made.closing
-    made.close(given_up := result(status), 5.0)
+    made.clock.now = 5.0
+    made.close(given_up := result(status))
     if was is None:
         pending = status in PENDING
         assert made.state is (State.CLOSED_PENDING if pending else State.CLOSED_FAILED)
@@ -115,16 +126,17 @@ def test_every_state_knows_what_to_do_when_a_model_is_given_up():
 )
 def test_a_doubt_ends_when_nothing_sent_before_it_is_in_flight(in_flight_since, after):
     made = health(State.IN_DOUBT)
-    made.settle_doubt(in_flight_since, 4.0)
+    made.settle_doubt(in_flight_since)
     assert made.state is after
 
 
 def test_a_doubt_that_comes_back_looks_at_what_was_sent_before_the_new_one():
     made = health(State.IN_DOUBT)
-    made.observe(UNAVAILABLE, 2.0)
+    made.observe(UNAVAILABLE)
+    made.clock.now = 6.0
     for _ in range(50):
-        made.observe(REFUSAL, 6.0)
-    made.settle_doubt([5.0], 7.0)
+        made.observe(REFUSAL)
+    made.settle_doubt([5.0])
     assert made.state is State.IN_DOUBT
 
 
@@ -132,7 +144,7 @@ def test_refusals_are_the_same_where_only_numbers_and_ids_differ():
     made = Health()
     for n in range(50):
         error = f"parameter foo is wrong (request a{n}b)"
-        made.observe(result(Outcome.BAD_REQUEST, http_status=400, error=error), 1.0)
+        made.observe(result(Outcome.BAD_REQUEST, http_status=400, error=error))
     assert made.state is State.IN_DOUBT
 
 
@@ -153,14 +165,14 @@ def test_a_model_responds_if_it_answers_or_refuses_rows_for_their_own_sake(
 ):
     made = Health()
     for one in seen:
-        made.observe(one, 1.0)
+        made.observe(one)
     assert (made.answered, made.responded) == (answered, responded)
 
 
 def test_an_answer_that_comes_after_a_model_was_closed_is_remembered():
     """The run then ends as stopped, and not as one that could never work."""
     made = health(State.CLOSED_FAILED)
-    made.observe(OK, 2.0)
+    made.observe(OK)
     assert made.answered
     assert made.closed
 
@@ -183,8 +195,8 @@ def test_a_run_that_ends_while_a_model_only_refused_the_key_had_no_hope(state, h
 
 def test_the_text_of_the_last_failure_is_kept():
     made = Health()
-    made.observe(AUTH, 1.0)
-    made.observe(OK, 1.0)
+    made.observe(AUTH)
+    made.observe(OK)
     assert made.last_error == "wrong key"
     made.note_failure("no route to host")
     assert made.last_error == "no route to host"

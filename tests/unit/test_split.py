@@ -7,6 +7,7 @@ import pytest
 from batcher.errors import NoAnswer
 from batcher.records import Outcome, Prompt
 from batcher.runtime.channel import ModelChannel
+from batcher.runtime.health import Health
 from batcher.runtime.routes import Split
 from batcher.runtime.row_queue import MemoryBudget
 from batcher.send.attempt import SendChannel
@@ -40,7 +41,7 @@ class World:
 
     def channel(self, model, place):
         sending = SendChannel(Gate(), TokenEstimator(), None, {}, None, None)
-        return ModelChannel(model, place, sending, self.queue, self.memory)
+        return ModelChannel(model, place, sending, self.queue, self.memory, Health())
 
     def put(self, *rows, fields=b"{}"):
         for row in rows:
@@ -156,12 +157,12 @@ def test_what_was_refused_is_forgotten_once_the_row_ended(world):
 
 
 def test_a_row_that_only_a_closed_model_could_take_ends(world):
-    world.b.health.close(result(Outcome.AUTH, model="b"), 0.0)
+    world.b.health.close(result(Outcome.AUTH, model="b"))
     assert not world.passes_on(world.a, Outcome.AUTH)
 
 
 def test_a_row_whose_other_models_closed_meanwhile_goes_back_to_the_one_that_refused(world):
     assert world.passes_on(world.a, Outcome.AUTH)
-    world.b.health.close(result(Outcome.AUTH, model="b"), 0.0)
+    world.b.health.close(result(Outcome.AUTH, model="b"))
     world.put(0)
     assert world.pick(world.a) == 0
