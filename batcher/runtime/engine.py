@@ -21,7 +21,7 @@ from batcher.plan.requests import Requests
 from batcher.records import Prompt, Request, Result
 from batcher.runtime.channel import ChannelStatus, ModelChannel
 from batcher.runtime.config import EngineConfig
-from batcher.runtime.feed import Prefetcher, in_thread
+from batcher.runtime.feed import Prefetcher
 from batcher.runtime.gateway import HttpGateway
 from batcher.runtime.health import PENDING, Health
 from batcher.runtime.monitor import HealthMonitor
@@ -41,7 +41,7 @@ from batcher.send.estimate import TimeoutEstimator, TokenEstimator
 from batcher.send.retry import FATAL
 from batcher.send.sender import FailedAttempt
 
-__all__ = ["Engine", "EngineConfig", "ModelTraffic", "in_thread"]
+__all__ = ["Engine", "ModelTraffic"]
 
 _FIRST_RESPONSE_SECONDS = 10.0
 

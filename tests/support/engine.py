@@ -9,7 +9,8 @@ from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
 from batcher.limits.port import Closed
 from batcher.live.summary import Summary
-from batcher.plan.requests import Part, PendingRow, settings_of
+from batcher.plan.requests import Part, PendingRow
+from batcher.plan.settings import settings_of
 from batcher.records import Outcome, Prompt
 from batcher.runtime import feed
 from batcher.runtime.engine import Engine, EngineConfig
