@@ -2,7 +2,7 @@
 
 Rows arrive rendered, so a request has the same key wherever it is sent from. Results go into segments
 that only this attempt writes, in the run folder that all machines share. An attempt that finds segments of
-an earlier attempt sends what these lack.
+an earlier attempt sends what these lack. Its many imports are the parts of an engine, which it puts together.
 """
 
 from __future__ import annotations

@@ -104,26 +104,12 @@ def endpoint_of(
     Raises:
         JobError: The address is invalid, or its key is not set.
     """
-    # An empty --base-url is most likely a shell variable that is not set; no other host is meant.
-    base = (_default_base(key_env, environment) if base_url is None else base_url).strip()
-    origin = "OPENAI_BASE_URL" if base_url is None else "--base-url"
-    parts = _address(base)
-    host = None if parts is None else parts.hostname
-    if parts is None or parts.scheme not in ("http", "https") or not host:
-        raise JobError(
-            f"{origin} {_without_secrets(base)!a} is not an address; "
-            "write it in full, such as https://aihubmix.com/v1."
-        )
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise JobError(
-            f"{origin} must carry no user, password, query or fragment; the key comes from the "
-            "environment (--api-key-env)."
-        )
+    base, host = _checked_base(base_url, key_env, environment)
     url = base.rstrip("/")
     url = url if url.endswith(_CHAT) else f"{url}{_CHAT}"
     proxy_of(url, environment)  # Raises before anything is sent where the proxy cannot be used.
     key_name = key_env or _key_name(base, host, environment)
-    if parts.scheme == "http" and _key_name(base, host, {}) is not None:
+    if urlsplit(base).scheme == "http" and _key_name(base, host, {}) is not None:
         raise JobError(
             f"--base-url {base}: over http the key can be read on the way; write https."
         )
@@ -149,6 +135,28 @@ def endpoint_of(
     if not key.isascii() or not key.isprintable():
         raise JobError(f"{key_name} holds characters that no HTTP header can carry; set it again.")
     return Endpoint(url, url, key)
+
+
+def _checked_base(
+    base_url: str | None, key_env: str | None, environment: Mapping[str, str]
+) -> tuple[str, str]:
+    """(base address, its host)."""
+    # An empty --base-url is most likely a shell variable that is not set; no other host is meant.
+    base = (_default_base(key_env, environment) if base_url is None else base_url).strip()
+    origin = "OPENAI_BASE_URL" if base_url is None else "--base-url"
+    parts = _address(base)
+    host = None if parts is None else parts.hostname
+    if parts is None or parts.scheme not in ("http", "https") or not host:
+        raise JobError(
+            f"{origin} {_without_secrets(base)!a} is not an address; "
+            "write it in full, such as https://aihubmix.com/v1."
+        )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise JobError(
+            f"{origin} must carry no user, password, query or fragment; the key comes from the "
+            "environment (--api-key-env)."
+        )
+    return base, host
 
 
 def is_loopback(host: str) -> bool:

@@ -48,7 +48,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job, as asked. Raises `JobError` where options contradict each other or have no meaning."""
+    """A job, as asked. Raises `JobError` where options contradict each other or have no meaning.
+
+    It is longer than other classes, as each field stands with its flag and its help text.
+    """
 
     inputs: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
 

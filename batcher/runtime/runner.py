@@ -3,6 +3,8 @@
 `Runner.run` is the order of things, read from top to bottom: lock the run folder, prepare a plan, send, write
 the output. Three promises hold it together: what cannot be done is said before anything is sent, what was
 paid for is in the journal before anything else happens to it, and the output appears whole or not at all.
+
+It imports more modules than others, as it is the one place that knows every stage.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One pass of sending: the backend over a plan, then copies for equal requests. Touches: files, the clock."""
+"""One pass of sending: the backend over a plan, then copies for equal requests. Touches: files, the clock.
+
+Its many imports are the parts that a backend is given: it builds the `Work`.
+"""
 
 from __future__ import annotations
 
