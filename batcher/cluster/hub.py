@@ -1,11 +1,11 @@
-"""What all workers of a run share: the limits, the places, the budget, and the stop. Touches: the clock.
+"""What all workers of a run share: the limits, the slots, the budget, and the stop. Touches: the clock.
 
 The hub holds the same gates as a run on one machine, so it decides in the same way. A worker calls every 20 to
 250 ms, depending on how many there are: it reports which requests joined its line and how others ended, and gets
 the requests that may go, with the time at which each may. A request that waited for a pace is sent after a constant
 delay, so that the requests of a slice are as even as the gate made them.
 
-A worker that stops calling is given up: its places are free, and its part of the pace goes to the others, except
+A worker that stops calling is given up: its slots are free, and its part of the pace goes to the others, except
 for what it may take without the hub. If it only slept, it reports what it has in flight, and stops if a later
 attempt at its shard has begun. A hub that restarts saves up nothing; the workers report what is in flight and the
 pace that they knew.
@@ -202,9 +202,11 @@ class Hub:
 
     def _gate_status(self, model: str, gate: Gate) -> GateStatus:
         # Twice the worker's part: shards end, and lines differ in length.
-        places = min(gate.places, 2 * -(-gate.places // max(1, len(self._workers))))
+        max_in_flight = min(
+            gate.max_in_flight, 2 * -(-gate.max_in_flight // max(1, len(self._workers)))
+        )
         silent = gate.silent(self._row_timeout, alive=model in self._answering)
-        return GateStatus(places, gate.waits_for, silent, gate.refusing, gate.pace())
+        return GateStatus(max_in_flight, gate.waits_for, silent, gate.refusing, gate.pace())
 
     # Workers that stop calling
 

@@ -2,7 +2,7 @@
 
 A request that joins a line is reported with the next call, and may go with the reply to a later one. A call
 without a reply for two seconds leaves the worker alone: for some seconds it goes on at half of its part of the last
-pace that it knew, and with half of its places; then it waits until the hub replies again.
+pace that it knew, and with half of its requests in flight; then it waits until the hub replies again.
 """
 
 from __future__ import annotations

@@ -97,14 +97,14 @@ class GateStatus(NamedTuple):
     """The gate of a model.
 
     Attributes:
-        places: How many requests one worker may have in flight.
+        max_in_flight: How many requests one worker may have in flight.
         waits_for: What the first in line of all workers waits for.
         silent: As `RateLimiter.silent`.
         refusing: As `RateLimiter.refusing`.
         pace: What is let through, to all workers together.
     """
 
-    places: int
+    max_in_flight: int
     waits_for: str
     silent: float
     refusing: bool

@@ -80,9 +80,9 @@ class SharedGate:
         return self.status.refusing
 
     @property
-    def places(self) -> int:
+    def max_in_flight(self) -> int:
         """How many requests of this worker may be in flight, and in line."""
-        return self.status.places
+        return self.status.max_in_flight
 
     @property
     def in_flight(self) -> int:
@@ -152,7 +152,7 @@ class SharedGate:
     def free(self, _tokens: float, _most: float | None = None) -> bool:
         """Whether a request would be let in at once, as far as this worker knows."""
         paced = (self.status.pace.requests, self.status.pace.tokens) != (None, None)
-        return not self._line and (not paced or self.in_flight < self.places)
+        return not self._line and (not paced or self.in_flight < self.max_in_flight)
 
     def silent(self, _most: float, *, alive: bool) -> float:
         """As the hub says; without it, 0.0."""
@@ -198,11 +198,11 @@ class SharedGate:
     def go_alone(self, workers: int) -> None:
         """Goes on without the hub, at a safe part of the last known pace."""
         share = ALONE_SHARE / max(1, workers)
-        requests, tokens, places = self.status.pace
+        requests, tokens, max_in_flight = self.status.pace
         limits = Limits(
             rpm=None if requests is None else requests * share * 60,
             tpm=None if tokens is None else tokens * share * 60,
-            concurrency=max(1, int(places * share)),
+            concurrency=max(1, int(max_in_flight * share)),
         )
         self._own = Gate(limits, KeyGate(Limits(), self._clock), self._clock)
         if self._closed:

@@ -179,7 +179,7 @@ class Gate:
         return self.policy.refusing
 
     @property
-    def places(self) -> int:
+    def max_in_flight(self) -> int:
         """How many requests may be in flight."""
         return self.policy.concurrency.limit
 
@@ -247,7 +247,7 @@ class Gate:
             raise
 
     def leave(self, ticket: Ticket, outcome: ExchangeOutcome) -> None:
-        """Frees the place, settles the tokens, and learns from the outcome."""
+        """Frees the slot, settles the tokens, and learns from the outcome."""
         now, policy = self._clock(), self.policy
         charged = policy.charged(outcome)
         policy.limits.settle(ticket.tokens, charged, now)

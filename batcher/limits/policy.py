@@ -186,7 +186,7 @@ class ModelPolicy:
 
     def begin_at(self, pace: Pace, now: float) -> None:
         """Starts with a pace that was found before."""
-        self.concurrency.begin_at(pace.places)
+        self.concurrency.begin_at(pace.max_in_flight)
         if pace.requests:
             self.limits.requests.begin_at(pace.requests, now)
         if pace.tokens:

@@ -55,7 +55,7 @@ class Pace(NamedTuple):
 
     requests: float | None
     tokens: float | None
-    places: int
+    max_in_flight: int
 
 
 class LimitPolicy(Protocol):
@@ -98,7 +98,7 @@ class RateLimiter(Protocol):
         """Whether the last exchange without an answer was a refusal."""
 
     @property
-    def places(self) -> int:
+    def max_in_flight(self) -> int:
         """How many requests may be in flight."""
 
     @property

@@ -123,7 +123,7 @@ class ModelChannel:
         """How many workers it should have: one until the first response, or while that takes its time."""
         if self.queue.drained:
             return 0
-        return self.limiter.places if self.started else 1
+        return self.limiter.max_in_flight if self.started else 1
 
     def lost(self, error: str) -> Result:
         """The result that closes a model from which nothing will come, with no row of its own."""

@@ -201,7 +201,7 @@ class Engine:
         """Sends rows of one model until there are none, or more workers than slots."""
         health, limiter = channel.health, channel.limiter
         try:
-            while channel.workers <= (slots := limiter.places) or channel.workers == 1:
+            while channel.workers <= (slots := limiter.max_in_flight) or channel.workers == 1:
                 if health.in_doubt:
                     await channel.doubt_settled()
                 prompt = await self._route.take(channel)
@@ -264,7 +264,7 @@ class Engine:
         task = self._group.create_task(self._retry(channel, prompt, ended))
         channel.retrying.add(task)
         task.add_done_callback(partial(self._retried, channel))
-        if len(channel.retrying) > 2 * channel.limiter.places:
+        if len(channel.retrying) > 2 * channel.limiter.max_in_flight:
             await asyncio.wait(channel.retrying, return_when=asyncio.FIRST_COMPLETED)
 
     def _interrupted_repair(self, request: Request) -> RepairState:

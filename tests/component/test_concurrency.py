@@ -32,7 +32,7 @@ def against(serve, seconds=300.0, workers=400):
         limits = []
         while time() < seconds:
             await asyncio.sleep(1.0)
-            limits.append(gate.places)
+            limits.append(gate.max_in_flight)
         gate.close()
         for task in tasks:
             task.cancel()
@@ -42,9 +42,9 @@ def against(serve, seconds=300.0, workers=400):
     return clock.run(work())
 
 
-def queueing(places, latency):
+def queueing(count, latency):
     """Serves so many at once; the others stand in its queue."""
-    slots = asyncio.Semaphore(places)
+    slots = asyncio.Semaphore(count)
 
     async def serve(_time):
         async with slots:
@@ -54,20 +54,20 @@ def queueing(places, latency):
     return serve
 
 
-def refusing(places, latency):
+def refusing(count, latency):
     """Serves so many at once; the others are answered 503."""
-    flying = 0
+    in_flight = 0
 
     async def serve(_time):
-        nonlocal flying
-        if flying >= places:
+        nonlocal in_flight
+        if in_flight >= count:
             await asyncio.sleep(0.01)
             return "overloaded"
-        flying += 1
+        in_flight += 1
         try:
             await asyncio.sleep(latency)
         finally:
-            flying -= 1
+            in_flight -= 1
         return "answered"
 
     return serve

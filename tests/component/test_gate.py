@@ -1,4 +1,4 @@
-"""The gate in virtual time: who goes when, and what is learned from what came back."""
+"""The gate in virtual time: which request goes when, and what outcomes teach."""
 
 import asyncio
 import random
@@ -18,14 +18,14 @@ def a_gate(limits=None, key=None):
     return Gate(limits or Limits(), key or KeyGate(Limits(), time), time)
 
 
-async def goes(gate, heard=None, tokens=100.0):
-    """Enters, leaves at once, and says when it was let in."""
+async def goes(gate, outcome=None, tokens=100.0):
+    """Enters, leaves at once, and returns when it was let in."""
     ticket = await gate.enter(tokens)
-    gate.leave(ticket, heard or ExchangeOutcome("answered", 0.1, tokens))
+    gate.leave(ticket, outcome or ExchangeOutcome("answered", 0.1, tokens))
     return ticket.sent_at
 
 
-def test_a_429_stops_this_model_for_the_time_named_and_no_other():
+def test_a_429_stops_this_model_for_the_named_time_and_no_other_model():
     """The other model of the same key goes on as if nothing had happened."""
 
     async def work():
@@ -52,7 +52,7 @@ def test_after_a_pause_there_is_no_burst():
     assert at[-1] - at[0] >= 19 / 100
 
 
-def test_a_limit_in_headers_is_kept_without_being_told():
+def test_an_advertised_limit_is_kept_without_being_configured():
     """From the first answer on."""
     headers = {
         "x-ratelimit-limit-requests": "60",
@@ -62,29 +62,29 @@ def test_a_limit_in_headers_is_kept_without_being_told():
 
     async def work():
         gate = a_gate()
-        heard = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
-        return [await goes(gate, heard) for _ in range(5)]
+        outcome = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
+        return [await goes(gate, outcome) for _ in range(5)]
 
     at = clock.run(work())
     assert at[4] - at[1] == pytest.approx(3 * 60 / (60 * 0.99), rel=0.1)
 
 
-@pytest.mark.parametrize("told", [Limits(rpm=30), Limits(rpm=600)])
-def test_the_strictest_of_told_and_read_counts(told):
+@pytest.mark.parametrize("configured", [Limits(rpm=30), Limits(rpm=600)])
+def test_the_stricter_of_the_configured_and_the_advertised_limit_counts(configured):
     """A user may know better than the server, and the server better than the user."""
     headers = {"x-ratelimit-limit-requests": "120", "x-ratelimit-remaining-requests": "9"}
 
     async def work():
-        gate = a_gate(told)
-        heard = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
-        return [await goes(gate, heard) for _ in range(9)]
+        gate = a_gate(configured)
+        outcome = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
+        return [await goes(gate, outcome) for _ in range(9)]
 
     at = clock.run(work())
-    rate = min(told.rpm, 120) / 60
+    rate = min(configured.rpm, 120) / 60
     assert (at[8] - at[2]) == pytest.approx(6 / rate, rel=0.15)
 
 
-def test_a_day_used_up_is_no_pace():
+def test_a_limit_per_day_is_no_pace():
     """Groq's requests are counted by the day: a pace of a day's limit would be 1,440 times slow."""
     headers = {
         "x-ratelimit-limit-requests": "1000",
@@ -94,18 +94,18 @@ def test_a_day_used_up_is_no_pace():
 
     async def work():
         gate = a_gate()
-        heard = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
-        return [await goes(gate, heard) for _ in range(50)]
+        outcome = ExchangeOutcome("answered", 0.1, 100.0, headers=rate_limits(headers, 0.0))
+        return [await goes(gate, outcome) for _ in range(50)]
 
     assert clock.run(work())[-1] < 1.0
 
 
-def test_tokens_that_were_not_used_are_given_back():
+def test_tokens_that_were_not_used_are_returned():
     """A request that was refused, or wrong, was charged nothing."""
 
-    async def work(heard):
+    async def work(outcome):
         gate = a_gate(Limits(tpm=60_000))
-        return [await goes(gate, heard, tokens=1000.0) for _ in range(11)][-1]
+        return [await goes(gate, outcome, tokens=1000.0) for _ in range(11)][-1]
 
     assert clock.run(work(ExchangeOutcome("rejected"))) < 1.0
     assert clock.run(work(ExchangeOutcome("answered", 0.1, 1000.0))) == pytest.approx(
@@ -114,7 +114,7 @@ def test_tokens_that_were_not_used_are_given_back():
     assert clock.run(work(ExchangeOutcome("answered", 0.1, 100.0))) == pytest.approx(1.0, abs=1.0)
 
 
-def test_waiting_requests_are_told_when_the_run_stops():
+def test_waiting_requests_get_closed_when_the_run_stops():
     """They were not sent, and stay pending."""
 
     async def work():
@@ -147,8 +147,8 @@ def test_a_cancelled_wait_leaves_its_place_to_the_next():
     assert clock.run(work()) == pytest.approx(60 / 59.4, rel=0.05)
 
 
-def test_the_line_says_what_it_waits_for_and_for_how_long():
-    """So that the live view and the table at the end can tell."""
+def test_the_line_knows_what_it_waits_for_and_for_how_long():
+    """For the live view and the table at the end."""
 
     async def work():
         gate = a_gate(Limits(rpm=60))
@@ -171,28 +171,28 @@ def test_the_line_says_what_it_waits_for_and_for_how_long():
 
 
 def test_overloads_mean_fewer_at_once_and_429s_do_not():
-    """503, 529 and timeouts tell of load, once there are three; a 429 tells of a rate."""
+    """503, 529 and timeouts mean load, once there are three; a 429 means a rate."""
 
     async def work(how, often):
         gate = a_gate()
-        before = gate.places
+        before = gate.max_in_flight
         for _ in range(often):
             await goes(gate, ExchangeOutcome(how))
-        return before, gate.places
+        return before, gate.max_in_flight
 
     for how, often, part in (("overloaded", 2, 1), ("overloaded", 3, 2), ("refused", 3, 1)):
         before, after = clock.run(work(how, often))
         assert after == before // part, (how, often)
 
 
-def test_a_probe_that_hangs_is_not_waited_for_without_end():
+def test_a_probe_that_hangs_does_not_stop_the_others_for_ever():
     """An outage may end while the probe's connection stays silent."""
 
     async def work():
         gate = a_gate(Limits(concurrency=20))
         for _ in range(8):
             await goes(gate, ExchangeOutcome("failed"))
-        await gate.enter(1)  # The probe; nothing is ever heard of it.
+        await gate.enter(1)  # The probe; it never ends.
         return await goes(gate)
 
     assert clock.run(work()) == pytest.approx(31.0, abs=1.0)
@@ -224,18 +224,18 @@ async def flows(gate, seconds, refuses, latency=0.2, workers=8, wait=None):
     return sent, answered
 
 
-@pytest.mark.parametrize("told", [None, 1200.0])
+@pytest.mark.parametrize("configured", [None, 1200.0])
 @pytest.mark.parametrize("begins", [3.0, 20.0])
-def test_a_refusal_early_in_a_run_is_no_verdict_on_the_minute(told, begins):
+def test_a_refusal_early_in_a_run_is_no_verdict_on_the_minute(configured, begins):
     """Half a second of 429s once slowed a run to a tenth for minutes."""
 
     async def work():
-        gate = a_gate(Limits(rpm=told, concurrency=8))
+        gate = a_gate(Limits(rpm=configured, concurrency=8))
         return await flows(gate, 120.0, lambda now: begins <= now < begins + 0.5, wait=6.0)
 
     _, answered = clock.run(work())
     per_second = answered / 30.0
-    assert per_second >= (0.95 * 1200 / 60 if told else 0.6 * 40)
+    assert per_second >= (0.95 * 1200 / 60 if configured else 0.6 * 40)
 
 
 @pytest.mark.parametrize("wait", [None, 0.3])
@@ -253,15 +253,15 @@ def test_refusals_that_come_at_any_rate_do_not_end_in_a_crawl(wait):
 
 
 def test_a_window_that_is_used_up_is_waited_out():
-    """Others share the key: what is left stands in the headers."""
+    """Others share the key: the headers say what remains."""
 
     async def work():
         gate = a_gate()
-        told = rate_limits(
+        advertised = rate_limits(
             {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "0",
              "x-ratelimit-reset-requests": "20s"}, now=0.0,
         )  # fmt: skip
-        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=told))
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=advertised))
         return await goes(gate)
 
     assert clock.run(work()) == pytest.approx(20.0, abs=0.3)
@@ -272,20 +272,20 @@ def test_a_limit_below_one_a_minute_is_no_limit():
 
     async def work():
         gate = a_gate()
-        told = rate_limits({"x-ratelimit-limit-requests": "0.5"}, now=0.0)
-        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=told))
+        advertised = rate_limits({"x-ratelimit-limit-requests": "0.5"}, now=0.0)
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=advertised))
         return await goes(gate)
 
     assert clock.run(work()) < 1.0
 
 
-def test_a_limit_that_is_told_no_more_is_forgotten():
-    """One proxy on the way said "1" once."""
+def test_a_limit_that_is_no_longer_advertised_is_forgotten():
+    """A proxy sent "1" once."""
 
     async def work():
         gate = a_gate()
-        told = rate_limits({"x-ratelimit-limit-requests": "1"}, now=0.0)
-        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=told))
+        advertised = rate_limits({"x-ratelimit-limit-requests": "1"}, now=0.0)
+        await goes(gate, ExchangeOutcome("answered", 0.1, 100.0, headers=advertised))
         for _ in range(3):
             await goes(gate)
         return [await goes(gate) for _ in range(9)]
@@ -323,7 +323,7 @@ def test_one_outage_of_a_whole_gateway_is_probed_once_and_not_by_every_model():
     assert all(n >= 11 for n in sent)  # Each model takes its turn.
 
 
-def test_a_model_that_only_refuses_is_given_up_in_time():
+def test_a_model_that_only_refuses_is_silent_after_three_minutes():
     """Or a night would pass with one probe a minute."""
 
     async def work():
@@ -353,7 +353,7 @@ def test_a_model_that_only_refuses_is_given_up_in_time():
         ("overloaded", 1000.0, 180.0),
     ],
 )
-def test_a_model_is_given_up_only_after_the_wait_it_named(how, named, waits):
+def test_a_model_is_silent_only_after_the_wait_that_it_named(how, named, waits):
     """A minute for failures, three for refusals, or what it named at the start and a minute."""
 
     async def work():
@@ -374,9 +374,9 @@ def test_a_model_is_given_up_only_after_the_wait_it_named(how, named, waits):
     assert waits <= given_up <= waits + 35.0  # A probe that is under way is waited for.
 
 
-async def windowed(told, seconds, span, limit, headers, workers=40, latency=0.2):
+async def windowed(configured, seconds, span, limit, headers, workers=40, latency=0.2):
     """Answers by a server that takes `limit` in each window of `span` seconds: (answered, refused)."""
-    loop, gate = asyncio.get_running_loop(), a_gate(told)
+    loop, gate = asyncio.get_running_loop(), a_gate(configured)
     window, used, answered, refused = -1, 0, 0, 0
 
     async def worker():
@@ -386,23 +386,23 @@ async def windowed(told, seconds, span, limit, headers, workers=40, latency=0.2)
             if (now := int(loop.time() // span)) != window:
                 window, used = now, 0
             used += 1
-            told = rate_limits(
+            advertised = rate_limits(
                 headers(limit, max(0, limit - used), span - loop.time() % span), 0.0
             )
             if used > limit:
                 refused += 1
                 await asyncio.sleep(0.02)
-                gate.leave(ticket, ExchangeOutcome("refused", headers=told))
+                gate.leave(ticket, ExchangeOutcome("refused", headers=advertised))
                 continue
             await asyncio.sleep(latency)
             answered += 1
-            gate.leave(ticket, ExchangeOutcome("answered", latency, 100.0, headers=told))
+            gate.leave(ticket, ExchangeOutcome("answered", latency, 100.0, headers=advertised))
 
     await clock.busy((worker() for _ in range(workers)), seconds, gate)
     return answered, refused
 
 
-def told_of(limit, left, reset):
+def headers_of(limit, left, reset):
     return {
         "x-ratelimit-limit-requests": str(limit),
         "x-ratelimit-remaining-requests": str(left),
@@ -412,11 +412,11 @@ def told_of(limit, left, reset):
 
 @pytest.mark.parametrize("limit", [50, 300][: times(1, 2)])
 @pytest.mark.parametrize("whole", [True, False], ids=["1s", "what is left of it"])
-def test_a_limit_of_a_second_is_told_from_one_of_a_minute(limit, whole):
-    """Read as a minute's it would be a sixtieth of what the server takes."""
+def test_a_limit_per_second_is_not_taken_for_one_per_minute(limit, whole):
+    """That would be a sixtieth of what the server takes."""
 
     def headers(limit, left, reset):
-        return told_of(limit, left, "1s" if whole else reset)
+        return headers_of(limit, left, "1s" if whole else reset)
 
     answered, refused = clock.run(windowed(None, 20.0, 1.0, limit, headers, workers=100))
     assert answered >= 9 * limit
@@ -424,31 +424,31 @@ def test_a_limit_of_a_second_is_told_from_one_of_a_minute(limit, whole):
 
 
 @pytest.mark.parametrize("limit", [50, 300, 3000][: times(2, 3)])
-def test_a_limit_of_a_minute_is_not_taken_for_one_of_a_second(limit):
+def test_a_limit_per_minute_is_not_taken_for_one_per_second(limit):
     """Also where the window turns soon."""
-    answered, refused = clock.run(windowed(None, 240.0, 60.0, limit, told_of, workers=200))
+    answered, refused = clock.run(windowed(None, 240.0, 60.0, limit, headers_of, workers=200))
     assert 3.2 * limit <= answered <= 4 * limit
     assert refused <= max(12, 0.02 * answered)
 
 
-def test_nothing_left_means_nothing_where_answers_come_all_the_same():
-    """Some servers say so always; and where it is so, the window is waited for."""
+def test_a_header_of_nothing_left_is_ignored_where_answers_come_all_the_same():
+    """Some servers always send it; where it is true, the window is waited out."""
 
     def headers(_limit, _left, _reset):
-        return told_of(600, 0, "30s")
+        return headers_of(600, 0, "30s")
 
     answered, _refused = clock.run(windowed(None, 90.0, 60.0, 1 << 30, headers))
     assert answered >= 550
 
 
 @pytest.mark.parametrize(
-    ("told", "least"), [(Limits(rpm=600), 0), (Limits(rpm=600, rpm_wins=True), 550)]
+    ("configured", "least"), [(Limits(rpm=600), 0), (Limits(rpm=600, rpm_wins=True), 550)]
 )
-def test_a_limit_that_is_told_to_count_does_so_whatever_headers_say(told, least):
+def test_a_configured_limit_that_wins_counts_whatever_headers_say(configured, least):
     """`--rpm 600!`: a user may know better."""
 
     def headers(_limit, _left, _reset):
-        return told_of(60, 0, "20s")
+        return headers_of(60, 0, "20s")
 
-    answered, _refused = clock.run(windowed(told, 60.0, 60.0, 1 << 30, headers))
+    answered, _refused = clock.run(windowed(configured, 60.0, 60.0, 1 << 30, headers))
     assert least <= answered <= (70 if not least else 600)

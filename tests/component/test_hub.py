@@ -95,7 +95,7 @@ def end(tasks):
 
 
 @pytest.mark.parametrize("kind", ["bucket-1s", "window-1s", "bucket-60s", "window-60s"])
-def test_three_workers_use_one_told_limit(kind):
+def test_three_workers_use_one_configured_limit(kind):
     """As evenly as one would."""
 
     async def work():
@@ -114,7 +114,7 @@ def test_three_workers_use_one_told_limit(kind):
 
 
 def test_the_start_of_three_workers_is_no_burst():
-    """Places for all were told, so that the limit alone paces them from the first second on."""
+    """With enough slots for all, the limit alone paces them from the first second on."""
 
     async def work():
         world = World(Limits(rpm=6000, concurrency=400), kind="window-1s", rpm=6000.0)
@@ -129,7 +129,7 @@ def test_the_start_of_three_workers_is_no_burst():
 
 
 def after(seconds, *acts):
-    """Three workers with 6,000 requests a minute; then so many seconds after each act, what became of it."""
+    """The world and its workers, some seconds after each act on three workers with 6,000 requests a minute."""
 
     async def work():
         world = World(Limits(rpm=6000), rpm=6000.0)
@@ -145,14 +145,14 @@ def after(seconds, *acts):
 
 
 async def dies(world, workers):
-    """And is started anew, as Ray does."""
+    """And is restarted, as Ray does."""
     end(workers[1][0])
     await asyncio.sleep(5)
     workers[1] = world.worker(1, attempt=2)
 
 
 async def sleeps(world, workers):
-    """Its calls get nowhere for a minute, and it sends nothing it was not allowed."""
+    """Its calls get nowhere for a minute, and it sends nothing that it may not."""
     world.cut.add(1)
     await asyncio.sleep(60)
     world.cut.discard(1)
@@ -165,7 +165,7 @@ async def hub_dies(world, _workers):
 
 
 @pytest.mark.parametrize("act", [dies, sleeps, hub_dies])
-def test_whoever_dies_the_limit_is_used_and_not_exceeded(act):
+def test_a_death_neither_wastes_the_limit_nor_exceeds_it(act):
     """Less than a second is lost with a worker; a hub that is gone is worked without."""
     world, workers = after(60, act)
     assert len(world.refused) / len(world.sent) < 0.005
@@ -173,13 +173,15 @@ def test_whoever_dies_the_limit_is_used_and_not_exceeded(act):
     ended = 180 if act is sleeps else 125
     assert world.rate(ended - 55, ended - 1)[0] > 0.97 * 100
     if act is dies:
-        assert world.rate(62, 65)[0] > 0.8 * 100  # The rest is left to it, should it only sleep.
+        assert (
+            world.rate(62, 65)[0] > 0.8 * 100
+        )  # The rest is left to the dead worker, which may only sleep.
         assert not workers[2][2].alone
     if act is hub_dies:
         assert 0.3 * 100 < world.rate(62.5, 65)[0] < 0.7 * 100
 
 
-def test_what_is_not_known_is_learned_by_all_together():
+def test_an_unknown_limit_is_learned_by_all_workers_together():
     """A refusal to one slows them all."""
 
     async def work():
@@ -195,7 +197,7 @@ def test_what_is_not_known_is_learned_by_all_together():
     assert refused < 0.04
 
 
-def test_places_are_shared_and_none_stands_empty():
+def test_slots_are_shared_and_none_stays_empty():
     """One limit for all: 24 in flight of answers that take 0.2 s are nearly 120 a second."""
 
     async def work():
@@ -211,7 +213,7 @@ def test_places_are_shared_and_none_stands_empty():
 
 
 def test_a_later_attempt_at_a_shard_stops_the_one_before():
-    """Should that only have slept: two of them would send everything twice."""
+    """Which may only have slept: two of them would send everything twice."""
 
     async def work():
         time = asyncio.get_running_loop().time
@@ -232,8 +234,8 @@ def test_a_later_attempt_at_a_shard_stops_the_one_before():
 
 @pytest.mark.parametrize("seconds", [6, 12, 25])
 @pytest.mark.parametrize("overtaken", [False, True])
-def test_a_hub_that_stalls_and_comes_back_leaves_nobody_standing(seconds, overtaken):
-    """It then hears all calls of the meantime, to which nobody waits for an answer."""
+def test_no_request_waits_for_ever_after_a_hub_stalled(seconds, overtaken):
+    """It then gets all calls of the meantime, whose replies nobody waits for."""
 
     async def work():
         time, rng = asyncio.get_running_loop().time, random.Random(seconds)
@@ -242,13 +244,13 @@ def test_a_hub_that_stalls_and_comes_back_leaves_nobody_standing(seconds, overta
         goes.set()
         calls = set()
 
-        async def heard(turn):
+        async def answered(turn):
             await goes.wait()
             await asyncio.sleep(rng.uniform(0.001, 0.3 if overtaken else 0.001))
             return hub.report(turn)
 
         async def call(turn):
-            task = asyncio.create_task(heard(turn))
+            task = asyncio.create_task(answered(turn))
             calls.add(task)
             return await asyncio.shield(task)
 

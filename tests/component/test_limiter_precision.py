@@ -15,13 +15,13 @@ from tests.torture import times
 
 KINDS = ("bucket-60s", "bucket-1s", "window-60s", "window-1s")
 SECONDS = float(times(450, 3600))
-BOUNDS = {"told": (0.98, 0.005), "headers": (0.95, 0.006), "nothing": (0.90, 0.04)}
+BOUNDS = {"configured": (0.98, 0.005), "headers": (0.95, 0.006), "nothing": (0.90, 0.04)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("knows", BOUNDS)
 def test_requests_a_minute_are_used_and_not_hit(kind, knows):
-    """Told, read or found: the limit is what the run reaches, on every kind of meter."""
+    """Configured, advertised or learned: the run reaches the limit, on every kind of meter."""
     share = reached(Case(kind, knows, seconds=SECONDS))[0]
     least, most = BOUNDS[knows]
     assert share.used >= least
@@ -29,8 +29,8 @@ def test_requests_a_minute_are_used_and_not_hit(kind, knows):
 
 
 @pytest.mark.parametrize("unit", ["requests", "tokens"])
-def test_a_flood_at_the_start_is_not_taken_for_chance(unit):
-    """What a deep bucket let through at first it refuses later; a series of cuts is no noise."""
+def test_a_flood_at_the_start_is_not_taken_for_refusals_by_chance(unit):
+    """A deep bucket refuses later what it let through at first; a series of cuts is no chance."""
     limit, charge = (600.0, "output") if unit == "requests" else (300_000.0, "max-tokens")
     case = Case("bucket-60s", "nothing", unit, charge, limit, 180.0, 240.0)
     for seed in (1, 11, 21):
@@ -48,7 +48,7 @@ BY_CHANCE = {"bucket-1s": (0.80, 0.035), "window-1s": (0.55, 0.03)}
 @pytest.mark.parametrize("knows", BOUNDS)
 @pytest.mark.parametrize("charge", ["output", "max-tokens"])
 def test_tokens_a_minute_are_used_and_not_hit(kind, knows, charge):
-    """Charged as they came out, or the most they could have been, up front."""
+    """Charged as the answer used them, or up front at their maximum."""
     limit = 300_000.0 if charge == "max-tokens" else 90_000.0
     by_chance = charge == "output" and kind in BY_CHANCE
     # Where chance has its part, a quarter of an hour of each of four seeds.
@@ -66,7 +66,7 @@ def test_tokens_a_minute_are_used_and_not_hit(kind, knows, charge):
 
 def test_two_models_with_different_limits_each_reach_theirs():
     """A limited model holds up no other."""
-    small = Case("window-60s", "told", limit=60.0, seconds=1200)
+    small = Case("window-60s", "configured", limit=60.0, seconds=1200)
     large = Case("bucket-60s", "nothing", limit=900.0, seconds=1200)
     first, second = reached(small, large)
     assert first.used >= 0.97
@@ -110,11 +110,11 @@ def test_an_outage_of_a_minute_costs_a_handful_of_requests(start):
     assert answered >= 500  # And afterwards it goes on as before.
 
 
-async def _queue(places: int, seconds: float):
+async def _queue(slots: int, seconds: float):
     """A server that works at so many requests at once and queues the rest, like vLLM."""
     loop = asyncio.get_running_loop()
     gate = Gate(Limits(), KeyGate(Limits(), loop.time), loop.time)
-    room = asyncio.Semaphore(places)
+    room = asyncio.Semaphore(slots)
     rng = random.Random(2)
     answered = 0
 
@@ -129,16 +129,16 @@ async def _queue(places: int, seconds: float):
             gate.leave(ticket, ExchangeOutcome("answered", loop.time() - began, 100.0))
 
     await clock.busy((worker() for _ in range(1000)), seconds, gate)
-    return gate.places, answered / (seconds / 2)
+    return gate.max_in_flight, answered / (seconds / 2)
 
 
-@pytest.mark.parametrize("places", [1, 8, 140, 600])
-def test_concurrency_stops_where_only_latency_grows(places):
+@pytest.mark.parametrize("slots", [1, 8, 140, 600])
+def test_concurrency_stops_where_only_latency_grows(slots):
     """All of the throughput, and not six times the wait for it."""
-    limit, rate = clock.run(_queue(places, 200.0 if places == 600 else 600.0))
-    most = places / 2.106  # the mean of that lognormal
+    limit, rate = clock.run(_queue(slots, 200.0 if slots == 600 else 600.0))
+    most = slots / 2.106  # the mean of that lognormal
     assert rate >= 0.93 * most
-    assert limit <= max(40, 1.7 * places)
+    assert limit <= max(40, 1.7 * slots)
 
 
 async def _fair(total: float, sizes: list[float], seconds: float):
@@ -160,7 +160,7 @@ async def _fair(total: float, sizes: list[float], seconds: float):
 
 
 def test_models_of_one_key_share_its_tokens_fairly():
-    """The heavy one gets no more than the light one; a limited one leaves its part to the others."""
+    """The heavy model gets no more than the light one; a limited one leaves its part to the others."""
     limited, light, heavy = clock.run(_fair(120_000, [200.0, 100.0, 1000.0], 600.0))
     assert limited == pytest.approx(30 * 200, rel=0.1)
     assert light == pytest.approx(heavy, rel=0.05)

@@ -101,7 +101,7 @@ async def nothing(_world, _workers):
 
 
 async def dies(world, workers):
-    """And is started anew, as Ray does."""
+    """And is restarted, as Ray does."""
     for task in workers[1]:
         task.cancel()
     await asyncio.sleep(5)
@@ -115,8 +115,8 @@ async def sleeps(world, _workers):
     world.cut.discard(1)
 
 
-async def hears_nothing(world, _workers):
-    """The hub hears it, and its answers get lost, again and again."""
+async def gets_no_replies(world, _workers):
+    """The hub gets its reports, and the replies are lost, again and again."""
     for _time in range(5):
         world.deaf.add(2)
         await asyncio.sleep(0.3)
@@ -132,11 +132,11 @@ async def hub_dies(world, _workers):
 
 @pytest.mark.parametrize(
     ("act", "lost"),
-    [(nothing, 0), (dies, EACH), (sleeps, 0), (hears_nothing, 0), (hub_dies, 2 * EACH)],
+    [(nothing, 0), (dies, EACH), (sleeps, 0), (gets_no_replies, 0), (hub_dies, 2 * EACH)],
 )
 @pytest.mark.parametrize("seed", [1])
-def test_no_more_is_billed_than_the_budget_whoever_dies(act, lost, seed):
-    """And none of it is left but what may have been billed and nobody tells of."""
+def test_no_more_is_billed_than_the_budget_after_a_death(act, lost, seed):
+    """And all of it is used, except what may have been billed and nobody can report."""
 
     async def work():
         world = World(seed)
@@ -144,21 +144,21 @@ def test_no_more_is_billed_than_the_budget_whoever_dies(act, lost, seed):
         await asyncio.sleep(5)
         await act(world, workers)
         await asyncio.sleep(150)
-        told = world.hub.status()
+        status = world.hub.status()
         for tasks in workers.values():
             for task in tasks:
                 task.cancel()
-        return world, told
+        return world, status
 
-    world, told = clock.run(work())
+    world, status = clock.run(work())
     assert world.billed <= TOKENS
-    assert world.billed <= told.budget.committed.tokens <= TOKENS
+    assert world.billed <= status.budget.committed.tokens <= TOKENS
     assert TOKENS - world.billed <= (lost + 1) * AT_MOST.tokens
-    assert isinstance(told.why, RunStopped)
-    assert "--max-total-tokens" in str(told.why)
+    assert isinstance(status.why, RunStopped)
+    assert "--max-total-tokens" in str(status.why)
     if not lost:
-        assert told.budget.committed.tokens == world.billed
-        assert told.budget.perhaps.tokens == 0
+        assert status.budget.committed.tokens == world.billed
+        assert status.budget.perhaps.tokens == 0
     assert {number // 10 for number in world.stopped} == {1, 2, 3}
 
 
@@ -176,12 +176,12 @@ def test_nothing_is_paid_for_that_cannot_be_recorded():
             task.cancel()
         return world, before, world.hub.status()
 
-    world, before, told = clock.run(work())
+    world, before, status = clock.run(work())
     assert world.billed <= before.tokens
-    assert isinstance(told.why, OutputError)
+    assert isinstance(status.why, OutputError)
 
 
-def test_who_bills_more_than_it_may_makes_all_workers_careful():
+def test_a_bill_above_its_reservation_makes_all_workers_reserve_more():
     """As without Ray, a budget is exceeded by what is in flight at the first such bill, not by each."""
 
     async def work():

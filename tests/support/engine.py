@@ -35,14 +35,14 @@ class Limiter:
     """So many slots, and nothing else."""
 
     def __init__(self, places):
-        self.places = places
+        self.max_in_flight = places
         self.in_flight = self.waiting = 0
         self.waits_for, self.refusing, self.waited = "", False, {}
         self.closed = False
         self.silence = 0.0
 
     def free(self, _tokens, _most=None):
-        return self.in_flight < self.places
+        return self.in_flight < self.max_in_flight
 
     def silent(self, _most, *, alive):
         del alive

@@ -29,7 +29,7 @@ class Case(NamedTuple):
     """One cell of the table; `limit` is units a minute."""
 
     kind: MeterKind
-    knows: Literal["told", "headers", "nothing"]
+    knows: Literal["configured", "headers", "nothing"]
     unit: Literal["requests", "tokens"] = "requests"
     charge: Charge = "output"
     limit: float = 600.0
@@ -58,7 +58,7 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
             answer = min(MOST, max(1, int(rng.expovariate(1 / ANSWER))))
             # Refused within 10 to 30 ms, as gateways do.
             no = meter.admit(PROMPT, MOST, now + 1000.0)
-            told = meter.headers(now + 1000.0) if case.knows == "headers" else {}
+            advertised = meter.headers(now + 1000.0) if case.knows == "headers" else {}
             sent += counts
             if no is not None:
                 refused += counts
@@ -66,7 +66,9 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
                 wait = no.wait_s if case.knows == "headers" else None
                 gate.leave(
                     ticket,
-                    ExchangeOutcome("refused", 0.0, 0.0, wait, no.what, rate_limits(told, 0.0)),
+                    ExchangeOutcome(
+                        "refused", 0.0, 0.0, wait, no.what, rate_limits(advertised, 0.0)
+                    ),
                 )
                 continue
             used = PROMPT + answer
@@ -78,7 +80,9 @@ async def _model(case: Case, gate: Gate, rng: random.Random) -> Share:
             meter.settle(used, loop.time() + 1000.0)
             gate.leave(
                 ticket,
-                ExchangeOutcome("answered", latency, used, None, None, rate_limits(told, 0.0)),
+                ExchangeOutcome(
+                    "answered", latency, used, None, None, rate_limits(advertised, 0.0)
+                ),
             )
 
     await clock.busy((worker() for _ in range(400)), end, gate)
@@ -93,8 +97,8 @@ def reached(*cases: Case, seed: int = 1) -> list[Share]:
         key = KeyGate(Limits(), time)
         work = []
         for number, case in enumerate(cases):
-            told = case.limit if case.knows == "told" else None
-            limit = Limits(rpm=told) if case.unit == "requests" else Limits(tpm=told)
+            configured = case.limit if case.knows == "configured" else None
+            limit = Limits(rpm=configured) if case.unit == "requests" else Limits(tpm=configured)
             work.append(_model(case, Gate(limit, key, time), random.Random(seed + number)))
         return await asyncio.gather(*work)
 

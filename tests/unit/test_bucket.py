@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from batcher.limits.bucket import SlidingSum, TokenBucket
 
 limits = st.floats(1, 100_000)
-# What a client does between two takes: it waits a while, then asks for so much.
+# What a client does between two takes: it waits, then takes an amount.
 steps = st.lists(st.tuples(st.floats(0, 30), st.floats(0.1, 3000)), max_size=60)
 
 
@@ -29,7 +29,7 @@ def take_all(one, steps, *, settle: float = 0.0):
 
 
 @given(limits, st.lists(st.floats(0, 5), min_size=2, max_size=120))
-def test_no_minute_holds_more_requests_than_told(limit, pauses):
+def test_no_minute_holds_more_requests_than_the_limit(limit, pauses):
     """In any window of a minute, whenever it begins; not only in the server's."""
     limit = round(limit)
     taken = take_all(TokenBucket(limit, 100.0), [(pause, 1.0) for pause in pauses])
@@ -63,14 +63,14 @@ def test_a_request_above_a_whole_minute_waits_for_a_full_allowance():
 @pytest.mark.parametrize("before", [0.0, 0.3, 30.0])
 @pytest.mark.parametrize("pause", [0.0, 0.2, 1.0, 3.0])
 def test_a_start_is_no_burst(before, pause):
-    """However long the first request was waited for, or its answer, or places for the others."""
+    """However long the first request was waited for, or its answer, or slots for the others."""
     requests, now, taken = TokenBucket(6000, 0.0), before, []
     while now < before + 20.0:
         while requests.delay(1.0, now):
             now += requests.delay(1.0, now)
         requests.take(1.0, now)
         taken.append(now)
-        now += pause if len(taken) in (1, 17) else 0.0  # A first answer; then only sixteen places.
+        now += pause if len(taken) in (1, 17) else 0.0  # A first answer; then only sixteen slots.
     for began in taken:
         assert sum(began <= at < began + 1.0 for at in taken) <= 100 + 5 * (2 * pause + 1)
 

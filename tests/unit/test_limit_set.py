@@ -12,8 +12,8 @@ from batcher.limits.headers import RateLimitHeaders
 from batcher.limits.limits import Limit, LimitSet
 
 
-def measure(told=None, *, learns=True, wins=False):
-    return Limit(told, 0.0, learns=learns, ignores_headers=wins)
+def measure(configured=None, *, learns=True, wins=False):
+    return Limit(configured, 0.0, learns=learns, ignores_headers=wins)
 
 
 def header(limit, window=60.0, *, remaining=None, reset=None):
@@ -24,11 +24,13 @@ def header(limit, window=60.0, *, remaining=None, reset=None):
 LIMITS = [(None, None, None), (60.0, None, 60.0), (None, 30.0, 30.0), (60.0, 30.0, 30.0), (30.0, 60.0, 30.0)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("told", "read", "limit"), LIMITS)
-def test_the_limit_is_the_lower_of_what_is_configured_and_read(told, read, limit):
-    made = measure(told)
-    if read is not None:
-        made.advertised([header(read)], 0.0, 0.0, answered=True)
+@pytest.mark.parametrize(("configured", "advertised", "limit"), LIMITS)
+def test_the_lower_of_the_configured_and_the_advertised_limit_counts(
+    configured, advertised, limit
+):
+    made = measure(configured)
+    if advertised is not None:
+        made.advertised([header(advertised)], 0.0, 0.0, answered=True)
     assert made.per_minute == limit
     pace = made.rate(0.0)
     assert (pace is None) == (limit is None)
@@ -95,7 +97,7 @@ def test_a_refusal_says_no_new_limit_but_its_headers_do():
 
 
 @given(st.floats(10, 6000), st.lists(st.floats(0.01, 30), min_size=1, max_size=30))
-def test_whoever_waits_as_told_stays_within_the_limit(per_minute, gaps):
+def test_a_sender_that_waits_out_every_delay_stays_within_the_limit(per_minute, gaps):
     """A greedy sender never has more than the limit, and one request, in the time that passed."""
     made, now = measure(per_minute), 0.0
     for sent, gap in enumerate(gaps, 1):

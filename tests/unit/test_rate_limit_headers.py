@@ -121,7 +121,7 @@ SENT = {
 def test_every_dialect_comes_out_as_a_pace(who):
     """None is a limit of a day or a month: used up or not, but no pace."""
     headers, expected = SENT[who]
-    assert {(said.what, said.per_minute) for said in rate_limits(headers, NOW)} == expected
+    assert {(limit.what, limit.per_minute) for limit in rate_limits(headers, NOW)} == expected
 
 
 @pytest.mark.parametrize("used", [1, 17, 300, 599])
@@ -133,8 +133,8 @@ def test_a_bucket_tells_its_window_by_how_long_it_takes_to_fill(used, window):
         "x-ratelimit-remaining-requests": str(600 - used),
         "x-ratelimit-reset-requests": f"{used / 600 * window:.3f}s",
     }
-    (said,) = rate_limits(headers, NOW)
-    assert said.window == window
+    (limit,) = rate_limits(headers, NOW)
+    assert limit.window == window
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_a_bucket_tells_its_window_by_how_long_it_takes_to_fill(used, window):
      ("2027-01-15T08:00:01Z", 1.0), ("1800000001", 1.0), ("1800000001000", 1.0), ("inf", None), ("soon", None)],
 )  # fmt: skip
 def test_a_reset_is_read_in_whatever_form_it_comes(text, seconds):
-    """Lengths, dates, epochs; what is no time is not told."""
+    """Lengths, dates, epochs; anything else is ignored."""
     headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-reset-requests": text}
-    (said,) = rate_limits(headers, 1_800_000_000.0)
-    assert said.reset == (None if seconds is None else pytest.approx(seconds, abs=1e-3))
+    (limit,) = rate_limits(headers, 1_800_000_000.0)
+    assert limit.reset == (None if seconds is None else pytest.approx(seconds, abs=1e-3))
 
 
 @pytest.mark.parametrize("unit", ["1", "1.", "1 ", "1s", "1.1", " "])
