@@ -23,9 +23,10 @@ from batcher.runtime.engine import Engine
 from batcher.runtime.output import check_output, sweep
 from batcher.send import connections
 from batcher.write import lock, status
-from batcher.write.journal import Journal, sweep_reserves
+from batcher.write.journal import Journal
 from batcher.write.lock import Lock
 from batcher.write.manifest import Manifest
+from batcher.write.reserve import sweep_reserves
 from tests.support.echo import asked, name, running
 
 ROWS = [{"prompt": f"p{n}"} for n in range(40)]

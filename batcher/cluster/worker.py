@@ -30,9 +30,10 @@ from batcher.records import Outcome, Result
 from batcher.runtime.config import EngineConfig
 from batcher.runtime.engine import Engine
 from batcher.runtime.sink import ObservedSink, ResultSink
-from batcher.write.journal import Journal, sweep_reserves
+from batcher.write.journal import Journal
 from batcher.write.lines import decode, run_of, sound_lines
 from batcher.write.names import TOKEN
+from batcher.write.reserve import sweep_reserves
 from batcher.write.slots import Slots
 
 __all__ = ["SEGMENTS", "Shard", "ShardEnded", "ShardJob", "owned", "work"]

@@ -35,9 +35,7 @@ class OpenSegment:
     Attributes:
         number: Its number.
         size: Bytes written.
-        unsynced: Results that were appended and are not known to be on the disk; the first `written` of them
-            are in the file.
-        refused: Why results were left out that no line can hold, not even as a failure.
+        unsynced: Results that were appended and are not known to be on the disk.
         put_back: Where its lines are now, when its file was removed.
 
     Raises:
@@ -50,8 +48,8 @@ class OpenSegment:
         self._named = False  # Whether its name would outlive a power cut.
         self.size = 0
         self.unsynced: list[Result] = []
-        self.written = 0
-        self.refused: list[Exception] = []
+        self._written = 0  # How many of `unsynced` are in the file.
+        self._refused: list[Exception] = []
         self.put_back: Path | None = None
         self._models: dict[str, int] = {}
         self._entries = bytearray()
@@ -76,7 +74,26 @@ class OpenSegment:
             except OSError as error:
                 if not make_room(error):
                     raise
-        self.written = len(self.unsynced)
+        self._written = len(self.unsynced)
+
+    def forget(self, count: int) -> None:
+        """Takes the first results off `unsynced`, as they are on the disk."""
+        del self.unsynced[:count]
+        self._written -= count
+
+    def take_over(self, results: list[Result]) -> None:
+        """Makes these, which are in no file, its only unsynced results."""
+        self.unsynced, self._written = results, 0
+
+    @property
+    def unwritten(self) -> list[Result]:
+        """The results of `unsynced` that are not in the file."""
+        return self.unsynced[self._written :]
+
+    def take_refused(self) -> list[Exception]:
+        """Why results were left out, since the last call, that no line can hold, not even as a failure."""
+        refused, self._refused = self._refused, []
+        return refused
 
     @property
     def crowded(self) -> bool:
@@ -91,7 +108,7 @@ class OpenSegment:
         try:
             return self._line(_failure(result, failed))
         except Exception as error:  # noqa: BLE001 (no line can hold its row, key or sample)
-            self.refused.append(error)
+            self._refused.append(error)
             return b""
 
     def _line(self, result: Result) -> bytes:
@@ -120,7 +137,7 @@ class OpenSegment:
         Raises:
             OSError: The disk refuses. Never sync this file again: the kernel now takes its pages for clean.
         """
-        written = self.written
+        written = self._written
         if not self._named:
             with folders.descriptor(self._path.parent) as descriptor:
                 os.fsync(descriptor)

@@ -245,7 +245,7 @@ def test_a_disk_without_room_for_the_reserve_is_said_before_anything_is_sent(
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(journal.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match=r"No space left.*make room"):
         Journal(tmp_path)
     assert not list(tmp_path.iterdir())
