@@ -1,21 +1,22 @@
 """Every error the package raises. Touches: nothing.
 
     BatcherError
-    ├─ JobError       what was asked cannot be done; nothing was sent    exit 2
-    ├─ OutputError    results cannot be written                          exit 1
-    ├─ RunStopped     budget, deadline or breaker; can be resumed        exit 4
-    └─ RequestError   one request failed; becomes a Result, never ends a run
-       ├─ NoAnswer      the connection failed, or the time was up
-       ├─ RateLimited   429 and its relatives: too fast, not too poor
-       ├─ OutOfQuota    the money or the allowance of the account is used up
-       ├─ ServerError   5xx: the other side's fault
-       ├─ BadResponse   a 200 that is not an answer (HTML, cut JSON, an error object, no choice)
-       ├─ AskAgain      answered, but not with what was asked for: the model is asked again
-       ├─ BadRequest    400 and its relatives: the request itself, also filters and context length
-       ├─ NotFound      no such model, or no such address
-       └─ NotAllowed    401 and 403: the key
+    ├─ JobError             the job cannot be done as asked; nothing was sent    exit 2
+    ├─ OutputError          results cannot be written                            exit 1
+    │  └─ IncompleteOutput    the journal lacks answers of the output
+    ├─ RunStopped           budget, deadline or breaker; can be resumed          exit 4
+    └─ RequestError         one request failed; becomes a Result, never ends a run
+       ├─ NoAnswer            the connection failed, or timed out
+       ├─ RateLimited         429 and the like: too many requests for now
+       ├─ OutOfQuota          the account has no money or quota left
+       ├─ ServerError         5xx: the server's fault
+       ├─ BadResponse         a 200 that is not an answer (HTML, cut JSON, an error object, no choice)
+       ├─ AskAgain            an answer, but not what was asked for: the model is asked again
+       ├─ BadRequest          400 and the like: the request itself, also filters and context length
+       ├─ NotFound            no such model, or no such address
+       └─ NotAllowed          401 and 403: the key
 
-Errors carry facts; `send.retry` alone draws conclusions, by type.
+Errors carry facts; `send.retry` alone draws conclusions from them, by type.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "BadRequest",
     "BadResponse",
     "BatcherError",
+    "IncompleteOutput",
     "JobError",
     "NoAnswer",
     "NotAllowed",
@@ -43,17 +45,21 @@ __all__ = [
 ]
 
 SUSPENDED = "account_suspended"
-"""`error_type` of a key whose account is suspended: nothing will be answered any more."""
+"""`error_type` of an account that is suspended: it gets no more answers."""
 
 
 class BatcherError(Exception):
-    """Whatever ends a run or a request on purpose. Its text is one sentence for the user."""
+    """An error with a message for the user.
+
+    Attributes:
+        exit_status: Of the command that it ends.
+    """
 
     exit_status = 1
 
 
 class JobError(BatcherError):
-    """What was asked cannot be done as asked; nothing was sent."""
+    """The job cannot be done as asked; nothing was sent."""
 
     exit_status = 2
 
@@ -69,10 +75,10 @@ class IncompleteOutput(OutputError):
 
 
 class RunStopped(BatcherError):
-    """The run ended before every request was answered, and the same command continues it.
+    """The run ended before every request was answered; the same command continues it.
 
     Attributes:
-        instead: Flags that this command needs with another value, or (None) must do without.
+        instead: Flag → the value that it needs to continue; None for a flag to leave out.
     """
 
     exit_status = 4
@@ -86,15 +92,15 @@ class RequestError(BatcherError):
     """One request failed; becomes a Result, never ends a run.
 
     Attributes:
-        outcome: What the row's `status` will be if it is not sent again.
-        status: HTTP status, None when there was no HTTP answer.
-        retry_after: Seconds the server asked to wait; None when it named no time.
-        request_id: The server's own name for the request.
-        error_type: The server's own word for the error (`code`, else `type`).
-        about: Of a rate limit: "requests" or "tokens"; None when the server does not say.
-        usage: What the server says it used all the same.
-        sent: Whether any of it may have reached the server.
-        lasting: Whether it will be so until somebody changes something.
+        outcome: The row's `status` if the request is not sent again.
+        status: HTTP status; None when there was no HTTP response.
+        retry_after: Seconds that the server asks to wait; None when it gives none.
+        request_id: The server's ID of the request.
+        error_type: The server's name of the error (`code`, else `type`).
+        about: What a rate limit counts, "requests" or "tokens"; None when the server does not say.
+        usage: What the failed request used, where the server reports it.
+        sent: Whether the server may have received any of the request.
+        lasting: Whether the same request will fail until somebody changes something.
         in_answer: Whether it came with HTTP status 200, so that a model may have worked on it; `status` is
             then the one that the error names.
     """
@@ -127,7 +133,7 @@ class RequestError(BatcherError):
 
 
 class NoAnswer(RequestError):
-    """The connection failed (`connection`), or the time was up (`timeout`)."""
+    """The connection failed (outcome `connection`), or the request timed out (`timeout`)."""
 
     outcome = Outcome.CONNECTION
 
@@ -145,19 +151,19 @@ class OutOfQuota(RequestError):
 
 
 class ServerError(RequestError):
-    """5xx and 408: the other side failed or is overloaded."""
+    """5xx and 408: the server failed or is overloaded."""
 
     outcome = Outcome.SERVER_ERROR
 
 
 class BadResponse(RequestError):
-    """HTTP 200, but not an answer."""
+    """HTTP 200 with something else than an answer."""
 
     outcome = Outcome.BAD_RESPONSE
 
 
 class AskAgain(RequestError):
-    """Not what was asked for, and there is another way to ask; never a row's last word."""
+    """The answer is not what was asked for, and the model can be asked in another way; never ends a row."""
 
     outcome = Outcome.INVALID
 
@@ -169,7 +175,7 @@ class BadRequest(RequestError):
 
 
 class NotFound(RequestError):
-    """The gateway knows no such model, or no such address."""
+    """The server knows no such model, or no such address."""
 
     outcome = Outcome.NOT_FOUND
 

@@ -1,8 +1,7 @@
-"""The words that flow through the program, as records. Touches: nothing.
+"""The data that flows through the program. Touches: nothing.
 
-Everything here is a `msgspec.Struct`: cheap to make by the million, and `Result` is encoded as it
-stands into a line of the journal. None of them is ever part of a circle, so the garbage collector need
-not look at them (`gc=False`).
+Each record is a `msgspec.Struct`: cheap to make by the million; the JSON of a `Result` is a line of the journal. None is
+ever part of a reference cycle, so the garbage collector skips them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import msgspec
 __all__ = [
     "BOUNDS",
     "FINISHED",
-    "NOT_TOLD",
+    "NO_REASON",
+    "TOKEN_FIELDS",
     "Attempt",
     "Completion",
     "Outcome",
@@ -60,41 +60,40 @@ FINISHED = (
     "tool_uses",
     "function_calls",
 )
-"""The spellings of `finish_reason` that say nothing bad, as `reason_of` writes them."""
+"""Values of `finish_reason` of an answer that is whole, as `reason_of` spells them."""
 
-NOT_TOLD = ("", "null", "none", "nil", "undefined", "unspecified")
-"""Those that say nothing at all: some servers send one with every chunk of a stream."""
+NO_REASON = ("", "null", "none", "nil", "undefined", "unspecified")
+"""Values that give no reason: some servers send one with every chunk of a stream."""
 
 
 @lru_cache(maxsize=1024)
 def reason_of(finish: str) -> str:
-    """A `finish_reason` in one spelling.
+    """A `finish_reason` in the one spelling that is compared.
 
-    >>> [reason_of(of) for of in ("STOP", "content-filter", "maxTokens", "FINISH_REASON_SAFETY", "FinishReason.STOP")]
+    >>> [reason_of(reason) for reason in ("STOP", "content-filter", "maxTokens", "FINISH_REASON_SAFETY", "FinishReason.STOP")]
     ['stop', 'content_filter', 'max_tokens', 'safety', 'stop']
     """
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", finish.strip()[:60])
-    words = re.sub(r"[\s.-]+", "_", parted).lower()
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", finish.strip()[:60])
+    words = re.sub(r"[\s.-]+", "_", split).lower()
     return words.removeprefix("finish_reason_").removeprefix("stop_reason_")
 
 
 BOUNDS = ("max_completion_tokens", "max_tokens")
-"""Fields of a request that bound the tokens of its answer: the new name and the old one."""
+"""Fields of a request that limit the tokens of its answer: the new name and the old one."""
 
 
 _DEFAULT_TIERS = frozenset({"", "auto", "default", "standard", "standard_only", "on_demand"})
-"""The names of the service tier that costs what a model's price says: OpenAI's, Gemini's, Anthropic's,
-Groq's."""
+"""Names of the service tier at the plain price of a model: of OpenAI, Gemini, Anthropic and Groq."""
 
 
 class Outcome(StrEnum):
     """How a request ended; the `status` column.
 
-    The order is the number an outcome has in a segment's index: only append.
+    Its position here is its number in a segment's index: only append.
     """
 
     OK = "ok"
-    # Answered and paid for, but not usable.
+    # The model answered and was paid, but the answer is not usable.
     TRUNCATED = "truncated"
     EMPTY = "empty"
     REFUSED = "refused"
@@ -140,13 +139,13 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """A record of the input.
 
     Attributes:
-        position: Its place in all input files together, from 0. In JSONL every physical line has
-            a place, blank ones too, so that `sed -n` finds it.
-        where: File and line for people, such as `tickets.jsonl:17`.
-        columns: Name to value; None when nothing of the record can be read.
-        error: Why it cannot be used; columns that could be read are there all the same.
-        folder: Where the relative paths in it begin; "" for the working directory.
-        note: What was read otherwise than it stands there; "" for nothing.
+        position: Its number in all input files together, from 0. In JSONL blank lines count, so that
+            `sed -n` finds it.
+        where: File and line for messages, such as `tickets.jsonl:17`.
+        columns: Name → value; None when nothing of the record can be read.
+        error: Why the row cannot be used; `columns` then holds what could be read.
+        folder: The folder to which paths in the row are relative; "" for the working directory.
+        note: What was changed in reading, such as bytes that are not UTF-8; "" for nothing.
     """
 
     position: int
@@ -158,20 +157,19 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):
-    """What a row asks, before it is known of which model.
+    """What a row asks, for any model.
 
     Attributes:
         row: The row's position.
         custom_id: The row's own name, else its position in decimal.
-        fields: The request body without its `model`, as JSON with the opening brace left out, so
-            that `{"model":"…",` + fields is the body.
-        model: The model the row itself names.
-        max_tokens: Upper bound of the answer's tokens, when the body names one.
+        fields: The request body without its `model` and opening brace: `{"model":"…",` + fields is the body.
+        model: The model that the row itself names.
+        max_tokens: Limit of the answer's tokens, if the body has one.
         error: Why there is nothing to send; the row's status is then `unreadable`.
         columns: The row's columns, only where rows are written as they finish.
-        sample: Which of several answers.
-        excess: Bytes of `fields` that its tokens are not estimated by: base64 of pictures.
-        exact: Whether its temperature is 0, so that asking twice is asking once.
+        sample: Which of several answers, from 0.
+        image_bytes: Bytes of `fields` that are base64 of images, from which no tokens are estimated.
+        exact: Whether its temperature is 0, so that equal prompts get equal answers.
     """
 
     row: int
@@ -190,9 +188,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """One prompt for one model.
 
     Attributes:
-        key: 128-bit hash (hex) of the address and the exact body; what a request is known by.
+        key: 128-bit hash (hex) of address and body, by which equal requests are found.
         body: The exact bytes to send.
-        excess: Bytes of it that its tokens are not estimated by.
+        image_bytes: As in `Prompt`.
     """
 
     row: int
@@ -205,18 +203,34 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     image_bytes: int = 0
 
 
+TOKEN_FIELDS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "cost_usd",
+)
+"""The fields that `Usage`, `Attempt` and `Result` share.
+
+They are in no common base: the order of fields is that of the journal's JSON, and msgspec builds a record three
+times as fast by position, which each row needs.
+"""
+
+
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens as the server reported them; None means "not reported", never 0.
 
     Attributes:
         completion_tokens: Everything billed as output, reasoning included.
         cached_tokens: The part of `prompt_tokens` read from the provider's cache.
-        reasoning_tokens: The part of `completion_tokens` spent on thinking.
-        cost_usd: What the server says this request cost, in dollars.
-        cache_write_tokens: The part of `prompt_tokens` written to the provider's cache; none of
-            them is among `cached_tokens`.
-        cache_write_1h_tokens: The part of these that is kept for an hour.
-        service_tier: Which tier served it, such as "flex"; None for the default one.
+        reasoning_tokens: The part of `completion_tokens` spent on reasoning.
+        cost_usd: The cost in dollars, as the server reported it.
+        cache_write_tokens: The part of `prompt_tokens` written to the provider's cache; disjoint from
+            `cached_tokens`.
+        cache_write_1h_tokens: The part of `cache_write_tokens` that is kept for an hour.
+        service_tier: Which tier served the request, such as "flex"; None for the default one.
     """
 
     prompt_tokens: int | None = None
@@ -231,7 +245,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 
 def tier_of(name: object) -> str | None:
-    """A service tier by its name; None for the default one, and for what is no name.
+    """A service tier as it is compared; None for the default one, and for a value that is no name.
 
     >>> tier_of("Flex"), tier_of("standard"), tier_of(None)
     ('flex', None, None)
@@ -245,10 +259,10 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
     """What the model answered, and whether that is usable (`outcome`).
 
     Attributes:
-        parsed: What was asked for with a schema or labels, as JSON text.
-        loose: Whether that was picked out of other text.
-        unfit: Why it is not what was asked for.
-        confidences: Label to probability as JSON text, where the server told enough.
+        parsed: The value that a schema or labels ask for, as JSON text.
+        loose: Whether `parsed` was found inside other text.
+        unfit: Why the answer is not what was asked for.
+        confidences: Label → probability as JSON text, where the server sent enough logprobs.
     """
 
     outcome: Outcome
@@ -268,14 +282,14 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One HTTP exchange of a request that needed more than one.
+    """One HTTP exchange of a request.
 
     Attributes:
         started: Unix time in milliseconds.
-        waited_ms: Time between the end of the attempt before and this one.
-        cause: What was waited for: `requests`, `tokens`, `429`, `retry`, `an outage`.
-        model: Which model it was sent to, when it was another one than the result is of.
-        ttft_ms: Time to the first token, of a stream.
+        waited_ms: Time between the end of the previous attempt and this one.
+        cause: What it waited for: `requests`, `tokens`, `429`, `retry`, `an outage`.
+        model: Which model it was sent to, if not the one of the result.
+        ttft_ms: Time to the first token of a stream.
     """
 
     started: int
@@ -298,19 +312,23 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     @property
     def paid(self) -> bool:
-        """Whether it was answered, or what it used was told all the same."""
+        """Whether it was answered, or the server reported what the failure used."""
         return self.status.answered or (self.prompt_tokens, self.cost_usd) != (None, None)
 
 
 class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How one request ended: one line of the journal, one row of the output.
 
-    The names are those of the output columns. Times are milliseconds, `created_at` is Unix time in
-    milliseconds, `parsed`, `confidences`, `tool_calls` and `logprobs` are JSON text, `tries` is None for a single
-    attempt, which waited `waited_ms` for `cause` before it was sent. Tokens and cost are those of all
-    attempts together; `loose` says that `parsed` was picked out of other text, `copied` that all of it
-    is the answer to an equal request, and that none was sent; `stopped` that the run ended before the
-    model was asked again, so that the row is still to be sent.
+    Fields have the names of output columns (`write.columns`). Durations are milliseconds; `parsed`, `confidences`,
+    `tool_calls`, `logprobs` and `response` are JSON text; tokens and cost are the sums of all attempts.
+
+    Attributes:
+        created_at: When the last attempt started, as Unix time in milliseconds.
+        copied: Whether it is the answer to an equal request, and nothing was sent for this one.
+        loose: As in `Completion`.
+        stopped: Whether the run was stopped before the model was asked again: the row is still to be sent.
+        waited_ms: How long a single attempt waited, and `cause`: for what.
+        tries: All attempts, if there was more than one.
     """
 
     row: int
@@ -352,10 +370,10 @@ class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 def clean(value: Any) -> Any:
-    r"""A text, or all texts in lists and dicts, as UTF-8 can hold them.
+    r"""The value with all its strings made valid UTF-8.
 
-    Python reads a byte that is no UTF-8, and half of a character in JSON, as a lone surrogate, which no
-    file or stream takes; it becomes U+FFFD. Halves that met become their character.
+    Python reads a byte that is not UTF-8, and half of a character in JSON, as a lone surrogate, which no
+    file or stream takes; it becomes U+FFFD. Two halves that meet become their character.
 
     >>> clean(["r\udcff", "\ud83d\ude00"]) == ["r\ufffd", "\U0001f600"]
     True
@@ -363,7 +381,7 @@ def clean(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [clean(inside) for inside in value]
+        return [clean(item) for item in value]
     if isinstance(value, dict):
-        return {clean(name): clean(inside) for name, inside in value.items()}
+        return {clean(name): clean(item) for name, item in value.items()}
     return value

@@ -1,4 +1,4 @@
-"""The run folder as a place: moved, removed, replaced, shared or planted while or before a run is at work."""
+"""A run folder that is moved, removed, replaced, shared or prepared by others, before or during a run."""
 
 import json
 import os
@@ -46,16 +46,16 @@ def run(rows=ROWS, output="out.jsonl", **more):
 
 
 def after(echo, requests, act, until=None):
-    """Does something once, when so many requests have come; then nothing is answered for a while."""
+    """Does something once, after so many requests; then no request is answered for a while."""
     seen = []
 
-    def heard(body):
+    def on_request(body):
         seen.append(body)
         if len(seen) == requests:
             act()
             assert until is None or until.wait(30)
 
-    echo.heard = heard
+    echo.heard = on_request
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def right(rows):
 
 
 def test_a_folder_that_is_moved_stops_the_run_and_keeps_every_answer(gateway, noticed):
-    """They are written where the folder is now, and nothing into another one at its old place."""
+    """They are written where the folder is now, not into a folder at its old path."""
     after(gateway, 8, lambda: os.rename("out.jsonl.run", "aside"), noticed)
     with pytest.raises(OutputError, match=r"moved to .*aside.*nothing more was sent.*in .*aside"):
         run()
@@ -93,8 +93,8 @@ def test_a_folder_that_is_moved_stops_the_run_and_keeps_every_answer(gateway, no
     assert set(gateway.bought.values()) == {1}
 
 
-def test_a_run_that_begins_in_the_place_of_a_moved_folder_stays_its_own(gateway):
-    """Neither takes an answer of the other."""
+def test_a_run_at_the_path_of_a_moved_folder_is_independent(gateway):
+    """Neither run takes answers of the other."""
     other = [{"prompt": f"q{n}"} for n in range(10)]
 
     def replaced():
@@ -114,14 +114,14 @@ def test_a_run_that_begins_in_the_place_of_a_moved_folder_stays_its_own(gateway)
 
 
 @pytest.mark.parametrize("what", ["folder", "files", "linked", "moved", "replaced"])
-def test_what_is_removed_under_a_run_is_put_back(gateway, noticed, what):
-    """What was paid for and is still in memory or in an open file is not lost; nothing more is bought."""
+def test_files_removed_during_a_run_are_written_again(gateway, noticed, what):
+    """From memory or the open file; nothing more is sent."""
 
     def removed():
         journal = Path("out.jsonl.run/journal-000001.jsonl")
         if what == "folder":
             shutil.rmtree("out.jsonl.run")
-        elif what == "linked":  # A backup of hard links: the file has a name still.
+        elif what == "linked":  # A backup of hard links: the file still has a name.
             os.link(journal, "backup")
             shutil.rmtree("out.jsonl.run")
         elif what == "moved":
@@ -144,8 +144,8 @@ def test_what_is_removed_under_a_run_is_put_back(gateway, noticed, what):
     assert set(gateway.bought.values()) == {1}
 
 
-def test_answers_that_no_folder_could_take_are_not_bought_again(gateway, noticed):
-    """An older state in the place of a removed folder: the message says where a copy of the answers counts."""
+def test_answers_that_fit_no_folder_are_kept_for_the_user_to_copy(gateway, noticed):
+    """An older state was restored over a removed folder: the message says where to copy the answers."""
 
     def restored():
         shutil.copytree("out.jsonl.run", "old", ignore=shutil.ignore_patterns("reserve"))
@@ -162,7 +162,7 @@ def test_answers_that_no_folder_could_take_are_not_bought_again(gateway, noticed
     assert set(gateway.bought.values()) == {1}
 
 
-def test_a_removed_lock_lets_no_second_run_in(gateway):
+def test_removing_LOCK_lets_no_second_run_in(gateway):
     """The folder itself is locked; LOCK is made again."""
     refused = []
 
@@ -179,8 +179,8 @@ def test_a_removed_lock_lets_no_second_run_in(gateway):
     assert set(gateway.bought.values()) == {1}
 
 
-def test_the_program_around_it_may_go_to_another_folder(gateway, tmp_path):
-    """What was named by a relative path is opened and written where it was meant."""
+def test_a_program_may_change_its_working_directory_during_a_run(gateway, tmp_path):
+    """Relative paths keep their meaning from the start."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -200,7 +200,7 @@ def folder(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 def test_a_folder_of_another_user_is_refused(folder):
-    """Whoever made it decides what stands in it."""
+    """Its owner can change what is in it."""
     os.chown(folder, 4321, -1)
     with pytest.raises(JobError, match=r"belongs to another user \(user 4321, .*chown -R 0 "):
         Lock(folder)
@@ -209,16 +209,16 @@ def test_a_folder_of_another_user_is_refused(folder):
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
 def test_a_folder_that_others_can_write_into_is_refused(folder, mode):
-    """Links may be planted there, and answers."""
+    """They could put links or answers there."""
     folder.chmod(mode)
     with pytest.raises(JobError, match=rf"mode is {mode:o}.*chmod 700 "):
         Lock(folder)
-    folder.chmod(0o755)  # Who only reads can plant nothing.
+    folder.chmod(0o755)  # Readers can change nothing.
     Lock(folder).release()
 
 
-def test_a_file_system_that_shows_one_owner_and_mode_for_all_is_taken(folder, monkeypatch):
-    """As network and Windows drives do: there a folder of ours looks like any other."""
+def test_a_file_system_that_shows_one_owner_and_mode_for_all_is_accepted(folder, monkeypatch):
+    """Network and Windows drives do: there a folder just made looks like any other."""
     shown = os.stat_result((0o40777, *os.stat(folder)[1:4], 65534, *os.stat(folder)[5:]))
     monkeypatch.setattr(lock.os, "fstat", lambda _file: shown)
     monkeypatch.setattr(lock.os, "stat", lambda *_, **__: shown)
@@ -229,8 +229,8 @@ def test_a_file_system_that_shows_one_owner_and_mode_for_all_is_taken(folder, mo
     "name", ["LOCK", "reserve", "status.json", "run.json.tmp", "journal-000001.jsonl", "any"]
 )
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_what_batcher_makes_none_of_is_refused_before_it_is_opened(folder, kind, name, tmp_path):
-    """A link leads to somebody's file, a pipe is waited for for ever."""
+def test_links_and_pipes_in_the_folder_are_refused_unopened(folder, kind, name, tmp_path):
+    """A link leads to another file; reading a pipe blocks forever."""
     target = tmp_path / "target"
     target.write_text("precious")
     (folder / name).symlink_to(target) if kind == "link" else os.mkfifo(folder / name)
@@ -246,8 +246,8 @@ def test_what_batcher_makes_none_of_is_refused_before_it_is_opened(folder, kind,
 @pytest.mark.parametrize(
     "name", ["reserve", "status.json.tmp", "run.json.tmp", "budget.json.tmp", "lines.idx.tmp"]
 )
-def test_what_is_planted_later_is_replaced_and_not_followed(folder, name, tmp_path):
-    """Files are made anew, so that no link of their name leads out of the folder."""
+def test_links_put_there_later_are_replaced_and_not_followed(folder, name, tmp_path):
+    """Each file is created, so a link of its name does not lead out of the folder."""
     target = tmp_path / "target"
     target.write_text("precious")
     held = Lock(folder)
@@ -263,7 +263,7 @@ def test_what_is_planted_later_is_replaced_and_not_followed(folder, name, tmp_pa
 
 
 def test_a_run_folder_that_is_a_link_is_refused(folder, tmp_path):
-    """It is known by where it is; the output can stand where the link leads."""
+    """It is identified by its place; the output can be where the link leads."""
     (tmp_path / "o.jsonl.run").symlink_to(folder)
     with pytest.raises(JobError, match="it is a link"):
         Lock(tmp_path / "o.jsonl.run")
@@ -286,7 +286,7 @@ def other(path):
     "loses", [filtered, changed, other, Path.unlink, lambda path: path.write_text("")]
 )
 def test_clean_removes_nothing_while_the_output_lacks_an_answer(gateway, loses):
-    """It looks at what is in the output, not at when it was written."""
+    """It compares content, not times."""
     run()
     loses(Path("out.jsonl"))
     os.utime("out.jsonl.run/LOCK")
@@ -299,7 +299,7 @@ def test_clean_removes_nothing_while_the_output_lacks_an_answer(gateway, loses):
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
-def test_clean_takes_an_output_that_was_copied_or_touched(gateway, name):
+def test_clean_accepts_an_output_that_was_copied_or_touched(gateway, name):
     """All answers are in it, whatever its times say."""
     run(output=name)
     shutil.copy(name, "copy")
@@ -322,7 +322,7 @@ def test_clean_knows_another_runs_journal_of_the_same_size(gateway):
 
 
 def test_clean_removes_no_answers_that_came_after_the_output(gateway):
-    """Those of a run that was stopped, say; an export puts them into it."""
+    """Such as those of a stopped run; an export adds them to the output."""
     rows = [{"prompt": f"p{n}"} for n in range(100)]
     run(rows, limit=5, params={"max_tokens": 1})
     with pytest.raises(RunStopped):
@@ -339,7 +339,7 @@ def test_clean_removes_no_answers_that_came_after_the_output(gateway):
     "name", ["x.jsonl", "notes", "output-20260101T000000.jsonl", "rows-2024.jsonl"]
 )
 def test_clean_removes_nothing_that_batcher_did_not_make(gateway, name):
-    """Somebody's file, another run's output, an output from before damage."""
+    """A user's file, the output of another run, a copy of an output."""
     run()
     path = Path("out.jsonl.run") / name
     path.write_text("precious")
@@ -350,14 +350,14 @@ def test_clean_removes_nothing_that_batcher_did_not_make(gateway, name):
 
 
 def replaceable(output):
-    """Whether the start of a run would take it."""
+    """Whether a run accepts this output."""
     output = Path(output)
     check_output(
         output, output.parent / f"{output.name}.run", Job(output=str(output), overwrite=True)
     )
 
 
-def test_a_name_too_long_for_the_finish_is_said_at_the_start(tmp_path):
+def test_a_name_too_long_for_the_finish_is_refused_at_the_start(tmp_path):
     """The new output is made beside the old one, under a longer name."""
     long = "x" * 244 + ".jsonl"
     with pytest.raises(JobError, match=r"cannot be written.*File name too long"):
@@ -366,7 +366,7 @@ def test_a_name_too_long_for_the_finish_is_said_at_the_start(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_a_mount_point_is_no_output(tmp_path, monkeypatch):
+def test_a_mount_point_is_refused_as_output(tmp_path, monkeypatch):
     """A file mounted into a container can be written, not replaced."""
     path = tmp_path / "a b.jsonl"
     path.touch()
@@ -381,7 +381,7 @@ def test_a_mount_point_is_no_output(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_a_file_that_only_its_owner_can_replace_is_refused(tmp_path, monkeypatch):
-    """In /tmp everybody may write, and nobody may take another's place."""
+    """In /tmp all users may write, but not replace files of others."""
     place = tmp_path / "open"
     place.mkdir()
     place.chmod(0o1777)
@@ -393,15 +393,15 @@ def test_a_file_that_only_its_owner_can_replace_is_refused(tmp_path, monkeypatch
         replaceable(place / "o.jsonl")
 
 
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
-    """And is not opened either: nobody may ever write into a pipe."""
+def test_an_output_replaces_only_regular_files(tmp_path):
+    """A pipe is not even opened: nobody may ever write to it."""
     os.mkfifo(tmp_path / "o.jsonl")
     with pytest.raises(JobError, match="not a regular file"):
         replaceable(tmp_path / "o.jsonl")
 
 
 def test_an_output_is_not_made_in_a_run_folder(folder):
-    """Clean would have to tell it from what is the folder's own."""
+    """`clean` could not tell it from the files of the folder."""
     (folder / "run.json").touch()
     with pytest.raises(JobError, match="is the run folder of another output"):
         replaceable(folder / "x.jsonl")
@@ -409,7 +409,7 @@ def test_an_output_is_not_made_in_a_run_folder(folder):
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out/"])
 def test_an_output_keeps_its_permissions(gateway, name):
-    """Those that somebody gave it, and its owner; a new one gets what any new file does."""
+    """Mode and owner are kept; a new output gets those of any new file."""
     output = Path(name)
     run(ROWS[:3], output=name)
     file = output / "part-00000.parquet" if output.is_dir() else output
@@ -428,8 +428,8 @@ def test_an_output_keeps_its_permissions(gateway, name):
         assert (file.stat().st_uid, file.stat().st_gid) == (77, 78)
 
 
-def test_a_link_in_the_place_of_the_new_output_is_not_followed(gateway, tmp_path):
-    """Its name can be guessed."""
+def test_a_link_at_the_temporary_path_is_not_followed(gateway, tmp_path):
+    """Its name can be predicted."""
     target = tmp_path / "target"
     target.write_text("precious")
     Path(f".out.jsonl.tmp-{os.getpid()}").symlink_to(target)
@@ -438,9 +438,9 @@ def test_a_link_in_the_place_of_the_new_output_is_not_followed(gateway, tmp_path
     assert answers("out.jsonl") == right(ROWS[:3])
 
 
-def test_sweep_removes_only_what_batcher_left(tmp_path):
-    """Files of dead processes by their names; nothing that only begins like them."""
-    dead = 4_194_304 + 5  # More than Linux gives.
+def test_sweep_removes_only_temporary_files_of_dead_processes(tmp_path):
+    """Nothing whose name only begins like theirs."""
+    dead = 4_194_304 + 5  # More than any process number of Linux.
     left = [f".o.jsonl.tmp-{dead}"]
     kept = [".o.jsonl.tmp-notes", ".o.jsonl.tmp-", f".o.jsonl.tmp-{os.getpid()}", ".o.jsonl.tmp-12345678901",
             f".x.jsonl.tmp-{dead}", ".o.jsonl.tmp-١٢٣"]  # fmt: skip
@@ -453,8 +453,8 @@ def test_sweep_removes_only_what_batcher_left(tmp_path):
     assert set(os.listdir(tmp_path)) == before - set(left)
 
 
-def test_files_in_the_folder_that_only_look_like_ours_stay(folder):
-    """A glob takes more than batcher makes."""
+def test_files_with_similar_names_are_kept(folder):
+    """A glob matches more than batcher makes."""
     names = {"reserve-notes", "rows-2024.jsonl", "stdin-a.jsonl", "x.copying"}
     for one in (*names, "rows-0123456789abcdef.jsonl", "stdin.copying", "reserve-000101"):
         (folder / one).touch()
@@ -469,7 +469,7 @@ BUDGETS = ["", "{", "[]", "null", '{"perhaps_usd":"NaN"}', '{"perhaps_usd":"-1"}
 
 @pytest.mark.parametrize("content", BUDGETS)
 def test_a_damaged_budget_is_never_taken_for_an_empty_one(folder, content):
-    """It is not known then what may have been billed: a run with a budget asks, another leaves it alone."""
+    """What may have been billed is then unknown: a run with a budget is refused, another leaves the file."""
     log = Journal(folder)
     log.put(Result(row=0, model="m", sample=0, key="ab" * 16, status=Outcome.OK, custom_id="0",
                    prompt_tokens=7, completion_tokens=5, cost_usd=0.125, attempts=1))  # fmt: skip
@@ -502,8 +502,8 @@ def test_a_budget_of_an_earlier_version_still_counts(folder):
     ["[1]", '{"models": []}', '{"models": {"m": 3}}', '{"models": {"m": {"in_flight": "x"}}}', '{"state": 1}',
      '{"given_up": -1}', '{"models": {"m": {"eta_seconds": 1e300}}}', "\xff", "NaN"],
 )  # fmt: skip
-def test_a_damaged_heartbeat_is_as_good_as_none(folder, content):
-    """It is for people to look at; nothing depends on it."""
+def test_a_damaged_heartbeat_counts_as_none(folder, content):
+    """It only informs people."""
     (folder / "status.json").write_bytes(content.encode("latin-1"))
     assert status.load(folder) is None
 
@@ -515,8 +515,8 @@ def test_a_damaged_heartbeat_is_as_good_as_none(folder, content):
      {"inputs": [{"path": "../../secret", "size": 1}]}, {"inputs": [{"size": 1}]}, {"settings": {}}, {"rows": -1}],
     ids=str,
 )  # fmt: skip
-def test_a_damaged_record_is_said_in_a_sentence(gateway, change):
-    """Whatever shape it has: a command says that it is damaged and what to do."""
+def test_a_damaged_run_json_is_reported_in_a_sentence(gateway, change):
+    """For any damage, a command says what to do."""
     run(ROWS[:2])
     path = Path("out.jsonl.run/run.json")
     record = json.loads(path.read_bytes())
@@ -528,14 +528,14 @@ def test_a_damaged_record_is_said_in_a_sentence(gateway, change):
 
 
 @pytest.mark.parametrize("flag", ["inputs", "output", "images", "prompt", "models"])
-def test_bytes_that_are_no_text_are_refused_in_a_sentence(flag):
-    """They could stand in no run.json, request or message."""
+def test_bytes_that_are_not_utf_8_are_refused_in_a_sentence(flag):
+    """No run.json, request or message could hold them."""
     value = os.fsdecode(b"a\xff.jsonl")
     with pytest.raises(JobError, match="not UTF-8"):
         Job.of(**{"inputs": "a.jsonl", "output": "o.jsonl", flag: value})
 
 
-def test_a_file_below_a_name_that_is_no_text_is_refused(tmp_path):
+def test_a_file_with_a_name_that_is_not_utf_8_is_refused(tmp_path):
     """A glob or a folder finds it."""
     odd = tmp_path / os.fsdecode(b"b\xfc cher")
     odd.mkdir()
@@ -545,14 +545,14 @@ def test_a_file_below_a_name_that_is_no_text_is_refused(tmp_path):
 
 
 def test_a_file_that_looks_like_an_option_can_be_named():
-    """Behind two dashes, as everywhere."""
+    """After two dashes, as usual."""
     words = ["run", "-m", "x", "--", "-dash.jsonl", "-", "in.jsonl"]
     assert app._after_dashes(words) == [*words[:4], "./-dash.jsonl", "-", "in.jsonl"]
     assert app._after_dashes(words[:3]) == words[:3]
 
 
-def test_a_limit_of_ten_open_files_is_said(tmp_path, monkeypatch):
-    """Less than a run needs to begin: it would end in the middle of some library."""
+def test_a_limit_of_ten_open_files_is_refused(tmp_path, monkeypatch):
+    """A run needs more, and would fail inside some library."""
     monkeypatch.setattr(connections, "open_files", lambda: 10)
     with pytest.raises(JobError, match=r"10 files open.*ulimit -n"):
         cli.run("in.jsonl", job=Job(output="o.jsonl", models=("m",)))

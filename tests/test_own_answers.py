@@ -48,9 +48,9 @@ class Output:
     def rows(self, texts):
         write_jsonl(Path("in.jsonl"), [{"prompt": text} for text in texts])
 
-    def run(self, heard=lambda: None, **options):
+    def run(self, on_request=lambda: None, **options):
         before = self.gateway.bought.total()
-        self.gateway.heard = lambda _body: heard()
+        self.gateway.heard = lambda _body: on_request()
         job = Job.of(
             inputs=["in.jsonl"], output="out.jsonl", models=["m"], base_url=self.gateway.url,
             quiet=True, **options,
@@ -64,7 +64,7 @@ class Output:
         return self.gateway.bought.total() - before
 
     def each_has_its_own(self, path):
-        """How many rows an output has; each has the answer to its own request."""
+        """How many rows an output has; asserts that each has the answer to its own request."""
         rows = read_jsonl(Path(path))
         for row in rows:
             own = echo.name(echo.asked(row["prompt"], "m"))
@@ -83,7 +83,7 @@ TEN = [f"row {n}" for n in range(10)]
 
 
 def test_an_older_run_folder_put_back_over_a_newer_one(output):
-    """As tar, cp -a and rsync without --delete do it, together with the older input."""
+    """As tar, cp -a or rsync without --delete do, together with the older input."""
     output.rows(TEN)
     output.run()
     shutil.copytree(RUN, "backup")
@@ -101,8 +101,8 @@ def test_an_older_run_folder_put_back_over_a_newer_one(output):
     assert not output.said
 
 
-def test_two_futures_of_one_run_folder_mixed(output):
-    """Both grew from the same state, each by other rows at the same places."""
+def test_two_states_of_one_run_folder_mixed(output):
+    """Both continue one state, with different rows at the same positions."""
     output.rows(TEN)
     output.run()
     shutil.copytree(RUN, "before")
@@ -152,7 +152,7 @@ def test_a_segment_renamed_or_copied_in_the_folder(output, copy):
 
 
 def test_one_digit_of_run_json_changed(output):
-    """Whichever it is: nothing in the file is believed, and each answer is found by its request."""
+    """Nothing in the file counts then, and each answer is found by its request."""
     output.rows(TEN)
     output.run()
     output.rows(["new", *TEN])
@@ -165,13 +165,13 @@ def test_one_digit_of_run_json_changed(output):
         (RUN / "run.json").write_bytes(edited)
         with pytest.raises(JobError):
             export("out.jsonl", "part.jsonl")
-        with contextlib.suppress(JobError):  # What cannot be, or a version to come.
+        with contextlib.suppress(JobError):  # An impossible value, or a later version.
             assert output.run() == 0
         (RUN / "run.json").write_bytes(whole)
 
 
 @pytest.mark.parametrize("back", [True, False], ids=["and put back", "for good"])
-def test_an_input_replaced_in_mid_run_by_one_of_equal_size_and_time(output, back):
+def test_an_input_replaced_during_a_run_by_one_of_equal_size_and_time(output, back):
     output.rows(TEN)
     shutil.copy2("in.jsonl", "first.jsonl")
     stat = os.stat("in.jsonl")
@@ -191,7 +191,7 @@ def test_an_input_replaced_in_mid_run_by_one_of_equal_size_and_time(output, back
 
 
 def test_a_killed_run_and_an_input_touched_since(output):
-    """It is not known what that run read, so its answers are found by what was sent."""
+    """What that run read is unknown, so its answers are found by their requests."""
     output.rows(TEN)
     output.run()
     manifest = Manifest.load(RUN)
@@ -207,8 +207,8 @@ def test_a_killed_run_and_an_input_touched_since(output):
     assert "touched since a run that did not end" in output.said[0]
 
 
-def test_a_run_folder_of_the_version_before(output):
-    """Its lines name no run: they are found by what was sent, once, without a word."""
+def test_a_run_folder_of_the_first_version(output):
+    """Its lines name no run: answers are found by their requests, once, without a message."""
     output.rows(TEN)
     output.run()
     lines = FIRST.read_bytes().splitlines()
@@ -231,7 +231,7 @@ def test_a_run_folder_of_the_version_before(output):
     assert output.run() == 1
 
 
-def test_rows_inserted_before_many_take_no_line_of_the_journal_each(output):
+def test_inserted_rows_add_no_line_to_the_journal_for_those_that_moved(output):
     output.rows([f"row {n}" for n in range(400)])
     output.run()
     for n in range(2):
@@ -250,8 +250,8 @@ def a_journal(folder, run="0123456789ab", rows=5, begin=0):
     return folder / "journal-000001.jsonl"
 
 
-def test_a_sidecar_is_believed_only_beside_the_segment_it_was_made_of(tmp_path):
-    """Of equal size, with the time put back: only the lines tell."""
+def test_a_sidecar_counts_only_for_the_segment_it_was_made_of(tmp_path):
+    """Another segment of equal size and time has other lines."""
     one, two = a_journal(tmp_path / "a"), a_journal(tmp_path / "b", begin=5)
     assert one.stat().st_size == two.stat().st_size
     time.sleep(0.01)
@@ -261,7 +261,7 @@ def test_a_sidecar_is_believed_only_beside_the_segment_it_was_made_of(tmp_path):
     assert sidecar.load(one, 1).entries["row"].tolist() == [5, 6, 7, 8, 9]
 
 
-def test_moves_are_believed_only_of_a_known_run_and_of_the_same_lines(tmp_path):
+def test_moves_count_only_for_a_known_run_and_the_same_lines(tmp_path):
     path = a_journal(tmp_path)
     found = sidecar.load(path, 1).entries[[1, 3]].copy()
     found["row"], found["sample"] = [7, 2], [0, 3]
@@ -278,7 +278,7 @@ def test_moves_are_believed_only_of_a_known_run_and_of_the_same_lines(tmp_path):
 
 @pytest.mark.parametrize("more", [{}, {"samples": 2}])
 def test_an_answer_whose_line_was_copied_is_given_to_one_row(output, more):
-    """Neither an equal row nor another sample takes the copy: it was bought once."""
+    """No equal row or other sample gets the copy: the answer was paid for once."""
     output.rows(texts := [f"c{n} {more}" for n in range(4)])
     output.run()
     output.rows(["first", *texts])

@@ -1,4 +1,4 @@
-"""An output that is a folder of Parquet files: all that is promised of one file, it promises."""
+"""An output that is a folder of Parquet files keeps all promises that one file keeps."""
 
 import datetime
 import os
@@ -35,7 +35,7 @@ TABLE = pa.table(
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, gateway):
-    """Runs the table: rows go in groups of four, and each group is a file of its own."""
+    """Runs the table, with four rows a row group and one row group a part."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_BASE_URL", gateway.url)
     monkeypatch.setenv("OPENAI_API_KEY", "k")
@@ -50,8 +50,8 @@ def run(tmp_path, monkeypatch, gateway):
     return run
 
 
-def told(*words: str) -> str:
-    """What a command prints; it has to go well."""
+def printed(*words: str) -> str:
+    """What a command prints; it must succeed."""
     ended = program.batcher(*words, cwd=Path.cwd())
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.decode()
@@ -70,12 +70,12 @@ def names() -> set[str]:
 
 
 def test_the_parts_together_are_what_one_file_would_be(run):
-    """Rows, order, types; several models and samples of each row stand together."""
+    """The same rows, order and types; models and samples of a row are neighbours."""
     report = run(models=["sim-small", "sim-large"], samples=2)
     assert report.exit_status == 0
     assert report.output == "labels/"
     assert names() == {"in.parquet", "labels", "labels.run"}
-    told("export", "labels/", "one.parquet")
+    printed("export", "labels/", "one.parquet")
     one = pq.read_table("one.parquet")
     assert sorted(contents("labels")) == [f"part-{n:05}.parquet" for n in range(10)]
     found = [pq.read_table(path) for path in parts.files(Path("labels"))]
@@ -98,7 +98,7 @@ def test_a_part_ends_with_the_row_group_that_fills_it(run, monkeypatch):
 
 
 def test_a_second_start_sends_nothing_and_makes_the_same_parts(run, gateway):
-    """And one of fewer rows leaves none of the parts that were more."""
+    """A start with fewer rows leaves no part of the earlier output."""
     run()
     before = contents("labels")
     assert len(before) == 3
@@ -111,8 +111,8 @@ def test_a_second_start_sends_nothing_and_makes_the_same_parts(run, gateway):
     assert names() == {"in.parquet", "labels", "labels.run"}
 
 
-def test_nothing_answered_is_one_part_without_rows(run, gateway):
-    """A reader finds the columns. An export goes to a folder that nobody made as well."""
+def test_an_output_without_rows_is_one_part(run, gateway):
+    """So a reader finds the columns. An export makes its folder."""
     gateway.gateway.shares = {"server_error": 1.0}
     run(limit=1, max_retries=0)
     Path("labels.run/journal-000001.jsonl").write_bytes(b"")
@@ -146,7 +146,7 @@ parts._put(Path(sys.argv[2]), Path("labels"))
 
 @pytest.mark.parametrize("steps", range(10))
 def test_a_kill_at_any_moment_leaves_a_whole_folder(run, gateway, steps):
-    """The old one or the new one; the next start puts it back in its place, and goes on from it."""
+    """The old one or the new one; the next start moves it back to its place and continues."""
     run()
     whole = {"old": contents("labels")}
     made = f".labels.tmp-{dead()}"
@@ -167,8 +167,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_folder(run, gateway, steps):
     assert billed(gateway) == 10
 
 
-def test_all_of_it_is_on_the_disk_before_the_old_one_goes(run, monkeypatch, tmp_path):
-    """A power cut takes what was not synced, and may keep the renames that came after it."""
+def test_the_new_folder_is_synced_before_the_old_one_is_removed(run, monkeypatch, tmp_path):
+    """A power cut loses what was not synced, and may keep renames that came later."""
     run()
     done = []
     fsync, rename = os.fsync, os.rename
@@ -197,8 +197,8 @@ def test_all_of_it_is_on_the_disk_before_the_old_one_goes(run, monkeypatch, tmp_
     ]
 
 
-def test_the_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(run, monkeypatch):
-    """A disk that fails in between costs the new one."""
+def test_the_old_folder_is_moved_back_when_the_new_one_cannot_take_its_place(run, monkeypatch):
+    """A disk that fails between the renames only costs the new output."""
     run()
     before = contents("labels")
     real = os.rename
@@ -219,8 +219,8 @@ def test_the_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(run,
     assert names() == {"in.parquet", "labels", "labels.run"}
 
 
-def test_a_process_that_swaps_the_folder_at_the_same_time_does_no_harm(run, monkeypatch):
-    """An export beside a run may: the last one's folder is there in the end, whole."""
+def test_two_processes_can_replace_the_folder_at_the_same_time(run, monkeypatch):
+    """An export beside a run: the folder of the later one remains, whole."""
     run()
     shutil.copytree("labels", "theirs")
     shutil.copytree("labels", "mine")
@@ -239,8 +239,8 @@ def test_a_process_that_swaps_the_folder_at_the_same_time_does_no_harm(run, monk
     assert names() == {"in.parquet", "labels", "labels.run"}
 
 
-def test_a_folder_of_somebody_else_is_refused(run, gateway):
-    """As a file is; --overwrite replaces it. An empty one is nobody's."""
+def test_a_folder_that_batcher_did_not_write_is_refused(run, gateway):
+    """Like a file; --overwrite replaces it. An empty one is accepted."""
     run("theirs/")
     shutil.rmtree("theirs.run")
     before = contents("theirs")
@@ -256,7 +256,7 @@ def test_a_folder_of_somebody_else_is_refused(run, gateway):
 
 
 def test_a_folder_with_anything_else_in_it_is_never_removed(run, gateway):
-    """Not with --overwrite, not by export, not when it came while the run went on."""
+    """Not by --overwrite or export, nor when something is added during the run."""
     run()
     Path("labels/notes.txt").write_text("mine")
     before = contents("labels")
@@ -274,7 +274,7 @@ def test_a_folder_with_anything_else_in_it_is_never_removed(run, gateway):
 
 
 @pytest.mark.parametrize("what", ["file", "link", "up", "root"])
-def test_what_is_no_folder_is_not_replaced_by_one(run, what):
+def test_a_folder_replaces_no_file_or_link(run, what):
     """A link would stay behind, pointing to what is gone."""
     target = {"up": "../", "root": "/"}.get(what, "labels/")
     if what == "file":
@@ -298,8 +298,8 @@ def test_what_is_no_folder_is_not_replaced_by_one(run, what):
         ({"output": "labels/", "format": "openai"}, "lines of a batch are JSONL"),
     ],
 )
-def test_names_that_would_mean_two_things_are_refused(asked, said):
-    """So no two outputs have one run folder: `labels.run` is that of `labels/` alone."""
+def test_ambiguous_names_are_refused(asked, said):
+    """No two outputs share a run folder: `labels.run` is that of `labels/` alone."""
     with pytest.raises(JobError, match=said):
         Job(**asked)
 
@@ -311,18 +311,18 @@ def test_commands_read_it_as_they_read_a_file(run, name):
     run(**labels)
     one = "one.parquet"
     assert program.batcher("export", name, one, cwd=Path.cwd()).returncode == 3
-    assert told("show", name, "--sample", "7") == told("show", one, "--sample", "7")
-    figures = told("report", name, "--gold", "kind", "--json", "--vote", "votes.parquet")
-    assert figures == told(
+    assert printed("show", name, "--sample", "7") == printed("show", one, "--sample", "7")
+    figures = printed("report", name, "--gold", "kind", "--json", "--vote", "votes.parquet")
+    assert figures == printed(
         "report", one, "--gold", "kind", "--json", "--vote", "one-votes.parquet"
     )
     assert pq.read_table("votes.parquet").equals(pq.read_table("one-votes.parquet"))
     assert pq.read_schema("votes.parquet").field("wide").type == TABLE.schema.field("wide").type
-    told("report", name)
+    printed("report", name)
     assert Path("labels.html").exists()
-    assert "the same answer" in told("compare", name, one)
-    assert told("status", name).count(", 0 of 10 pending") == 2
-    assert "1. " in told("explain", name, "3")
+    assert "the same answer" in printed("compare", name, one)
+    assert printed("status", name).count(", 0 of 10 pending") == 2
+    assert "1. " in printed("explain", name, "3")
     before = pq.read_table("labels")
     assert program.batcher("export", name, cwd=Path.cwd()).returncode == 3
     assert pq.read_table("labels").equals(before)
@@ -332,14 +332,14 @@ def test_commands_read_it_as_they_read_a_file(run, name):
     assert b"there is no such output" in missing.stderr
 
 
-def test_an_export_never_has_fewer_rows_than_what_it_replaces(run):
-    """It counts those of all parts."""
+def test_an_export_never_has_fewer_rows_than_the_output_it_replaces(run):
+    """It counts the rows of all parts."""
     run()
     before = contents("labels")
     journal = Path("labels.run/journal-000001.jsonl")
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:7]))
     journal.with_suffix(".idx").unlink(missing_ok=True)
-    for killed in (False, True):  # Between two renames, where there are none but aside.
+    for killed in (False, True):  # Killed between two renames: the parts are in .labels.earlier.
         if killed:
             os.rename("labels", ".labels.earlier")
         refused = program.batcher("export", "labels/", cwd=Path.cwd())
@@ -350,19 +350,19 @@ def test_an_export_never_has_fewer_rows_than_what_it_replaces(run):
     assert pq.read_table("labels").num_rows == 7
 
 
-def test_clean_looks_into_every_part(run):
-    """One that is gone or another takes its answers with it."""
+def test_clean_checks_every_part(run):
+    """One that is gone or was replaced lacks its answers."""
     run()
     part = Path("labels/part-00001.parquet")
     shutil.copy("labels/part-00000.parquet", part)
     refused = program.batcher("clean", "labels/", cwd=Path.cwd())
     assert b"labels is not there, or not as batcher wrote it" in refused.stderr
-    told("export", "labels/")
-    told("clean", "labels/")
+    printed("export", "labels/")
+    printed("clean", "labels/")
     assert names() == {"in.parquet", "labels"}
 
 
-def test_a_part_of_the_input_tells_what_all_of_it_will_cost(run):
+def test_a_dry_run_of_some_rows_estimates_the_cost_of_all(run):
     """By the rows of all parts."""
     Path("prices.csv").write_text("model,input,output\nsim-small,1,2\n")
     report = run(limit=9, prices="prices.csv")
@@ -373,7 +373,7 @@ def test_a_part_of_the_input_tells_what_all_of_it_will_cost(run):
 
 
 def test_dataframes_and_databases_read_the_folder(run):
-    """As they read any folder of Parquet."""
+    """Like any folder of Parquet files."""
     run()
     wanted = TABLE["prompt"].to_pylist()
     assert pd.read_parquet("labels/")["prompt"].tolist() == wanted
@@ -382,7 +382,7 @@ def test_dataframes_and_databases_read_the_folder(run):
     assert [prompt for (prompt,) in found] == wanted
 
 
-def test_it_is_the_input_of_another_run(run):
+def test_it_can_be_the_input_of_another_run(run):
     """With its types, however many parts there are."""
     run()
     for name in ("labels/", "labels"):
@@ -395,8 +395,8 @@ def test_it_is_the_input_of_another_run(run):
         assert found["input_row"].to_pylist() == list(range(10))
 
 
-def test_it_is_no_input_of_its_own_run(run, gateway):
-    """Where a folder or a glob holds it, its parts are left out; one that is named is refused."""
+def test_it_cannot_be_the_input_of_its_own_run(run, gateway):
+    """Its parts are left out of a folder or a glob; naming one is an error."""
     Path("data").mkdir()
     os.replace("in.parquet", "data/in.parquet")
     for inputs in ("data", "data/**/*.parquet"):
@@ -409,7 +409,7 @@ def test_it_is_no_input_of_its_own_run(run, gateway):
 
 
 def test_the_parts_are_kept_when_answers_in_them_are_lost_from_the_journal(run, gateway):
-    """As they were: bought again they may be refused."""
+    """Unchanged, as a model may refuse to answer again."""
     run()
     before = contents("labels")
     Path("labels.run/journal-000001.jsonl").unlink()
@@ -425,7 +425,7 @@ def test_the_parts_are_kept_when_answers_in_them_are_lost_from_the_journal(run, 
 
 
 def test_the_same_parts_are_kept_once(run):
-    """However often a start finds damage; after a new output there is more to keep."""
+    """However often a start finds damage; a new output is kept again."""
     for number, limit in enumerate([9, None, 3, 10]):
         if limit is not None:
             run(limit=limit)
@@ -436,8 +436,8 @@ def test_the_same_parts_are_kept_once(run):
     assert kept == {"output-0", "output-2", "output-3"}
 
 
-def test_what_dead_processes_left_is_removed_and_nothing_else(run):
-    """Folders as files."""
+def test_only_files_of_dead_processes_are_removed(run):
+    """Also folders."""
     left = Path(f".labels.tmp-{dead()}")
     theirs, alive, own = (Path(f".labels.tmp-{n}") for n in ("theirs", os.getppid(), os.getpid()))
     for folder in (left, theirs, alive, own):
@@ -457,7 +457,7 @@ def test_what_dead_processes_left_is_removed_and_nothing_else(run):
     assert pq.read_table("labels").num_rows == 10
 
 
-def test_the_check_finds_a_run_folder_that_is_somebody_elses(run):
+def test_a_run_folder_that_batcher_did_not_make_is_refused(run):
     """Such as an output of that name."""
     Path("labels.run").mkdir()
     Path("labels.run/part-00000.parquet").touch()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from batcher.money.bill import Bill
 from batcher.money.prices import Price
-from batcher.records import FINISHED, NOT_TOLD, Attempt, Outcome, Result, reason_of
+from batcher.records import FINISHED, NO_REASON, Attempt, Outcome, Result, reason_of
 
 __all__ = ["TOKENS", "Latencies", "ModelSummary", "Projected", "Summary"]
 
@@ -233,7 +233,7 @@ class ModelSummary:
 
         if status is Outcome.OK and (reason := result.finish_reason) and reason not in FINISHED:
             reason = reason_of(reason)[:40]
-            known = reason in FINISHED or reason in NOT_TOLD
+            known = reason in FINISHED or reason in NO_REASON
             if not known and (reason in self.unknown or len(self.unknown) < _UNKNOWN):
                 self.unknown[reason] = self.unknown.get(reason, 0) + 1
         self.loose += result.loose

@@ -20,7 +20,7 @@ import numpy as np
 from batcher.job.job import Job
 from batcher.plan.requests import PendingRow, Plan
 from batcher.read.inputs import Inputs
-from batcher.records import Outcome, Prompt, Request, Result
+from batcher.records import TOKEN_FIELDS, Outcome, Prompt, Request, Result
 from batcher.write import index
 from batcher.write.entries import load_all
 from batcher.write.lines import LineReader, segments
@@ -31,6 +31,7 @@ __all__ = ["Deduplicator"]
 _BATCH = 200
 _MASK = (1 << 64) - 1
 _STRIDE = 0x9E3779B97F4A7C15  # Odd, so that each sample of a request has a hash of its own.
+_NO_TOKENS = dict.fromkeys(TOKEN_FIELDS, 0)
 
 
 class Deduplicator:
@@ -226,13 +227,7 @@ def _copied(found: Result, request: Request) -> Result:
         row=request.row,
         custom_id=request.custom_id,
         sample=request.sample,  # An answer that moved to another sample carries its old one.
-        prompt_tokens=0,
-        completion_tokens=0,
-        total_tokens=0,
-        cached_tokens=0,
-        cache_write_tokens=0,
-        reasoning_tokens=0,
-        cost_usd=None if found.cost_usd is None else 0.0,
+        **(_NO_TOKENS | {"cost_usd": None if found.cost_usd is None else 0.0}),
         latency_ms=None,
         ttft_ms=None,
         attempts=0,

@@ -11,12 +11,11 @@ from typing import Any
 import msgspec
 
 from batcher.errors import AskAgain, NoAnswer, RequestError
-from batcher.records import Attempt, Completion, Outcome, Request, Result, Usage
+from batcher.records import TOKEN_FIELDS, Attempt, Completion, Outcome, Request, Result, Usage
 from batcher.send.dialect import RepairState
 
 __all__ = ["answered", "attempt", "ended", "stopped"]
 
-_USAGE = tuple(name for name in Usage.__struct_fields__ if name in Attempt.__struct_fields__)
 _NOTHING = Completion(Outcome.BAD_RESPONSE, *(None,) * 5, Usage(), None, None)
 
 
@@ -68,7 +67,7 @@ def _used(tries: list[Attempt]) -> Usage | Attempt:
     if len(tries) == 1:
         return tries[0]
     sums: dict[str, Any] = {}
-    for name in _USAGE:
+    for name in TOKEN_FIELDS:
         told = [of for t in tries if (of := getattr(t, name)) is not None or t.status.answered]
         sums[name] = None if not told or None in told else sum(told)
         if name == "cost_usd" and sums[name] is not None:

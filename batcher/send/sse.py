@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from batcher.errors import NoAnswer
-from batcher.records import NOT_TOLD, reason_of
+from batcher.records import NO_REASON, reason_of
 from batcher.send.error_body import is_error
 from batcher.send.lenient_json import dumps, loads
 
@@ -51,7 +51,7 @@ def is_finished(chunk: bytes) -> bool:
 
 
 def _tells(reason: object) -> bool:
-    return isinstance(reason, str) and reason_of(reason) not in NOT_TOLD
+    return isinstance(reason, str) and reason_of(reason) not in NO_REASON
 
 
 def asked(body: bytes, *, bare: bool) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from batcher.errors import BadResponse, RequestError
-from batcher.records import FINISHED, NOT_TOLD, Completion, Outcome, reason_of
+from batcher.records import FINISHED, NO_REASON, Completion, Outcome, reason_of
 from batcher.send.error_body import is_error
 from batcher.send.failures import NOT_AN_ANSWER, beginning, failure
 from batcher.send.lenient_json import LARGE_BYTES, loads
@@ -27,7 +27,7 @@ _encode = msgspec.json.Encoder().encode
 
 # The usual spellings, and those that the patterns below would mistake.
 _FINISHES = {
-    **dict.fromkeys((*FINISHED, *NOT_TOLD), Outcome.OK),
+    **dict.fromkeys((*FINISHED, *NO_REASON), Outcome.OK),
     **dict.fromkeys(("length", "error_limit", "incomplete", "pause_turn", "repetition"), Outcome.TRUNCATED),
     **dict.fromkeys(("content_filter", "error_toxic", "recitation", "language"), Outcome.FILTERED),
     "refusal": Outcome.REFUSED,

@@ -1,8 +1,8 @@
 """A result as a line of an OpenAI batch's output. Touches: nothing.
 
-The shape is OpenAI's, which vLLM's `run-batch` writes as well: a request that was answered over HTTP has its
-status and body, one that never was has an error instead. The body is the one that came where it was
-kept (`--keep-raw`), else it is made of what the journal holds.
+The format is OpenAI's, which vLLM's `run-batch` also writes: a request that got an HTTP response has its status and body,
+any other an error instead. The body is the server's where it was kept (`--keep-raw`), else it is made from the
+journal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BY_OUTCOME = {Outcome.TRUNCATED: "length", Outcome.FILTERED: "content_filter"}
 
 
 def batch_line(line: bytes, custom_id: str) -> tuple[bytes, str]:
-    """(the line, the result's status).
+    """(the line with its newline, the result's status).
 
     Args:
         line: The result as in the journal.
@@ -36,8 +36,8 @@ def batch_line(line: bytes, custom_id: str) -> tuple[bytes, str]:
         )
         response = {"status_code": 200, "request_id": found.request_id or "", "body": body}
     elif found.http_status is not None and not 200 <= found.http_status < 300:
-        said = {"message": found.error, "type": str(found.status), "code": found.error_type}
-        body = {"error": {**said, "param": None}}
+        why = {"message": found.error, "type": str(found.status), "code": found.error_type}
+        body = {"error": {**why, "param": None}}
         response = {
             "status_code": found.http_status,
             "request_id": found.request_id or "",
@@ -51,7 +51,7 @@ def batch_line(line: bytes, custom_id: str) -> tuple[bytes, str]:
 
 
 def _body(found: Result) -> dict[str, Any]:
-    """The chat completion that the answer amounts to."""
+    """The answer as a chat completion."""
     message: dict[str, Any] = {
         "role": "assistant",
         "content": found.content,
@@ -65,8 +65,8 @@ def _body(found: Result) -> dict[str, Any]:
         finish = _BY_OUTCOME.get(
             found.status, "stop" if found.tool_calls is None else "tool_calls"
         )
-    sure = None if found.logprobs is None else msgspec.Raw(found.logprobs.encode())
-    choice = {"index": 0, "message": message, "logprobs": sure, "finish_reason": finish}
+    logprobs = None if found.logprobs is None else msgspec.Raw(found.logprobs.encode())
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish}
     body = {
         "id": found.request_id or found.key,
         "object": "chat.completion",
@@ -80,19 +80,19 @@ def _body(found: Result) -> dict[str, Any]:
 
 
 def _usage(found: Result, prompt: int, completion: int) -> dict[str, Any]:
-    """All answers together; the cost where OpenRouter tells it, for those who read it back."""
+    """The tokens; the cost as OpenRouter reports it, so that `--from-batch` can read it back."""
     usage: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-    told = {
+    details = {
         name: count
         for name in ("cached_tokens", "cache_write_tokens")
         if (count := getattr(found, name)) is not None
     }
-    if told:
-        usage["prompt_tokens_details"] = told
+    if details:
+        usage["prompt_tokens_details"] = details
     if found.reasoning_tokens is not None:
         usage["completion_tokens_details"] = {"reasoning_tokens": found.reasoning_tokens}
     return usage if found.cost_usd is None else {**usage, "cost": found.cost_usd}

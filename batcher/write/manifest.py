@@ -1,9 +1,9 @@
-"""`run.json`: what was asked of an output, run after run. Touches: files. Never holds a key.
+"""`run.json`: what all runs of an output asked. Touches: files. Never holds a key.
 
-An *epoch* is a stretch of runs with the same input and the same settings. Each run has an ID by chance, which
-each line that it writes names. The result of a row is believed by the row's position only where the line names a
-run of the present epoch, and only while it is known that the input did not change while that run read it. All other
-lines (of other epochs, of another folder, of a later state than this file is of) count by their keys alone.
+An *epoch* is a series of runs with the same input and settings. Each run has a random ID, which each line that it
+writes names. A line counts for the row at its position only if it names a run of the present epoch, and if the
+input is known not to have changed while that run read it. All other lines (of other epochs, of another
+folder, or newer than this file) count by their keys alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Name = Annotated[str, msgspec.Meta(pattern=r"^[^/]*$")]
 
 
 class _PinShape(msgspec.Struct):
-    """What an input is known by (`read.files.Pin`), as far as the types go."""
+    """The types of `read.files.Pin`, which identifies an input."""
 
     path: Annotated[str, msgspec.Meta(pattern=r"^(/|[a-z0-9]+://|[^/]+$)")]
     size: _Seed
@@ -47,7 +47,7 @@ class _PinShape(msgspec.Struct):
 
 
 class _SettingsShape(msgspec.Struct, rename=lambda name: f"--{name}".replace("_", "-")):
-    """Settings (`plan.requests.settings_of`), likewise."""
+    """The types of the settings (`plan.requests.settings_of`)."""
 
     base_url: str
     prompt: str | None
@@ -63,13 +63,13 @@ Dialect = tuple[Literal["json_schema", "json_object", "prompt"], bool, bool]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What shapes the output of the last run, for those who make it without the job at hand.
+    """What shapes the output of the last run, for commands that write it without the job.
 
     Attributes:
-        models: As asked with -m; none when rows name their own.
-        limit: Only so many rows.
-        drawn: Only so many rows drawn by chance, and the seed of that.
-        parsed: JSON Schema of what answers were checked for; None when they were not.
+        models: As given with -m; none when rows name their own.
+        limit: How many rows were asked for; None for all.
+        drawn: How many rows were drawn at random, and the seed; None for no draw.
+        parsed: JSON Schema that answers were checked by; None for none.
         batch: Whether a JSONL output holds lines of a batch.
     """
 
@@ -84,26 +84,25 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pictures(msgspec.Struct, frozen=True):
-    """What the pictures of the first rows were known by (`read.pictures.Digest`)."""
+    """A digest of the images of the first rows (`read.images`)."""
 
     rows: _Rows
     digest: str
 
 
 class Epoch(msgspec.Struct, kw_only=True):
-    """One stretch of runs.
+    """A series of runs with the same input and settings.
 
     Attributes:
         inputs: The pins of the input files (`read.files.Pin`).
         settings: All that shapes a request besides its row and model.
-        runs: IDs of its runs that ended while the input was still as it was when they began.
-        open: IDs of its runs of which that is not known: one at work, one that was killed.
-        rows: How many rows the input holds; None until it was counted.
-        accepts: Earlier settings, answers to whose requests are as good (`--changed keep`).
-        gives_up: Earlier settings whose answers are given up (`--changed resend`).
-        gave_up: For how many rows that was said, when a limit was asked for (0 when some were drawn);
-            None for all.
-        pictures: Of the rows that were counted; None when they name none.
+        runs: IDs of its runs that ended with the input as it was when they began.
+        open: IDs of its other runs: one at work, or one that was killed.
+        rows: How many rows the input holds; None until they are counted.
+        accepts: Earlier settings whose answers still count (`--changed keep`).
+        gives_up: Earlier settings whose answers no longer count (`--changed resend`).
+        gave_up: The --limit that this was decided under (0 for a draw); None for all rows.
+        pictures: Of the rows that were counted; None when they name no images.
     """
 
     inputs: list[dict[str, Any]]
@@ -130,15 +129,15 @@ class Manifest(msgspec.Struct, kw_only=True):
     """All epochs of one output, the present one last; `asked` is of the last run.
 
     Attributes:
-        uploaded: Address that the output is put at; "" when there is none.
-        missing: Numbers of segments that were found to be gone, and said to be.
-        last: Number of the last segment there was when a run began or ended.
-        shared: First and last of numbers that several processes took theirs from, so that some are
-            no segment's; 0 for a last that is not known yet.
-        seen: Numbers of the segments among these, when a run began or ended.
-        manners: How models take requests (`send.dialect.RequestDialect`), by "ADDRESS MODEL".
-        strange: IDs of runs that wrote lines, that no epoch names, and that a person was told of.
-        edited: Whether the file is not as it was written; nothing in it is believed then.
+        uploaded: Address that the output is uploaded to; "" for none.
+        missing: Numbers of segments that are gone, and that the user heard of.
+        last: Number of the last segment when a run last began or ended.
+        shared: (first, last) of numbers that several processes share, so that some are no segment's; a last
+            of 0 is not known yet.
+        seen: Numbers of the segments in `shared` when a run last began or ended.
+        manners: How models take requests (`Dialect`), by "ADDRESS MODEL".
+        strange: IDs of runs that no epoch names but lines do, and that the user heard of.
+        edited: Whether the file was changed by hand; nothing in it counts then.
     """
 
     version: _Positive = _VERSION
@@ -155,12 +154,12 @@ class Manifest(msgspec.Struct, kw_only=True):
     edited: bool = False
 
     def gone(self, numbers: Sequence[int]) -> list[int]:
-        """Segments that there were and that are not among these; not those told of before."""
-        there = {*numbers, *self.missing}
-        found = [number for number in self.seen if number not in there]
+        """Segments that existed and are not among these, without those that the user heard of."""
+        known = {*numbers, *self.missing}
+        found = [number for number in self.seen if number not in known]
         begin = 1
         for first, last in [*self.shared, (self.last + 1, 0)]:
-            found += [number for number in range(begin, first) if number not in there]
+            found += [number for number in range(begin, first) if number not in known]
             begin = (last or self.last) + 1
         return sorted(found)
 
@@ -186,7 +185,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         self.manners |= {f"{address} {model}": dialect for model, dialect in dialects.items()}
 
     def saw(self, numbers: Sequence[int]) -> None:
-        """Remembers which segments there are."""
+        """Notes which segments exist."""
         self.last = max(numbers, default=0)
         self.shared = [(first, last or max(first, self.last)) for first, last in self.shared]
         self.seen = [
@@ -196,20 +195,19 @@ class Manifest(msgspec.Struct, kw_only=True):
         ]
 
     def begin(self) -> str:
-        """ID of a new run of the present epoch."""
+        """Begins a run of the present epoch; returns its ID."""
         run = secrets.token_hex(6)
         self.epochs[-1].open.append(run)
         return run
 
     def end(self, run: str, *, wrote: bool) -> None:
-        """The run ended, and the input is as it was when it began.
+        """Notes that a run ended with the input as it was when it began.
 
         Args:
-            run: As `begin` gave it.
-            wrote: Whether anything names it.
+            run: Its ID.
+            wrote: Whether anything names it; if not, it is forgotten, or the list would grow with each start.
         """
         epoch = self.epochs[-1]
-        # Else the list would grow with each start.
         epoch.runs += [other for other in epoch.open if wrote or other != run]
         epoch.open = []
 
@@ -223,7 +221,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         """The manifest in a run folder; None when there is none.
 
         Raises:
-            JobError: It cannot be read, or is of a newer version.
+            JobError: It cannot be read, or a newer version wrote it.
         """
         path = folder / RUN
         try:
@@ -250,10 +248,10 @@ class Manifest(msgspec.Struct, kw_only=True):
         return manifest
 
     def check(self) -> None:
-        """Whether all of it can be what a run wrote.
+        """Checks what the types of this class do not.
 
         Raises:
-            ValueError: It cannot; the text says why.
+            ValueError: No run can have written this.
         """
         for epoch in self.epochs:
             msgspec.convert(epoch.inputs, list[_PinShape])
@@ -261,7 +259,7 @@ class Manifest(msgspec.Struct, kw_only=True):
                 msgspec.convert(settings, _SettingsShape)
 
     def save(self, folder: Path) -> None:
-        """Replaces `run.json` whole, synced."""
+        """Replaces `run.json`, synced."""
         self.edited = False
         body = msgspec.json.format(msgspec.json.encode(self), indent=1).removesuffix(b"\n}")
         content = b'%b,\n "check": "%b"\n}' % (body, _seal(body))
@@ -269,10 +267,10 @@ class Manifest(msgspec.Struct, kw_only=True):
 
 
 def _seal(body: bytes) -> bytes:
-    """What shows that not a byte was changed, or the file cut."""
+    """A checksum, by which `load` knows that the file was edited or cut."""
     return blake2b(body, digest_size=8).hexdigest().encode()
 
 
 def now() -> str:
-    """The time for a manifest, in UTC."""
+    """The time in UTC, as a manifest holds it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,12 +1,11 @@
-"""Which answers belong to another row than the one they were asked for. Touches: files.
+"""Which answers belong to another row than the one they were sent for. Touches: files.
 
-When rows were inserted, edited or sorted, or when it is not known whether the input is still the one that
-answers were asked for, each answer is found by the key of its request. What was found is kept in one file:
-for each line of a segment how far its row and its sample moved, compressed. Rows that moved together take
-nothing (25 KB for a million of them), sorted ones three bytes each.
+After rows were inserted, edited or sorted, or when the input may have changed during a run, each answer is found by
+the key of its request. One file keeps the finds: for each line of a segment how far its row and sample moved,
+compressed. Rows that moved together take almost nothing (25 KB for a million), sorted rows three bytes each.
 
-The file is only believed where it names a run that `run.json` knows, and for segments that hold the very same
-lines. Without it the answers are found by their keys again.
+The file counts only if it names a run that `run.json` knows, and for segments that hold the same lines as then.
+Without it the answers are found by their keys again.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _SHIFT = np.dtype([("row", "<i8"), ("sample", "<i4"), ("taken", "u1")])
 
 
 class _Part(msgspec.Struct, frozen=True):
-    """Of one segment: what its entries were known by, and a shift for each of them."""
+    """Of one segment: a digest of its entries, and a compressed `_SHIFT` for each."""
 
     digest: bytes
     shifts: bytes
@@ -43,8 +42,8 @@ class Moved(msgspec.Struct, frozen=True):
     """Where answers moved to.
 
     Attributes:
-        run: ID of the run that found them by their keys.
-        parts: By number of a segment.
+        run: ID of the run that found them.
+        parts: By the segment's number.
     """
 
     run: str = ""
@@ -52,7 +51,7 @@ class Moved(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, folder: Path, runs: Collection[str] | None = None) -> Moved:
-        """What is kept in a run folder, if one of these runs found it; nothing where it is damaged."""
+        """Reads the file of a run folder; empty if it is missing or damaged, or if none of `runs` wrote it."""
         try:
             content = folders.read(folder, MOVED)
         except OSError:
@@ -64,13 +63,13 @@ class Moved(msgspec.Struct, frozen=True):
         return found if runs is None or found.run in runs else cls()
 
     def save(self, folder: Path) -> None:
-        """Takes the place of what is kept there; where that fails, it is found again next time."""
+        """Writes the file; where that fails, the next start finds the answers again."""
         body = msgspec.msgpack.encode(self)
         with contextlib.suppress(OSError):
             atomic.replace(folder, MOVED, _MAGIC + b"%08x" % zlib.crc32(body) + body, sync=False)
 
     def of(self, segment: Segment) -> tuple[Any, Any]:
-        """(which entries of a whole segment moved, these entries at their new places)."""
+        """(for each entry of a whole segment, whether it moved; those entries with their new row and sample)."""
         entries = segment.entries
         part = self.parts.get(segment.number)
         if part is None or part.digest != _digest(segment):
@@ -88,12 +87,12 @@ class Moved(msgspec.Struct, frozen=True):
         return taken, there
 
     def more(self, run: str, segments: Iterable[Segment], found: Any) -> Moved:
-        """With what was found besides.
+        """The same with more answers.
 
         Args:
-            run: ID of the run that found it.
+            run: ID of the run that found them.
             segments: All segments, whole.
-            found: Entries at their new places, which say where their lines stand.
+            found: Their entries, with their new row and sample; only segment and offset count besides.
         """
         parts: dict[int, _Part] = {}
         for segment in segments:
@@ -116,7 +115,7 @@ class Moved(msgspec.Struct, frozen=True):
 
 
 def _digest(segment: Segment) -> bytes:
-    """What the lines of a segment are known by: their places, keys and all else that its index says."""
+    """Of all that the index of a segment says about its lines."""
     found = blake2b(
         msgspec.msgpack.encode((segment.number, segment.models, segment.runs)), digest_size=16
     )

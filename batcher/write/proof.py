@@ -1,8 +1,8 @@
-"""`written.json`: what shows that an output holds the answers of its journal. Touches: files, the network (reads).
+"""`written.json`: proves that an output holds the answers of its journal. Touches: files, the network (reads).
 
-Times of files tell nothing of what is in them. When an output was written, its content is known by a hash, and
-the journal by its segments, which only ever grow: by the size of each, and the checksum that ends it. While both are as they were, every answer that counts is in
-the output.
+The times of files say nothing of their content. So the file notes, when an output was written, a hash of it, and of each
+segment of the journal the size and the checksum that ends it (segments only ever grow). While both are the same,
+every answer that counts is in the output.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from batcher.write.names import WRITTEN
 __all__ = ["ends", "holds_all", "is_whole", "note"]
 
 _BLOCK = 4 << 20
-_END = 16  # Bytes: the checksum of a segment's last line, which names its run and its key.
+_END = 16  # Bytes, which hold the checksum of the last line, and so depend on its run and key.
 
 
 class _Proof(msgspec.Struct):
-    """What the file holds.
+    """The content of the file.
 
     Attributes:
-        segments: Number, size and end of each when the output was begun.
+        segments: `ends` when the writing of the output began.
         files: Name, size and hash of the output, or of each of its parts.
     """
 
@@ -39,7 +39,7 @@ class _Proof(msgspec.Struct):
 
 
 def ends(folder: Path) -> list[tuple[int, int, str]]:
-    """Number, size and end of each segment of the journal; another run's may have the same size."""
+    """Number, size and last bytes of each segment; a segment of another run could have the same size."""
     found = []
     for number, path in segments(folder):
         with path.open("rb") as file:
@@ -50,12 +50,12 @@ def ends(folder: Path) -> list[tuple[int, int, str]]:
 
 
 def note(folder: Path, output: Path, before: list[tuple[int, int, str]]) -> None:
-    """Notes that an output was written; where that fails, `clean` asks for another start.
+    """Notes that an output was written; where the disk refuses, `clean` asks to run the command again.
 
     Args:
         folder: The run folder.
         output: What was written.
-        before: `ends` when it was begun.
+        before: `ends` when the writing began.
     """
     proof = _Proof(before, _contents(output))
     with contextlib.suppress(OSError):
@@ -63,13 +63,13 @@ def note(folder: Path, output: Path, before: list[tuple[int, int, str]]) -> None
 
 
 def holds_all(folder: Path) -> bool:
-    """Whether the journal holds nothing but what it held when the output was written last."""
+    """Whether nothing was added to the journal since the output was last written."""
     proof = _load(folder)
     return proof is not None and proof.segments == ends(folder)
 
 
 def is_whole(folder: Path, output: Path, address: str) -> bool:
-    """Whether an output, or what was uploaded of it, is as it was written.
+    """Whether an output, or its upload, is as it was written.
 
     Args:
         folder: The run folder.
@@ -84,7 +84,7 @@ def is_whole(folder: Path, output: Path, address: str) -> bool:
     return (
         bool(address)
         and object_store.exists(address)
-        and [_content(address)] == [of[1:] for of in proof.files]
+        and [_content(address)] == [file[1:] for file in proof.files]
     )
 
 
@@ -100,10 +100,10 @@ def _contents(output: Path) -> list[tuple[str, int, str]]:
 
 
 def _content(path: str) -> tuple[int, str]:
-    """Size and hash."""
-    sum_, size = hashlib.sha256(), 0
+    """Size and hash of a file."""
+    digest, size = hashlib.sha256(), 0
     with object_store.opened(path) as file:
         while block := file.read(_BLOCK):
-            sum_.update(block)
+            digest.update(block)
             size += len(block)
-    return size, sum_.hexdigest()
+    return size, digest.hexdigest()

@@ -1,6 +1,6 @@
-"""The Arrow type of what a JSON Schema allows, and values made to fit it. Touches: nothing.
+"""The Arrow type of a JSON Schema, and values converted to it. Touches: nothing.
 
-Where JSON Schema has no Arrow type (several types, open objects, recursion) it is JSON text.
+A schema that no Arrow type matches (several types, open objects, recursion) becomes JSON text.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _SCALARS = {
 
 
 class Shape(NamedTuple):
-    """How values of a schema are kept.
+    """How values of a schema are stored.
 
     Attributes:
         type: The Arrow type.
-        fit: Makes a value one that the type takes; never called with None.
+        fit: Converts a value to what the type takes; never called with None.
     """
 
     type: pa.DataType
     fit: Callable[[Any], Any]
 
     def array(self, texts: Sequence[str | None]) -> pa.Array:
-        """Values given as JSON text.
+        """An array of values that are given as JSON text.
 
         Raises:
-            pa.ArrowInvalid: A value is none of the type: too large, or checked by another schema.
+            pa.ArrowInvalid: A value is not of the type: it is too large, or was checked by another schema.
         """
-        if self is TEXT:  # However deep it is nested.
+        if self is TEXT:  # Not decoded, so it may be nested to any depth.
             return pa.array(texts, pa.string())
         values = (None if text is None else msgspec.json.decode(text) for text in texts)
         try:
@@ -77,8 +77,8 @@ def _shape(schema: Any, root: Mapping[str, Any], above: tuple[str, ...], level: 
         return _shape(_pointed(root, ref), root, (*above, ref), level + 1)
     if schema.keys() & {"oneOf", "allOf", "not", "if"}:
         return TEXT
-    if isinstance(several := schema.get("anyOf"), list):  # A type or null, as pydantic writes it.
-        real = [one for one in several if one != {"type": "null"}]
+    if isinstance(options := schema.get("anyOf"), list):  # A type or null, as pydantic writes it.
+        real = [option for option in options if option != {"type": "null"}]
         return _shape(real[0], root, above, level + 1) if len(real) == 1 else TEXT
     kinds = _kinds(schema)
     if len(kinds) != 1:
@@ -86,7 +86,9 @@ def _shape(schema: Any, root: Mapping[str, Any], above: tuple[str, ...], level: 
     kind = kinds.pop()
     if kind == "array":
         item = _shape(schema.get("items"), root, above, level + 1)
-        return Shape(pa.list_(item.type), lambda value: [_or_none(item, one) for one in value])
+        return Shape(
+            pa.list_(item.type), lambda values: [_or_none(item, value) for value in values]
+        )
     if kind == "object":
         return _struct(schema, root, above, level)
     return Shape(_SCALARS[kind], float if kind == "number" else _same)
@@ -100,12 +102,12 @@ def _struct(
         return TEXT
     if schema.get("additionalProperties", False) is not False or "patternProperties" in schema:
         return TEXT
-    inside = {name: _shape(of, root, above, level + 1) for name, of in properties.items()}
+    fields = {name: _shape(item, root, above, level + 1) for name, item in properties.items()}
 
     def fit(value: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: _or_none(of, value.get(name)) for name, of in inside.items()}
+        return {name: _or_none(shape, value.get(name)) for name, shape in fields.items()}
 
-    return Shape(pa.struct([pa.field(name, of.type) for name, of in inside.items()]), fit)
+    return Shape(pa.struct([pa.field(name, shape.type) for name, shape in fields.items()]), fit)
 
 
 def _or_none(shape: Shape, value: Any) -> Any:
@@ -114,16 +116,16 @@ def _or_none(shape: Shape, value: Any) -> Any:
 
 def _kinds(schema: Mapping[str, Any]) -> set[str]:
     """The types a schema allows besides null."""
-    told = schema.get("type")
-    if told is None and isinstance(several := schema.get("enum"), list):
-        told = [_kind_of(one) for one in several]
-    elif told is None and "const" in schema:
-        told = _kind_of(schema["const"])
-    elif told is None and "properties" in schema:
-        told = "object"
-    elif told is None and "items" in schema:
-        told = "array"
-    kinds = {told} if isinstance(told, str) else set(told or ())
+    declared = schema.get("type")
+    if declared is None and isinstance(values := schema.get("enum"), list):
+        declared = [_kind_of(value) for value in values]
+    elif declared is None and "const" in schema:
+        declared = _kind_of(schema["const"])
+    elif declared is None and "properties" in schema:
+        declared = "object"
+    elif declared is None and "items" in schema:
+        declared = "array"
+    kinds = {declared} if isinstance(declared, str) else set(declared or ())
     if kinds == {"integer", "number"}:
         return {"number"}
     return kinds - {"null"} if len(kinds) > 1 else kinds

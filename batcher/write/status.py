@@ -1,7 +1,7 @@
-"""`status.json`: how a run stands, for whoever watches it. Touches: files.
+"""`status.json`: the progress of a run, for other processes. Touches: files.
 
-Written every few seconds and replaced whole, without a sync: it is a heartbeat, not a record. Its
-`state` outlives a kill, which is how the next start knows that there was one.
+Replaced every few seconds, without a sync: it is a heartbeat, not a record. Its `state` outlives a kill, which is
+how the next start knows that there was one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _ModelShape(msgspec.Struct):
 
 
 class _Shape(msgspec.Struct):
-    """What is looked at of the file, so that a damaged one is as good as none."""
+    """The fields that are read, so that a damaged file counts as none."""
 
     state: str = "unknown"
     updated: str = ""
@@ -42,10 +42,10 @@ class _Shape(msgspec.Struct):
     models: dict[str, _ModelShape] = {}
 
 
-def save(folder: Path, told: Mapping[str, object]) -> None:
-    """Replaces the file; `pid`, `host` and `updated` are added. No run fails for want of it."""
+def save(folder: Path, figures: Mapping[str, object]) -> None:
+    """Replaces the file, with `pid`, `host` and `updated` besides; does nothing when the disk refuses."""
     content = {
-        **told,
+        **figures,
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "updated": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -56,10 +56,10 @@ def save(folder: Path, told: Mapping[str, object]) -> None:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """What the last heartbeat told; None when there is none to be read."""
+    """The last heartbeat; None when there is none or it is damaged."""
     try:
-        told: dict[str, Any] = msgspec.json.decode(folders.read(folder, STATUS))
-        msgspec.convert(told, _Shape)
+        figures: dict[str, Any] = msgspec.json.decode(folders.read(folder, STATUS))
+        msgspec.convert(figures, _Shape)
     except (OSError, ValueError):
         return None
-    return told
+    return figures

@@ -1,4 +1,4 @@
-"""The output as CSV, and who reads it."""
+"""The output as CSV, and programs that read it."""
 
 import csv as standard
 import io
@@ -25,7 +25,7 @@ TEXTS = st.text("ab\"',; \t\r\n=é\u2028", max_size=6)
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.lists(TEXTS, min_size=2, max_size=2), min_size=1, max_size=4))
 def test_any_text_is_read_back_as_it_was(tmp_path_factory, rows):
-    """By Python, by ourselves, by pandas."""
+    """By Python, by batcher and by pandas."""
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     lines = [line_of(json.dumps(cell).encode() for cell in row) for row in [["a", "b"], *rows]]
     path.write_bytes(b"".join(lines))

@@ -1,4 +1,4 @@
-"""A journal read again after whatever happened to it."""
+"""The index of a segment that is torn, damaged or not JSON."""
 
 from batcher.records import Outcome, Result
 from batcher.write import sidecar
@@ -22,13 +22,13 @@ def test_a_tail_torn_at_any_byte_costs_that_line_alone(tmp_path):
     for end in range(starts[-3], len(content)):
         path.write_bytes(content[:end])
         found = sidecar.load(path, 1)
-        # The last newline is no part of a line's checksum: without it the line is whole.
+        # The checksum does not cover the newline: a line without it is whole.
         whole = sum(start <= end + 1 for start in starts[1:])
         assert found.entries["row"].tolist() == list(range(whole))
 
 
-def test_a_sidecar_that_is_missing_or_damaged_is_made_again(tmp_path):
-    """The segment alone is the truth."""
+def test_a_sidecar_that_is_missing_or_damaged_is_written_again(tmp_path):
+    """It is made from the segment."""
     path = written(tmp_path)
     index = path.with_suffix(".idx")
     good = sidecar.load(path, 1).entries.tolist()
@@ -37,8 +37,8 @@ def test_a_sidecar_that_is_missing_or_damaged_is_made_again(tmp_path):
         assert sidecar.load(path, 1).entries.tolist() == good
 
 
-def test_garbage_that_parses_as_json_is_no_line(tmp_path):
-    """Only a line whose checksum holds counts."""
+def test_json_without_a_checksum_is_no_line(tmp_path):
+    """Only a line with a right checksum counts."""
     path = written(tmp_path)
     path.write_bytes(b'7\nnull\n{"row":1}\n' + path.read_bytes())
     found = sidecar.load(path, 1)

@@ -1,4 +1,4 @@
-"""The journal, its lock, and what comes out of it again."""
+"""The journal and its lock, and the outputs that are made of it."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from batcher.errors import JobError, OutputError
 from batcher.records import Attempt, Outcome, Result
-from batcher.write import atomic, index, journal, jsonl, lines, parquet, segment, sidecar
+from batcher.write import atomic, index, jsonl, lines, parquet, segment, sidecar
 from batcher.write.journal import Journal
 from batcher.write.latest import LatestResults
 from batcher.write.lines import segments
@@ -42,12 +42,12 @@ def result(row=0, **more):
     return Result(**{**base, **more})  # fmt: skip
 
 
-def picks(folder, rows):
-    winners = LatestResults(1, folder, rows)
+def reading(folder, rows):
+    latest = LatestResults(1, folder, rows)
     for number, path in segments(folder):
         found = sidecar.load(path, number)
-        winners.add(found.entries, np.zeros(len(found.models), np.int32))
-    return ResultReader(folder, winners, "each", 1)
+        latest.add(found.entries, np.zeros(len(found.models), np.int32))
+    return ResultReader(folder, latest, "each", 1)
 
 
 def kept(folder, made):
@@ -77,24 +77,24 @@ answers = st.builds(
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_what_was_put_comes_out_in_both_formats(tmp_path_factory, made):
-    """Journal, index, JSONL and Parquet: whatever a model may say."""
+def test_every_result_comes_out_the_same_in_both_formats(tmp_path_factory, made):
+    """Through journal, index, JSONL and Parquet, for any text of a model."""
     folder = tmp_path_factory.mktemp("run")
     made = [result(n, **{f: getattr(one, f) for f in ("content", "refusal", "error", "tool_calls",
             "status", "prompt_tokens", "cost_usd", "created_at")}) for n, one in enumerate(made)]  # fmt: skip
     kept(folder, made)
     positions = list(range(len(made)))
-    with picks(folder, len(made)) as chosen:
+    with reading(folder, len(made)) as reader:
         jsonl.write_jsonl(
             folder / "o.jsonl",
             lambda: iter([(positions, [{"q": n} for n in positions])]),
-            chosen,
+            reader,
             keep_raw=False,
         )
         arrays = [pa.array(positions, pa.int64())]
         blocks = iter([parquet.Block(positions, arrays, [None] * len(positions))])
         parquet.write_parquet(
-            folder / "o.parquet", blocks, pa.schema([("q", pa.int64())]), chosen, keep_raw=False
+            folder / "o.parquet", blocks, pa.schema([("q", pa.int64())]), reader, keep_raw=False
         )
     rows = [json.loads(line) for line in (folder / "o.jsonl").read_bytes().split(b"\n") if line]
     table = pq.read_table(folder / "o.parquet").to_pylist()
@@ -110,7 +110,7 @@ def test_what_was_put_comes_out_in_both_formats(tmp_path_factory, made):
 
 
 def test_each_start_opens_a_segment_and_leaves_the_others_alone(tmp_path):
-    """Nothing that was written is ever touched again; an empty segment is removed."""
+    """A segment never changes after its run; an empty one is removed."""
     kept(tmp_path, [result(0)])
     before = segments(tmp_path)[0][1].read_bytes()
     kept(tmp_path, [])
@@ -120,7 +120,7 @@ def test_each_start_opens_a_segment_and_leaves_the_others_alone(tmp_path):
 
 
 class Disk:
-    """Stands before `os.write` and `os.fdatasync`, and fails as real disks do."""
+    """Replaces `os.write` and `os.fdatasync`, and fails as real disks do."""
 
     def __init__(self, monkeypatch, room=1 << 40, failing_syncs=()):
         self.room, self.failing = room, set(failing_syncs)
@@ -145,7 +145,7 @@ class Disk:
 
 
 def all_rows(folder):
-    """Rows of every line that counts, in order, and how many lines do not."""
+    """(rows of the sound lines in order, how many lines are not sound)."""
     found = [sidecar.load(path, number) for number, path in segments(folder)]
     return [r for s in found for r in s.entries["row"].tolist()], sum(s.bad for s in found)
 
@@ -155,8 +155,8 @@ def until(condition):
         time.sleep(0.001)
 
 
-def test_a_full_disk_stops_the_sending_and_keeps_what_was_paid_for(tmp_path, monkeypatch):
-    """The reserve makes room for what is in flight; no line is torn."""
+def test_a_full_disk_stops_the_sending_and_keeps_the_answers_in_flight(tmp_path, monkeypatch):
+    """The reserve makes room for them; no line is torn."""
     stopped = threading.Event()
     log = Journal(tmp_path, stopped.set)
     reserve = tmp_path / "reserve"
@@ -172,7 +172,7 @@ def test_a_full_disk_stops_the_sending_and_keeps_what_was_paid_for(tmp_path, mon
     monkeypatch.setattr(os, "unlink", freed)
     log.put(result(0))
     assert stopped.wait(10)
-    for row in (1, 2, 3):  # Those in flight come in after the stop.
+    for row in (1, 2, 3):  # They come in after the stop.
         log.put(result(row, content="late"))
     with pytest.raises(OutputError, match=r"No space left.*is written\. Make room.*again"):
         log.close()
@@ -181,8 +181,8 @@ def test_a_full_disk_stops_the_sending_and_keeps_what_was_paid_for(tmp_path, mon
     assert not reserve.exists()
 
 
-def test_a_disk_that_stays_full_says_how_much_was_lost(tmp_path, monkeypatch):
-    """Somebody else took the room that was freed: what is not written is asked for again."""
+def test_a_disk_that_stays_full_reports_how_many_answers_were_lost(tmp_path, monkeypatch):
+    """Another program took the room that was freed; the answers will be asked for again."""
     log = Journal(tmp_path)
     log.put(result(0))
     until(lambda: log._segment.size)
@@ -199,7 +199,7 @@ def test_a_disk_that_stays_full_says_how_much_was_lost(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("failing", [{1}, {2}])
 def test_a_segment_whose_sync_failed_is_never_trusted_again(tmp_path, monkeypatch, failing):
-    """The kernel calls the next sync a success, although the pages are gone."""
+    """The kernel reports the next sync as a success, although the pages are gone."""
     stopped = threading.Event()
     log = Journal(tmp_path, stopped.set)
     disk = Disk(monkeypatch, failing_syncs=failing)
@@ -219,7 +219,7 @@ def test_a_segment_whose_sync_failed_is_never_trusted_again(tmp_path, monkeypatc
 
 
 def test_a_write_that_fails_is_made_again_in_a_new_segment(tmp_path, monkeypatch):
-    """What stands torn in the old one counts for nothing."""
+    """The torn line in the old one counts for nothing."""
     log = Journal(tmp_path)
     write, calls = os.write, []
 
@@ -237,10 +237,10 @@ def test_a_write_that_fails_is_made_again_in_a_new_segment(tmp_path, monkeypatch
     assert all_rows(tmp_path) == ([0], 1)
 
 
-def test_a_disk_without_room_for_the_reserve_is_said_before_anything_is_sent(
+def test_a_disk_without_room_for_the_reserve_is_refused_before_anything_is_sent(
     tmp_path, monkeypatch
 ):
-    """Better no run than one that loses its last answers."""
+    """Such a run could lose its last answers."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -252,8 +252,8 @@ def test_a_disk_without_room_for_the_reserve_is_said_before_anything_is_sent(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_writer_never_dies_unseen(tmp_path, monkeypatch):
-    """A thread that ended would let the run pay for hours of answers that go nowhere."""
+def test_a_writer_that_fails_stops_the_run(tmp_path, monkeypatch):
+    """Or the run would pay for answers that nobody writes."""
     stopped = threading.Event()
     log = Journal(tmp_path, stopped.set)
     monkeypatch.setattr(lines, "line_of", lambda *_: 1 / 0)
@@ -264,18 +264,18 @@ def test_the_writer_never_dies_unseen(tmp_path, monkeypatch):
         log.close()
 
 
-def test_half_a_surrogate_pair_is_no_reason_to_lose_an_answer(tmp_path):
+def test_half_a_surrogate_pair_costs_no_answer(tmp_path):
     """Some servers cut their answers in the middle of an emoji."""
     tried = Attempt(1, 2, 3, Outcome.SERVER_ERROR, request_id="r\udcff\udcfe")
     kept(tmp_path, [result(0, content="a\ud83d", error="\ude00", tries=[tried])])
-    with picks(tmp_path, 1) as chosen:
-        ((_, _, line),) = chosen.lines([0])
+    with reading(tmp_path, 1) as reader:
+        ((_, _, line),) = reader.lines([0])
     assert json.loads(line)["content"] == "a\ufffd"
     assert json.loads(line)["tries"][0]["request_id"] == "r\ufffd\ufffd"
 
 
 def test_a_result_that_cannot_be_written_fails_alone(tmp_path, monkeypatch):
-    """Its row gets the reason and keeps its cost; all others are written, and no disk is blamed."""
+    """Its row gets the reason and keeps its cost; the others are written, and it counts as no failure of the disk."""
     whole = index.entry_bytes
 
     def narrow(*fields):
@@ -303,7 +303,7 @@ def test_a_result_that_cannot_be_written_fails_alone(tmp_path, monkeypatch):
 
 
 def test_a_result_that_no_line_can_hold_is_counted_and_takes_no_other_with_it(tmp_path):
-    """A row, key or sample beyond the index: it stops the run, and is said."""
+    """Its row, key or sample does not fit the index: the run stops with an error."""
     log = Journal(tmp_path)
     for one in (
         result(0),
@@ -319,7 +319,7 @@ def test_a_result_that_no_line_can_hold_is_counted_and_takes_no_other_with_it(tm
 
 
 def test_more_models_than_a_segment_can_number_begin_another(tmp_path, monkeypatch):
-    """Rows may name their own models, each another one."""
+    """Each row may name a model of its own."""
     monkeypatch.setattr(segment, "_MOST_MODELS", 3)
     log = Journal(tmp_path)
     for row in range(5):
@@ -331,7 +331,7 @@ def test_more_models_than_a_segment_can_number_begin_another(tmp_path, monkeypat
 
 
 def test_a_second_process_is_kept_out(tmp_path):
-    """It would pay for everything once more."""
+    """It would send and pay for every row again."""
     lock = Lock(tmp_path / "run")
     script = "import sys; from pathlib import Path; from batcher.write.lock import Lock; Lock(Path(sys.argv[1]))"
     words = [sys.executable, "-c", script, str(tmp_path / "run")]
@@ -344,14 +344,14 @@ def test_a_second_process_is_kept_out(tmp_path):
     assert subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     """One sentence, not a traceback."""
     with pytest.raises(JobError, match="cannot be made or written"):
         Lock(tmp_path / "no" / "parent")
 
 
 def test_the_old_output_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
-    """A disk that fills up while the output is written takes nothing away."""
+    """Also when the disk fills up while the output is written."""
     kept(tmp_path, [result(0, content="new")])
     output = tmp_path / "o.jsonl"
     output.write_text("old\n")
@@ -360,8 +360,8 @@ def test_the_old_output_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(atomic.os, "fsync", no_sync)
-    with picks(tmp_path, 1) as chosen, pytest.raises(OutputError, match="cannot be written"):
-        jsonl.write_jsonl(output, lambda: iter([([0], [{}])]), chosen, keep_raw=False)
+    with reading(tmp_path, 1) as reader, pytest.raises(OutputError, match="cannot be written"):
+        jsonl.write_jsonl(output, lambda: iter([([0], [{}])]), reader, keep_raw=False)
     assert output.read_text() == "old\n"
     assert not list(tmp_path.glob(".o.jsonl*"))
 
@@ -369,28 +369,31 @@ def test_the_old_output_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
 def test_rows_without_a_result_are_counted_and_left_out(tmp_path):
     """A partial output never shows a row that has no answer and no reason."""
     kept(tmp_path, [result(1, content="x")])
-    with picks(tmp_path, 3) as chosen:
+    with reading(tmp_path, 3) as reader:
         written = jsonl.write_jsonl(
-            tmp_path / "o.jsonl", lambda: iter([([0, 1, 2], [{}, {}, {}])]), chosen, keep_raw=False
+            tmp_path / "o.jsonl",
+            lambda: iter([([0, 1, 2], [{}, {}, {}])]),
+            reader,
+            keep_raw=False,
         )
     assert (written.rows, written.missing) == (1, 2)
 
 
-def test_columns_with_names_of_results_stay_under_another_name(tmp_path):
-    """An input's `model` and `error` are its own; both formats call them the same."""
+def test_input_columns_with_names_of_results_get_new_names(tmp_path):
+    """The input's `model` and `error` are kept; both formats name them alike."""
     kept(tmp_path, [result(0, content="x")])
     row = {"model": "theirs", "input_error": 1, "error": "old", "custom_id": "0"}
     block = [pa.array([value]) for value in row.values()]
     schema = pa.schema([(name, array.type) for name, array in zip(row, block, strict=True)])
-    with picks(tmp_path, 1) as chosen:
+    with reading(tmp_path, 1) as reader:
         one = jsonl.write_jsonl(
-            tmp_path / "o.jsonl", lambda: iter([([0], [row])]), chosen, keep_raw=False
+            tmp_path / "o.jsonl", lambda: iter([([0], [row])]), reader, keep_raw=False
         )
         other = parquet.write_parquet(
             tmp_path / "o.parquet",
             iter([parquet.Block([0], block, ["0"])]),
             schema,
-            chosen,
+            reader,
             keep_raw=False,
         )
     assert one.renamed == other.renamed == {"model": "input_model", "error": "input_input_error"}
@@ -408,7 +411,7 @@ def test_columns_with_names_of_results_stay_under_another_name(tmp_path):
 
 
 def test_the_journal_can_be_read_by_anything(tmp_path):
-    """Plain JSONL, while the run goes on."""
+    """It is plain JSONL at any time."""
     kept(tmp_path, [result(n, content="é\u2028") for n in range(3)])
     lines = io.BytesIO(segments(tmp_path)[0][1].read_bytes()).readlines()
     assert [json.loads(line)["row"] for line in lines] == [0, 1, 2]

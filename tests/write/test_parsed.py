@@ -1,4 +1,4 @@
-"""JSON Schemas to Arrow types, and values into them."""
+"""JSON Schemas as Arrow types, and values in them."""
 
 import json
 
@@ -46,12 +46,12 @@ NODE = {
     ],
 )  # fmt: skip
 def test_a_schema_has_one_type(schema, kind):
-    """JSON text is what remains when there is none."""
+    """It is JSON text when no other type matches."""
     assert shape_of(schema).type == kind
 
 
-def test_values_keep_what_they_say():
-    """A whole number stands for a fraction, text of JSON for what has no type."""
+def test_values_are_converted_without_loss():
+    """An integer becomes a float where the schema says number; a value without a type becomes JSON text."""
     shape = shape_of(
         {
             "properties": {
@@ -71,8 +71,8 @@ def test_values_keep_what_they_say():
 
 
 @pytest.mark.parametrize("number", [1 << 63, -(1 << 70)])
-def test_a_number_too_large_is_told(number):
-    """Whoever writes the column then makes it text."""
+def test_a_number_that_is_too_large_is_refused(number):
+    """The writer then makes a column of text."""
     with pytest.raises((pa.ArrowInvalid, OverflowError)):
         shape_of({"type": "integer"}).array([str(number)])
 
@@ -99,8 +99,8 @@ values = st.recursive(
 
 
 @given(schemas, st.lists(values, max_size=20))
-def test_whatever_fits_the_schema_fits_the_column(schema, found):
-    """The answer was paid for: it must not be the writer that fails."""
+def test_each_value_of_the_schema_fits_the_column(schema, found):
+    """Or the writer would fail at an answer that passed its check."""
     valid = [value for value in found if jsonschema_rs.is_valid(schema, value)]
     column = shape_of(schema).array([json.dumps(value) for value in valid])
     assert len(column) == len(valid)
@@ -108,7 +108,7 @@ def test_whatever_fits_the_schema_fits_the_column(schema, found):
 
 
 def test_what_is_nested_too_deeply_for_parquet_is_text(tmp_path):
-    """pyarrow writes such a file, and cannot read it any more."""
+    """pyarrow writes such a file but cannot read it."""
     lists, objects = {"type": "integer"}, {"type": "integer"}
     for _ in range(900):
         lists = {"type": "array", "items": lists}
