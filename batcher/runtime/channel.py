@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from batcher.limits.port import RateLimiter
+from batcher.money.bill import Bill, is_free
 from batcher.records import Outcome, Prompt, Result
+from batcher.runtime.config import EngineConfig
 from batcher.runtime.health import Health
 from batcher.runtime.row_queue import MemoryBudget, RowQueue
 from batcher.send.attempt import SendChannel
+from batcher.send.dialect import ModelDialect
+from batcher.send.estimate import TimeoutEstimator, TokenEstimator
 
-__all__ = ["ChannelStatus", "ModelChannel"]
+__all__ = ["ChannelStatus", "ModelChannel", "ModelTraffic", "new_channel"]
 
 _REFUSED_AT_ONCE_SECONDS = 5.0
 
@@ -29,6 +35,16 @@ class ChannelStatus(NamedTuple):
     waiting: int
     waiting_for: str
     longest: tuple[float, str] | None
+
+
+class ModelTraffic(NamedTuple):
+    """One model's figures that no single row has; as in `Summary.add_traffic`."""
+
+    model: str
+    limit_used: float | None
+    waited: Mapping[str, float]
+    bill: Bill
+    given_up: str
 
 
 class ModelChannel:
@@ -86,6 +102,12 @@ class ModelChannel:
         # Some retries are in flight, some wait for a limit, some for a backoff.
         waiting = max(limiter.waiting, len(self.retrying) - limiter.in_flight)
         return ChannelStatus(limiter.in_flight, waiting, cause, max(ages, default=None))
+
+    def traffic(self) -> ModelTraffic:
+        """The figures that no single row has."""
+        limiter, sending = self.limiter, self.sending
+        given_up = sending.dialect.given_up
+        return ModelTraffic(self.model, limiter.share(), limiter.waited, sending.bill, given_up)
 
     def settle_doubt(self) -> None:
         """Ends a doubt about the model, if nothing in flight can prove it wrong any more."""
@@ -155,3 +177,25 @@ class ModelChannel:
             now - sent > _REFUSED_AT_ONCE_SECONDS
             for _name, sent in self.sending.in_flight.values()
         )
+
+
+def new_channel(
+    config: EngineConfig,
+    model: str,
+    place: int,
+    limiter: RateLimiter,
+    queue: RowQueue,
+    memory: MemoryBudget,
+) -> ModelChannel:
+    """A channel that knows what earlier runs found out about its model."""
+    sending = SendChannel(
+        limiter,
+        TokenEstimator(),
+        TimeoutEstimator(config.job.patience),
+        {},
+        ModelDialect(config.dialects.get(model)),
+        Bill(config.prices.of(model), free=is_free(model)),
+    )
+    clock = asyncio.get_running_loop().time  # `time.monotonic`, but in tests.
+    health = Health(clock, proven=model in config.proven)
+    return ModelChannel(model, place, sending, queue, memory, health)

@@ -1,59 +1,40 @@
 """Sends what is still to send: each model has a queue of rows and as many workers as may be in flight.
 
 Touches: nothing itself. The parts: `feed` reads rows into the queues, `routes` says which model gets a row,
-`gateway` sends it, `sink` takes its result, `monitor` gives models up.
+`gateway` sends it, `sink` takes its result, `monitor` gives models up. It imports more than other modules,
+as it alone puts these together.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple
 
 from batcher.limits.gate import Gate, KeyGate
 from batcher.limits.port import Closed, RateLimiter
-from batcher.money.bill import Bill, is_free
 from batcher.money.budget import Budget
 from batcher.plan.dedupe import Deduplicator
 from batcher.plan.requests import Requests
 from batcher.records import Prompt, Request, Result
-from batcher.runtime.channel import ChannelStatus, ModelChannel
+from batcher.runtime.channel import ChannelStatus, ModelChannel, ModelTraffic, new_channel
 from batcher.runtime.config import EngineConfig
 from batcher.runtime.feed import Prefetcher
 from batcher.runtime.gateway import HttpGateway
-from batcher.runtime.health import PENDING, Health
+from batcher.runtime.health import PENDING
 from batcher.runtime.monitor import HealthMonitor
 from batcher.runtime.routes import route_of
 from batcher.runtime.row_queue import MemoryBudget
 from batcher.runtime.sink import Sink
 from batcher.send import result as results
-from batcher.send.attempt import SendChannel
-from batcher.send.dialect import (
-    NO_REPAIR,
-    AnswerPolicy,
-    ModelDialect,
-    RepairState,
-    RequestDialect,
-)
-from batcher.send.estimate import TimeoutEstimator, TokenEstimator
+from batcher.send.dialect import NO_REPAIR, AnswerPolicy, RepairState, RequestDialect
 from batcher.send.retry import FATAL
 from batcher.send.sender import FailedAttempt
 
-__all__ = ["Engine", "ModelTraffic"]
+__all__ = ["Engine"]
 
 _FIRST_RESPONSE_SECONDS = 10.0
-
-
-class ModelTraffic(NamedTuple):
-    """One model's figures that no single row has; as of `Summary.add_traffic`."""
-
-    model: str
-    limit_used: float | None
-    waited: Mapping[str, float]
-    bill: Bill
-    given_up: str
 
 
 class Engine:
@@ -161,25 +142,13 @@ class Engine:
         channel = self._channels.get(model)
         if channel is not None:
             return channel
-        config, job = self._config, self._config.job
-        memory = MemoryBudget(max(1, len(job.models)))
-        sending = SendChannel(
-            self._limiter_of(model),
-            TokenEstimator(),
-            TimeoutEstimator(job.patience),
-            {},
-            ModelDialect(config.dialects.get(model)),
-            Bill(config.prices.of(model), free=is_free(model)),
-        )
-        queue = self._route.queue(memory)
-        clock = asyncio.get_running_loop().time  # `time.monotonic`, but in tests.
-        health = Health(clock, proven=model in config.proven)
-        channel = self._channels[model] = ModelChannel(
-            model, place, sending, queue, memory, health
+        memory = MemoryBudget(max(1, len(self._config.job.models)))
+        channel = self._channels[model] = new_channel(
+            self._config, model, place, self._limiter_of(model), self._route.queue(memory), memory
         )
         if self._stop.is_set():
             channel.limiter.close()
-            queue.stop()
+            channel.queue.stop()
         self._add_workers(channel)
         loop = asyncio.get_running_loop()
         loop.call_later(_FIRST_RESPONSE_SECONDS, self._start, channel)
@@ -346,16 +315,7 @@ class Engine:
     @property
     def traffic(self) -> list[ModelTraffic]:
         """Each model's figures that no single row has."""
-        return [
-            ModelTraffic(
-                channel.model,
-                channel.limiter.share(),
-                channel.limiter.waited,
-                channel.sending.bill,
-                channel.sending.dialect.given_up,
-            )
-            for channel in self._channels.values()
-        ]
+        return [channel.traffic() for channel in self._channels.values()]
 
     @property
     def total_limit_used(self) -> float | None:

@@ -13,7 +13,8 @@ from batcher.plan.requests import Part, PendingRow
 from batcher.plan.settings import settings_of
 from batcher.records import Outcome, Prompt
 from batcher.runtime import feed
-from batcher.runtime.engine import Engine, EngineConfig
+from batcher.runtime.config import EngineConfig
+from batcher.runtime.engine import Engine
 from batcher.runtime.sink import ResultSink
 from batcher.send import result as results
 from batcher.send.dialect import RepairState
