@@ -75,14 +75,22 @@ class Deduplicator:
                     self._known = self._answered()
 
     def fresh(self, prompt: Prompt, slot: int) -> bool:
-        """Whether to send this request; else it waits for the answer of an equal one.
+        """Whether the engine has to send this request; else it waits for the answer of an equal one.
 
         Where one model's answer is enough, it is equal if a request to any of the models is.
         """
         if not self._counts(prompt):
             return True
+        requests = self._requests(prompt, slot)
+        if not self._is_fresh(prompt, slot, requests):
+            return False
+        if len(requests) == 1:
+            self._plan.keep_key(requests[0])  # The engine is about to make it again.
+        return True
+
+    def _is_fresh(self, prompt: Prompt, slot: int, requests: list[Request]) -> bool:
         self.look(prompt)
-        hashes = [_hash(request) for request in self._requests(prompt, slot)]
+        hashes = [*map(_hash, requests)]
         if not any(map(self._is_known, hashes)) and not self._enter(hashes[0]):
             return True
         model = self._slots.model(slot, prompt.model)
@@ -99,7 +107,10 @@ class Deduplicator:
     def among(self, row: PendingRow) -> tuple[int, ...]:
         """The slots of a row to send; the others wait for the answer of an equal request."""
         prompt, slots = row.prompt, self._slots.sent_first(row.slots)
-        sent = tuple(s for s in slots if self.fresh(self._plan.sampled(prompt, s), s))
+        sent = slots
+        if self._counts(prompt):
+            asked = [(slot, self._plan.sampled(prompt, slot)) for slot in slots]
+            sent = tuple(s for s, of in asked if self._is_fresh(of, s, self._requests(of, s)))
         if not self._slots.one:
             return sent
         return self._slots.with_samples(row.slots, {*map(self._slots.sample, sent)})

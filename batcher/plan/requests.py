@@ -51,7 +51,7 @@ class Requests:
         self.expected = expected_of(settings)
         self.stopped = dict(stopped or {})
         self._builder = RequestBuilder(settings)
-        self.request = self._builder.request
+        self.request, self.keep_key = self._builder.request, self._builder.keep_key
 
     def pending(self, row: int) -> tuple[int, ...]:
         """Slots to which the row at this position is still to be sent."""

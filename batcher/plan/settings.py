@@ -77,6 +77,11 @@ class RequestBuilder:
             own_model=settings["--model"] != "asked",
         )
         self._heads: dict[str, bytes] = {}
+        self._keys: dict[tuple[int, int, str], str] = {}
+
+    def keep_key(self, request: Request) -> None:
+        """Keeps the key of a request that will be made once more, so that it is hashed once."""
+        self._keys[request.row, request.sample, request.model] = request.key
 
     def request(self, prompt: Prompt, model: str) -> Request:
         """The exact request of a prompt for a model."""
@@ -84,7 +89,11 @@ class RequestBuilder:
         if head is None:
             head = self._heads[model] = b'{"model":' + msgspec.json.encode(model) + b","
         body = head + prompt.fields
-        key = blake2b(self._salt + body, digest_size=16).hexdigest()
+        key = ""
+        if self._keys:
+            key = self._keys.pop((prompt.row, prompt.sample, model), "")
+        if not key:
+            key = blake2b(self._salt + body, digest_size=16).hexdigest()
         return Request(
             prompt.row,
             prompt.custom_id,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batcher.plan import settings as plan_settings
 from batcher.plan.dedupe import Deduplicator
 from batcher.records import Outcome
 from tests.support.job_folder import JobFolder
@@ -162,3 +163,15 @@ def test_each_prompt_is_sent_once_and_answered_in_all_rows(tmp_path_factory, pro
     run.answer()
     answered = [row for row, _ in run.sent] + [of.row for of in run.copies()]
     assert sorted(answered) == list(range(len(rows)))
+
+
+def test_the_key_of_a_request_is_hashed_once(job, monkeypatch):
+    """Found to be fresh, it is made again when it is sent."""
+    run = job.resume()
+    dedupe = Deduplicator(job.job(), job.plan, job.folder, run.manifest.epochs[-1].rows)
+    prompts = [of.prompt for batch in job.plan.batches() for of in batch]
+    fresh = [prompt for prompt in prompts if dedupe.fresh(prompt, 0)]
+    monkeypatch.setattr(plan_settings, "blake2b", None)  # Raises where it is called.
+    assert [job.plan.request(prompt, "m").row for prompt in fresh] == [0, 1, 3]
+    with pytest.raises(TypeError):
+        job.plan.request(fresh[0], "m")
