@@ -195,7 +195,6 @@ class _Object(io.RawIOBase):
     def __init__(self, path: str) -> None:
         files, key = _storage(path)
         self._path, self._file = path, files.open_input_file(key)
-        self._at, self._size = 0, int(self._file.size())
 
     def readable(self) -> bool:
         return True
@@ -204,26 +203,18 @@ class _Object(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return int(self._file.tell())
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
+        return int(self._file.seek(offset, whence))
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._size - self._at)
-        if wanted <= 0:
-            return 0
         try:
-            found = self._file.read_at(wanted, self._at)
+            return int(self._file.readinto(buffer))
         except OSError as error:
             raise RunStopped(
                 f"{self._path}: it cannot be read any further: {why(error)}."
             ) from None
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
 
     def close(self) -> None:
         if not self.closed:
