@@ -69,7 +69,7 @@ class AnswerCache:
     """
 
     def __init__(self, parts: Iterable[Any]) -> None:
-        held: dict[str, list[Any]] = {name: [np.empty(0, of)] for name, of in _COLUMNS.items()}
+        parts_of: dict[str, list[Any]] = {name: [np.empty(0, t)] for name, t in _COLUMNS.items()}
         for entries in map(last_words, parts):
             answers = entries[ANSWERED[entries["outcome"]]]
             for name, column in (
@@ -79,23 +79,30 @@ class AnswerCache:
                 ("where", where(answers)),
                 ("outcome", answers["outcome"]),
             ):
-                held[name].append(np.ascontiguousarray(column))
-        of = {name: np.concatenate(held.pop(name)) for name in _COLUMNS}
+                parts_of[name].append(np.ascontiguousarray(column))
+        columns = {name: np.concatenate(parts_of.pop(name)) for name in _COLUMNS}
         # Of several answers to one row an ok one comes first, then the latest.
         order = np.lexsort(
-            (-of["where"], of["outcome"] != _OK, of["place"], of["low"], of["high"])
+            (
+                -columns["where"],
+                columns["outcome"] != _OK,
+                columns["place"],
+                columns["low"],
+                columns["high"],
+            )
         )
-        for name, column in of.items():
-            of[name] = column[order]
+        for name, column in columns.items():
+            columns[name] = column[order]
         first = np.ones(len(order), np.bool_)
         same = np.ones(max(0, len(order) - 1), np.bool_)
         for name in ("high", "low", "place"):
-            same &= of[name][1:] == of[name][:-1]
+            same &= columns[name][1:] == columns[name][:-1]
         first[1:] = ~same
         if not first.all():
-            of = {name: column[first] for name, column in of.items()}
-        self._of = of
-        self._highs, self._lows, self._places = of["high"], of["low"], of["place"]
+            columns = {name: column[first] for name, column in columns.items()}
+        self._columns = columns
+        self._highs, self._lows = columns["high"], columns["low"]
+        self._places = columns["place"]
         self._takers = np.full(len(self._highs), -1, np.int64)
         self._free: dict[int, int] = {}
         self._again: dict[tuple[int, int], int] = {}
@@ -116,12 +123,12 @@ class AnswerCache:
         if begin == end or (best := self._best(begin, end, place)) < 0:
             return None
         self._takers[best] = place
-        return OUTCOMES[int(self._of["outcome"][best])]
+        return OUTCOMES[int(self._columns["outcome"][best])]
 
     def taken(self) -> Any:
         """What was taken, as entries of the rows and samples that took it; only segment and offset are set."""
         at = np.flatnonzero(self._takers >= 0)
-        places, lines = self._takers[at], self._of["where"][at]
+        places, lines = self._takers[at], self._columns["where"][at]
         found = np.zeros(len(at), ENTRY)
         found["row"], found["sample"] = places >> _SAMPLE_BITS, places & (1 << _SAMPLE_BITS) - 1
         found["segment"], found["offset"] = lines >> _OFFSET_BITS, lines & (1 << _OFFSET_BITS) - 1
@@ -151,5 +158,6 @@ def _range(numbers: Any, raw: bytes, begin: int, end: int) -> tuple[int, int]:
     number = np.uint64(int.from_bytes(raw, "little"))
     if end - begin == 1:  # Most often.
         return (begin, end) if numbers[begin] == number else (begin, begin)
-    of = numbers[begin:end]
-    return begin + int(of.searchsorted(number)), begin + int(of.searchsorted(number, "right"))
+    equal = numbers[begin:end]
+    first, end = equal.searchsorted(number), equal.searchsorted(number, "right")
+    return begin + int(first), begin + int(end)

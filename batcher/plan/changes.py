@@ -18,7 +18,7 @@ class SettingsChanged(JobError):
 
 
 def at_stake(job: Job, last: Epoch, *, same: bool) -> list[dict[str, Any]]:
-    """Settings whose answers this run would give up without having been told to; newest first."""
+    """Settings whose answers this run would give up although nobody said so; newest first."""
     if not same:
         return [last.settings, *last.accepts, *last.gives_up]
     more = last.gave_up is not None and (job.limit is None or job.limit > last.gave_up)
@@ -68,15 +68,15 @@ def check_models(
         say(f"--route {job.route}: of a row with several answers one stays in the output.")
     if not gone or not job.models:
         return
-    told = ", ".join(f"{n:,} of {model}" for model, n in gone.items())
+    counts = ", ".join(f"{n:,} of {model}" for model, n in gone.items())
     # With one answer a row, the rows of a model that is gone have none.
     one = not job.route == asked.route == "each"
     takers = [model for model in job.models if one or model not in asked.models]
     if not takers or job.changed == "resend":
-        say(f"Answers of models that are not asked any more leave the output: {told}.")
+        say(f"Answers of models that are not asked any more leave the output: {counts}.")
         return
     what = (
-        f"--model changed since the last run: the answers paid for leave the output ({told}), and "
+        f"--model changed since the last run: the answers paid for leave the output ({counts}), and "
         f"rows without an answer of {' or '.join(takers)} are sent there"
     )
     both = " ".join(f"-m {model}" for model in (*gone, *job.models))

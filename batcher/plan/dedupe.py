@@ -109,8 +109,12 @@ class Deduplicator:
         prompt, slots = row.prompt, self._slots.sent_first(row.slots)
         sent = slots
         if self._counts(prompt):
-            asked = [(slot, self._plan.sampled(prompt, slot)) for slot in slots]
-            sent = tuple(s for s, of in asked if self._is_fresh(of, s, self._requests(of, s)))
+            sampled = {slot: self._plan.sampled(prompt, slot) for slot in slots}
+            sent = tuple(
+                slot
+                for slot, of_slot in sampled.items()
+                if self._is_fresh(of_slot, slot, self._requests(of_slot, slot))
+            )
         if not self._slots.one:
             return sent
         return self._slots.with_samples(row.slots, {*map(self._slots.sample, sent)})

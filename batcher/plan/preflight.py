@@ -86,9 +86,9 @@ def preflight(inputs: Inputs, plan: Plan, go_on: Callable[[], None]) -> InputSum
         raise prompter.uses_no_column(where, _first(inputs).columns or {})
     if unfit == min(rows, _SAMPLE):
         have = ", ".join(_first(inputs).columns or ()) or "none"
-        of = "the only row" if rows == 1 else f"none of the first {unfit} rows"
+        which = "the only row" if rows == 1 else f"none of the first {unfit} rows"
         raise JobError(
-            f"--prompt names {', '.join(sorted(prompter.template_names))}, but {of} of {where} has "
+            f"--prompt names {', '.join(sorted(prompter.template_names))}, but {which} of {where} has "
             f"{'not ' if rows == 1 else ''}all of these; the first row has: {have}."
         )
     if names and len(names) < rows:  # The name of a row without one is its position.

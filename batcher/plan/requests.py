@@ -97,8 +97,8 @@ class Part(Requests):
         """As in `Requests`."""
         left = [row for row in self._rows if row.prompt.row >= start]
         if place is not None:
-            of = [PendingRow(prompt, self.slots.only(slots, place)) for prompt, slots in left]
-            left = [row for row in of if row.slots]
+            rows = (PendingRow(prompt, self.slots.only(slots, place)) for prompt, slots in left)
+            left = [row for row in rows if row.slots]
         for at in range(0, len(left), _BATCH_ROWS):
             yield left[at : at + _BATCH_ROWS]
 
@@ -135,7 +135,7 @@ class Plan(Requests):
         every = tuple(range(len(self.slots)))
         states = [np.empty(0, np.uint8) if latest is None else latest.outcomes(s) for s in every]
         self._every = every
-        self._states = [of.tobytes() for of in states]
+        self._states = [by_row.tobytes() for by_row in states]
         self._settled = self.slots.settled(states, np.array(self._ends)).tobytes()
 
     def settled(self, slot: int) -> dict[Outcome, int]:
@@ -157,7 +157,7 @@ class Plan(Requests):
             return self._every
         if self._settled[row]:
             return ()
-        states = [of[row] if row < len(of) else 0 for of in self._states]
+        states = [by_row[row] if row < len(by_row) else 0 for by_row in self._states]
         return self.slots.still_to_send(
             self._every,
             ended=[slot for slot, state in enumerate(states) if self._ends[state]],

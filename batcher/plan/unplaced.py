@@ -66,10 +66,10 @@ def free_entries(
     for segment in journal.segments():
         free = unplaced(segment, runs, moved)
         if len(copied):
-            of = _lines(segment)
-            for at in np.flatnonzero(free & np.isin(of, copied)):
-                free[at] = int(of[at]) not in used
-                used.add(int(of[at]))
+            lines = _lines(segment)
+            for at in np.flatnonzero(free & np.isin(lines, copied)):
+                free[at] = int(lines[at]) not in used
+                used.add(int(lines[at]))
         yield segment, free
 
 

@@ -250,7 +250,11 @@ class Inputs:
     def rewritten(self) -> str | None:
         """Names a file whose size or time is another one now, or that is gone; a copy if it was touched."""
         return next(
-            (of.name for of in self.files if (of.touched() if of.pin.copied else of.rewritten())),
+            (
+                file.name
+                for file in self.files
+                if (file.touched() if file.pin.copied else file.rewritten())
+            ),
             None,
         )
 

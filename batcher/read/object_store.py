@@ -111,7 +111,7 @@ def stat(path: str) -> tuple[int, int] | None:
     """(bytes, time of the last change in ns) of an object; None where there is none.
 
     Raises:
-        OSError: The network, the bucket or the permissions do not allow to ask.
+        OSError: The network, the bucket or the permissions prevent the request.
     """
     from pyarrow.fs import FileType
 
