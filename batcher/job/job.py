@@ -50,7 +50,7 @@ class Limits:
 class Job:
     """A job, as asked. Raises `JobError` where options contradict each other or have no meaning.
 
-    It is longer than other classes, as each field stands with its flag and its help text.
+    It is longer than other classes, as each field comes with its flag and its help text.
     """
 
     inputs: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
@@ -189,10 +189,10 @@ class Job:
 
     encoding: Annotated[str | None, Parameter(group=_RUN)] = None
     """Encoding of the input's text, such as cp1252, utf-16 or gb18030. Default: UTF-8, or what the first MB of a CSV file looks
-    like, which is said."""
+    like; batcher then names it."""
 
     delimiter: Annotated[str | None, Parameter(group=_RUN)] = None
-    """What stands between the cells of CSV: one character, or tab. Default: the one of , ; tab and | that the first
+    """Separator of the cells of CSV: one character, or tab. Default: the one of , ; tab and | that the first
     lines have."""
 
     limit: Annotated[int | None, Parameter(name=["--limit", "-n"], group=_RUN)] = None
@@ -326,7 +326,7 @@ class Job:
         return prompt, values.text_of("--system", self.system)
 
     @property
-    def patience(self) -> float | None:
+    def fixed_timeout(self) -> float | None:
         """Seconds for one exchange; None to derive it from those seen."""
         return None if self.attempt_timeout == "auto" else self.attempt_timeout
 

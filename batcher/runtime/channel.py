@@ -191,7 +191,7 @@ def new_channel(
     sending = SendChannel(
         limiter,
         TokenEstimator(),
-        TimeoutEstimator(config.job.patience),
+        TimeoutEstimator(config.job.fixed_timeout),
         {},
         ModelDialect(config.dialects.get(model)),
         Bill(config.prices.of(model), free=is_free(model)),

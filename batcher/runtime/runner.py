@@ -1,7 +1,7 @@
 """A job from its first check to its last word. Touches: files.
 
 `Runner.run` is the order of things, read from top to bottom: lock the run folder, prepare a plan, send, write
-the output. Three promises hold it together: what cannot be done is said before anything is sent, what was
+the output. Three promises hold it together: a job that cannot be done fails before anything is sent, what was
 paid for is in the journal before anything else happens to it, and the output appears whole or not at all.
 
 It imports more modules than others, as it is the one place that knows every stage.
@@ -242,7 +242,7 @@ class Runner:
             again = replace(
                 setup.preparation,
                 job=replace(self._job, overwrite=False),
-                say=lambda _text: None,  # All of it was said.
+                say=lambda _text: None,  # The user has read all of it.
             )
             inputs = prepared.inputs
             if await asyncio.to_thread(inputs.touched) is not None:
