@@ -65,6 +65,37 @@ def test_imports_point_down(path: Path):
             assert LEVELS.index(name) < LEVELS.index(here), f"{path} imports batcher.{name}"
 
 
+def modules_imported(path: Path) -> set[Path]:
+    """The files of the package that a module imports, at its top or in a function; not for types alone."""
+    found = set()
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            nodes += ast.iter_child_nodes(node)
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = ROOT.parent.joinpath(*name.split(".")).with_suffix(".py")
+            if name.startswith("batcher.") and file.is_file():
+                found.add(file)
+    return found
+
+
+def test_no_two_modules_import_each_other():
+    """An import inside a function hides a circle from Python, not from the reader."""
+    imported = {path: modules_imported(path) for path in ROOT.rglob("*.py")}
+    assert not [
+        (str(path.relative_to(ROOT)), str(other.relative_to(ROOT)))
+        for path, others in imported.items()
+        for other in others
+        if path < other and path in imported[other]
+    ]
+
+
 def test_the_root_holds_only_entry_points_and_shared_words():
     """Everything else stands in the folder of its stage."""
     names = {path.stem for path in ROOT.glob("*.py")}

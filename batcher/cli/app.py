@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Literal
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from batcher.cli.clean import clean
 from batcher.cli.compare import compare
-from batcher.cli.completion import completion
 from batcher.cli.config import with_settings
 from batcher.cli.convert import convert
 from batcher.cli.explain import explain
@@ -44,6 +44,22 @@ app = App(
     # "[default: ()]" tells nobody anything; the texts name the defaults that matter.
     default_parameter=Parameter(show_default=False),
 )
+
+
+def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
+    """Print the script by which a shell completes batcher's commands and options.
+
+    For bash put this into ~/.bashrc: eval "$(batcher completion bash)"
+
+    Args:
+        shell: bash (default), zsh or fish.
+    """
+    script = app.generate_completion(prog_name="batcher", shell=shell)
+    # Without "-o default", bash no longer completes file names.
+    say(script.replace("\ncomplete -F ", "\ncomplete -o default -F "))
+    return 0
+
+
 for command in (
     run,
     check,
