@@ -47,9 +47,10 @@ def test_a_job_of_an_earlier_version_is_finished_byte_for_byte(name, tmp_path, g
 
 @pytest.mark.parametrize("name", ["csv", "jsonl", "parquet", "parts"])
 def test_the_output_of_an_earlier_version_is_exported_byte_for_byte(name, tmp_path, run):
-    """From the run folder alone, in the format of the output."""
+    """From the run folder, in the format of the output, once a run has found the input in its new place."""
     golden = Golden.load(HERE / name)
     job = golden.copy(tmp_path / "job")
+    assert run(*golden.words, "--quiet") == golden.status
     again = f"again{golden.expected.suffix or '/'}"
     assert run("export", golden.words[3], again) == 0
     exported = files_of(job / again)
