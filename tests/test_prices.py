@@ -498,7 +498,7 @@ def test_the_models_of_a_gateway_are_listed_with_what_is_known(tmp_path, gateway
     assert (found["model"], found["input"], found["output"]) == ("sim-small", 1.5, 2)
     ended = program.batcher("models", cwd=tmp_path, url="http://127.0.0.1:9/v1")
     assert ended.returncode == 2
-    assert b"its models cannot be had: " in ended.stderr
+    assert b"its models cannot be fetched: " in ended.stderr
 
 
 def test_the_first_rows_tell_what_all_of_them_will_cost(tmp_path, gateway):

@@ -1,4 +1,4 @@
-"""What a run may spend, and by which prices. Touches: files, the network."""
+"""Prices and the budget of one run. Touches: files, the network."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ __all__ = ["Account", "known_prices", "opened"]
 
 
 async def known_prices(
-    job: Job, told: Mapping[str, Price], endpoint: Endpoint, say: Callable[[str], None]
+    job: Job, configured: Mapping[str, Price], endpoint: Endpoint, say: Callable[[str], None]
 ) -> Prices:
-    """Those of `--prices` over those that the gateway lists, and these over those of a package.
+    """The prices of `--prices`, else of the gateway's list, else of a package.
 
     Args:
-        job: Its models are those that matter.
-        told: What `--prices` says.
+        job: Names the models.
+        configured: From `--prices`.
         endpoint: The gateway; one without an address lists none.
-        say: Told where sources disagree, and that a list cannot be had where that matters.
+        say: Called where sources disagree, or when a list that matters cannot be fetched.
     """
     package = await asyncio.to_thread(package_prices, endpoint.url)
     needed = not job.models or any(
-        model not in told and package(model) is None for model in job.models
+        model not in configured and package(model) is None for model in job.models
     )
     quiet = say if needed else lambda _text: None
     listed = await catalogue.fetch(endpoint, quiet) if endpoint.url else None
-    prices = Prices(told, catalogue_prices(*listed) if listed else None, package)
+    prices = Prices(configured, catalogue_prices(*listed) if listed else None, package)
     for conflict in prices.conflicts(job.models):
         say(conflict)
     return prices
 
 
 async def opened(job: Job, prices: Prices, folder: Path, cut_off: int) -> Account | None:
-    """What may still be spent on this output; None without a bound.
+    """The budget of an output; None without a bound.
 
     Args:
         job: What was asked.
-        prices: What is known of them.
+        prices: Known prices.
         folder: The run folder.
         cut_off: Requests that were in flight when the run before was killed.
 
     Raises:
-        JobError: The budget cannot be kept, as a price is not known.
+        JobError: A price is not known, so the budget cannot be kept.
     """
     bounded = job.max_cost is not None or job.max_total_tokens is not None
     unknown = [model for model in job.models if prices.of(model) is None]
@@ -105,7 +105,7 @@ class Account:
         spent: By earlier runs.
 
     Attributes:
-        budget: What the sender asks.
+        budget: For the sender.
         spent: By earlier runs.
     """
 
@@ -122,7 +122,7 @@ class Account:
         )
 
     def close(self) -> None:
-        """Records what was spent; where that fails what was claimed before stays, which is more."""
+        """Records what was spent. Where that fails, the last claim stays, which is more."""
         with contextlib.suppress(OutputError):
             self._save(self.budget.committed)
 
@@ -131,6 +131,6 @@ class Account:
             spending.save(self._folder, *committed, self.spent)
         except OSError as error:
             raise OutputError(
-                f"{self._folder}: {error.strerror}, so what is spent cannot be recorded and nothing more was "
-                "sent. What was answered is written; see to the disk and run the same command again."
+                f"{self._folder}: {error.strerror}, so spending cannot be recorded and nothing more was "
+                "sent. All answers are written. Make room on the disk and run the same command again."
             ) from None

@@ -1,16 +1,15 @@
-"""May this request still be paid for: reserved before it is sent, settled after. Touches: nothing itself.
+"""The budget: reserves an amount before each request and settles it after. Touches: nothing itself.
 
-What a request may cost at most is set aside before it goes: its prompt with a margin, and all of the
-tokens that its answer may have. So the sum of what is spent and what is in flight never exceeds the
-budget, whatever the concurrency. A request that does not fit waits until others are settled; when
-none is in flight and it still does not fit, the run stops.
+A reservation is what a request may cost at most (`money.reserve`). So the sum of what is spent and what
+is in flight never exceeds the budget, whatever the concurrency. A request that does not fit waits until
+others are settled; when none is in flight and it still does not fit, the run stops.
 
-That holds while no bill is above what was set aside for it. Who bills more, as prices, bounds or
-prompts are not what they were told to be, exceeds a budget by that much once: from then on as much
-more is set aside for the model's requests.
+That holds while no bill is above its reservation. A model that bills more, because prices, bounds or
+prompts are not what they seemed, exceeds the budget by that much once: from then on its requests reserve
+as much more.
 
-A kill leaves nobody to settle. Therefore what is committed is recorded before it is sent (`claim`),
-with what is likely to be committed in the next quarter of a second, and the next run begins with that.
+A kill leaves nothing settled. Therefore the committed amount is recorded before a request is sent
+(`claim`), with what the next quarter of a second will probably commit, and the next run begins with that.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from batcher.limits.port import Closed
 __all__ = ["NOTHING", "Amount", "Budget", "BudgetState", "Reservation"]
 
 _DIGITS = Decimal("1e-12")
-_STEPS = 100  # Of a budget, that are claimed at once at most.
+_STEPS = 100  # A claim is at most this part of the budget ahead.
 _CLAIM_SECONDS = 0.25
 
 
@@ -39,11 +38,11 @@ class Amount(NamedTuple):
     tokens: int
 
     def plus(self, other: Amount) -> Amount:
-        """Both together."""
+        """The sum."""
         return Amount(self.dollars + other.dollars, self.tokens + other.tokens)
 
     def minus(self, other: Amount) -> Amount:
-        """What is left of it."""
+        """The difference."""
         return Amount(self.dollars - other.dollars, self.tokens - other.tokens)
 
     def within(self, other: Amount) -> bool:
@@ -51,48 +50,48 @@ class Amount(NamedTuple):
         return self.dollars <= other.dollars and self.tokens <= other.tokens
 
     def times(self, factor: Decimal) -> Amount:
-        """So many times as much; tokens rounded up."""
+        """The product; tokens rounded up."""
         dollars = (self.dollars * factor).quantize(_DIGITS, ROUND_UP)
         return Amount(dollars, math.ceil(self.tokens * factor))
 
     def over(self, other: Amount) -> Decimal:
-        """How many times the other it is, by whichever part is more."""
+        """The larger of the two ratios to another amount."""
         parts = ((self.dollars, other.dollars), (Decimal(self.tokens), Decimal(other.tokens)))
-        return max((mine / its for mine, its in parts if its), default=Decimal(1))
+        return max((own / other for own, other in parts if other), default=Decimal(1))
 
 
 NOTHING = Amount(Decimal(0), 0)
-_ENDLESS = Amount(Decimal("Infinity"), 1 << 62)
+_UNBOUNDED = Amount(Decimal("Infinity"), 1 << 62)
 
 
 class Budget(Protocol):
-    """What the sender needs of a budget, and all that a shared one has to implement: as of `LocalBudget`."""
+    """What the sender needs of a budget; `LocalBudget` and the cluster's share of one implement it."""
 
     @property
     def in_dollars(self) -> bool:
         """Whether dollars are bounded."""
 
     async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Reservation:
-        """Sets an amount aside, waiting for others to be settled where it does not fit."""
+        """Reserves an amount, waiting for others to be settled where it does not fit."""
 
     def settled(self, hold: Reservation, used: Amount, perhaps: Amount) -> None:
-        """What a request used in place of what was set aside for it."""
+        """Replaces a reservation by what the request used."""
 
     def took_more(self, model: str, used: Amount, most: Amount) -> None:
-        """A bill was above what was set aside."""
+        """A bill was above its reservation."""
 
     def stop(self, why: Exception) -> None:
-        """Nothing more is paid for."""
+        """Reserves nothing more."""
 
     def on_stop(self, callback: Callable[[Exception], None]) -> None:
-        """Calls back once, with what ends the run, when nothing more can be paid for."""
+        """Calls back once, with the error that ends the run, when nothing more can be paid for."""
 
     def close(self) -> None:
-        """Those who wait are let go."""
+        """Waiting requests get `Closed`."""
 
 
 class BudgetState(NamedTuple):
-    """How a budget stands, for a copy of it elsewhere: attributes of `LocalBudget`."""
+    """The state of a `LocalBudget`, for a copy of it elsewhere."""
 
     committed: Amount
     perhaps: Amount
@@ -102,22 +101,22 @@ class BudgetState(NamedTuple):
 
 
 class LocalBudget:
-    """What all runs of an output may spend together.
+    """The budget of an output, for all of its runs.
 
     Args:
         dollars: At most; None for no bound.
         tokens: Likewise, prompt and answer.
         spent: By earlier runs.
-        claim: Records that so much may be spent before anything of it is; in a thread. What it raises
-            ends the run.
-        perhaps: A part of what earlier runs spent, as `perhaps` below.
+        claim: Records an amount before anything of it is spent; runs in a thread. What it raises ends the
+            run.
+        perhaps: The part of `spent` that is not certain, as below.
         clock: In seconds.
 
     Attributes:
-        perhaps: A part of what is spent: what requests without an answer, or answers without usage,
-            may have cost.
-        spent: Whether the run ended as a request did not fit.
-        refused: What that one would have taken.
+        perhaps: The part of the committed amount that is not certain: what requests without an answer, or
+            answers without usage, may have cost.
+        spent: Whether the run ended because a request did not fit.
+        refused: The amount of that request.
     """
 
     def __init__(
@@ -130,12 +129,12 @@ class LocalBudget:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = Amount(
-            _ENDLESS.dollars if dollars is None else dollars,
-            _ENDLESS.tokens if tokens is None else tokens,
+            _UNBOUNDED.dollars if dollars is None else dollars,
+            _UNBOUNDED.tokens if tokens is None else tokens,
         )
-        self._widest = Amount(
-            _ENDLESS.dollars if dollars is None else dollars / _STEPS,
-            _ENDLESS.tokens if tokens is None else tokens // _STEPS + 1,
+        self._max_step = Amount(
+            _UNBOUNDED.dollars if dollars is None else dollars / _STEPS,
+            _UNBOUNDED.tokens if tokens is None else tokens // _STEPS + 1,
         )
         self._claim = claim
         self._clock = clock
@@ -144,7 +143,7 @@ class LocalBudget:
         self._factors: dict[str, Decimal] = {}
         self._committed = spent
         self._claimed = spent
-        self._flying = self._owed = 0
+        self._in_flight = self._repairs_waiting = 0
         self._closed = False
         self._changed = asyncio.Event()
         self._claiming = asyncio.Lock()
@@ -154,32 +153,32 @@ class LocalBudget:
 
     @property
     def committed(self) -> Amount:
-        """What is spent, and what those in flight may still cost."""
+        """What is spent and reserved."""
         return self._committed
 
     async def enter(self, most: Amount, model: str = "", *, again: bool = False) -> Reservation:
-        """Sets an amount aside, waiting for others to be settled where it does not fit.
+        """Reserves an amount, waiting for others to be settled where it does not fit.
 
         Args:
-            most: What a request may take by what is told of it.
-            model: Where it goes; more is set aside where others took more.
-            again: Whether its row has an answer already that is not what was asked for: such go
-                before others, or a row would be begun that can be ended as little.
+            most: What the request may take.
+            model: Where it goes; more is reserved where others took more.
+            again: Whether its row has an answer already that is not usable. Such a row goes before others:
+                else a new row would begin that cannot be finished either.
 
         Raises:
             Closed: It does not fit, or the run is stopping.
         """
-        self._owed += again
+        self._repairs_waiting += again
         try:
             amount = await self._fits(most, model, again=again)
         finally:
-            self._owed -= again
-            if again and not self._owed:
+            self._repairs_waiting -= again
+            if again and not self._repairs_waiting:
                 self._changed.set()
         if self._closed:
             raise Closed
         self._committed = self._committed.plus(amount)
-        self._flying += 1
+        self._in_flight += 1
         hold = Reservation(self, model, amount)
         try:
             while not self._committed.within(self._claimed):
@@ -197,12 +196,12 @@ class LocalBudget:
         return hold
 
     async def _fits(self, most: Amount, model: str, *, again: bool) -> Amount:
-        """What to set aside, once there is room for it."""
-        while (self._owed and not again) or not self._committed.plus(
-            amount := self._aside(most, model)
+        """What to reserve, once there is room for it."""
+        while (self._repairs_waiting and not again) or not self._committed.plus(
+            amount := self._with_factor(most, model)
         ).within(self._most):
-            # Those that wait with an answer end the run, if it comes to that.
-            ends = not self._flying and (again or not self._owed)
+            # If rows with an answer wait, one of them ends the run.
+            ends = not self._in_flight and (again or not self._repairs_waiting)
             if ends and not self._closed:
                 self.stop(
                     RunStopped(
@@ -214,27 +213,27 @@ class LocalBudget:
                 raise Closed
             self._changed.clear()
             await self._changed.wait()
-        return self._aside(most, model)
+        return self._with_factor(most, model)
 
     def settled(self, hold: Reservation, used: Amount, perhaps: Amount) -> None:
-        """What a request used in place of what was set aside for it, and what of that is not known."""
+        """Replaces a reservation by what the request used, `perhaps` being the uncertain part of it."""
         self._committed = self._committed.minus(hold.amount).plus(used)
-        self._flying -= 1
+        self._in_flight -= 1
         self.perhaps = self.perhaps.plus(perhaps)
         self._changed.set()
 
     def adopt(self, model: str, amount: Amount) -> Reservation:
-        """What was set aside before a restart, and is in what is spent."""
-        self._flying += 1
+        """Takes over a reservation from before a restart, which the committed amount already holds."""
+        self._in_flight += 1
         return Reservation(self, model, amount)
 
     def found(self, lost: Reservation) -> Reservation:
-        """What was settled as perhaps spent is in flight still."""
+        """Takes back a reservation that was settled as perhaps spent: its request is still in flight."""
         self.perhaps = self.perhaps.minus(lost.amount)
         return self.adopt(lost.model, lost.amount)
 
     def known(self, spent: Amount) -> None:
-        """What of all that is committed is known to be spent; the rest is perhaps."""
+        """Notes which part of the committed amount is certainly spent; the rest is `perhaps`."""
         besides = self._committed.minus(spent)
         self.perhaps = Amount(
             max(self.perhaps.dollars, besides.dollars), max(self.perhaps.tokens, besides.tokens)
@@ -242,37 +241,37 @@ class LocalBudget:
 
     @property
     def state(self) -> BudgetState:
-        """How it stands."""
+        """The state, for `become`."""
         return BudgetState(
             self._committed, self.perhaps, self.spent, self.refused, dict(self._factors)
         )
 
     def become(self, state: BudgetState) -> None:
-        """Stands as another one does."""
+        """Takes over the state of another budget."""
         self._committed, self.perhaps, self.spent, self.refused, self._factors = state
 
-    def _aside(self, most: Amount, model: str) -> Amount:
+    def _with_factor(self, most: Amount, model: str) -> Amount:
         factor = self._factors.get(model)
         return most if factor is None else most.times(factor)
 
     def took_more(self, model: str, used: Amount, most: Amount) -> None:
-        """A bill was above what was set aside, and above what would be by now."""
+        """A bill was above its reservation; `most` is what would be reserved now."""
         times = used.over(most)
         if times > self._factors.get(model, 1):
             self._factors[model] = times
 
     def _next_claim(self) -> Amount:
-        """What is committed, and as much more as was since the last claim, by the time that took."""
+        """The committed amount, and as much ahead as the recent pace needs until the next claim."""
         now = self._clock()
         pace = Decimal(min(2.0, _CLAIM_SECONDS / max(now - self._claimed_at, 1e-3)))
         grown = self._committed.minus(self._claimed).plus(self._step).times(pace)
         self._claimed_at = now
         self._step = Amount(
-            min(grown.dollars, self._widest.dollars), min(grown.tokens, self._widest.tokens)
+            min(grown.dollars, self._max_step.dollars), min(grown.tokens, self._max_step.tokens)
         )
         held, most = self._committed, self._most
         ahead = held.plus(self._step)
-        # Not beyond the budget, which only bills above what was set aside for them exceed.
+        # Not beyond the budget, which only bills above their reservations exceed.
         return Amount(
             max(held.dollars, min(ahead.dollars, most.dollars)),
             max(held.tokens, min(ahead.tokens, most.tokens)),
@@ -281,34 +280,34 @@ class LocalBudget:
     @property
     def in_dollars(self) -> bool:
         """Whether dollars are bounded."""
-        return self._most.dollars != _ENDLESS.dollars
+        return self._most.dollars != _UNBOUNDED.dollars
 
     def on_stop(self, callback: Callable[[Exception], None]) -> None:
-        """Calls back once, with what ends the run, when nothing more can be paid for."""
+        """Calls back once, with the error that ends the run, when nothing more can be paid for."""
         self._on_stop = callback
 
     def stop(self, why: Exception) -> None:
-        """Nothing more is paid for."""
+        """Reserves nothing more."""
         if not self._closed:
             self.close()
             self._on_stop(why)
 
     def close(self) -> None:
-        """Those who wait are let go."""
+        """Waiting requests get `Closed`."""
         self._closed = True
         self._changed.set()
 
     @property
     def told(self) -> str:
-        """How much of it is spent, in words."""
+        """How much of it is spent, for people."""
         parts = []
         if self.in_dollars:
-            of = [self._committed.dollars, self._most.dollars, self.perhaps.dollars]
-            parts.append(_said("--max-cost", *map(_dollars, of), maybe=bool(of[2])))
-        if self._most.tokens != _ENDLESS.tokens:
+            amounts = [self._committed.dollars, self._most.dollars, self.perhaps.dollars]
+            parts.append(_spent_of("--max-cost", *map(_dollars, amounts), maybe=bool(amounts[2])))
+        if self._most.tokens != _UNBOUNDED.tokens:
             counts = [self._committed.tokens, self._most.tokens, self.perhaps.tokens]
-            told = (f"{count:,}" for count in counts)
-            parts.append(_said("--max-total-tokens", *told, maybe=bool(counts[2])))
+            shown = (f"{count:,}" for count in counts)
+            parts.append(_spent_of("--max-total-tokens", *shown, maybe=bool(counts[2])))
         parts += [
             f"answers of {model} took up to {times:.3g} times what its price, its prompts and max_tokens allow"
             for model, times in self._factors.items()
@@ -317,10 +316,10 @@ class LocalBudget:
 
 
 class Reservation:
-    """What is set aside for one request; whole until it is told what became of it.
+    """The amount reserved for one request.
 
     Attributes:
-        amount: What was set aside.
+        amount: What was reserved.
         model: Where it goes.
     """
 
@@ -333,38 +332,38 @@ class Reservation:
         self._used = self._perhaps = NOTHING
 
     def sent(self) -> None:
-        """From here on it may be billed."""
+        """From now on the request may be billed."""
         self._used = self._perhaps = self.amount
 
     def refused(self) -> None:
-        """It was answered, and not with what costs money."""
+        """The request was answered, and not billed."""
         self._used = self._perhaps = NOTHING
 
     def used(
         self, dollars: Decimal | None, tokens: int | None, most: Callable[[], Amount] | None = None
     ) -> None:
-        """What was billed; what is not told stays as it was set aside.
+        """The request was billed; a part that is not reported stays as it was reserved.
 
         Args:
-            dollars: By its bill.
+            dollars: As billed; None when not reported.
             tokens: Likewise.
-            most: What would be set aside for it now; asked where the bill is above what was.
+            most: What would be reserved for it now; called when the bill is above the reservation.
         """
-        told = Amount(dollars or Decimal(0), tokens or 0)
-        if not told.within(self.amount):
-            self._budget.took_more(self.model, told, most() if most else self.amount)
+        billed = Amount(dollars or Decimal(0), tokens or 0)
+        if not billed.within(self.amount):
+            self._budget.took_more(self.model, billed, most() if most else self.amount)
         self._perhaps = Amount(
             self.amount.dollars if dollars is None else Decimal(0),
             self.amount.tokens if tokens is None else 0,
         )
-        self._used = told.plus(self._perhaps)
+        self._used = billed.plus(self._perhaps)
 
     def settle(self) -> None:
-        """Ends it."""
+        """Ends the reservation."""
         self._budget.settled(self, self._used, self._perhaps)
 
 
-def _said(flag: str, spent: str, most: str, perhaps: str, *, maybe: bool) -> str:
+def _spent_of(flag: str, spent: str, most: str, perhaps: str, *, maybe: bool) -> str:
     unknown = f", {perhaps} of it perhaps, where no answer or no usage came" if maybe else ""
     return f"{flag}: {spent} of {most} spent{unknown}"
 
@@ -375,8 +374,8 @@ def _dollars(dollars: Decimal) -> str:
 
 def _shown(amount: Amount, most: Amount) -> str:
     parts = []
-    if most.dollars != _ENDLESS.dollars:
+    if most.dollars != _UNBOUNDED.dollars:
         parts.append(_dollars(amount.dollars))
-    if most.tokens != _ENDLESS.tokens:
+    if most.tokens != _UNBOUNDED.tokens:
         parts.append(f"{amount.tokens:,} tokens")
     return " and ".join(parts)

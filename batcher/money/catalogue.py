@@ -1,7 +1,7 @@
-"""What a gateway lists of its models' prices. Touches: the network, files (a copy for the next time).
+"""Fetches a gateway's list of models and prices. Touches: the network, files (a copy for the next time).
 
-Only gateways that are known to tell prices are asked for them, and without the key or headers of the
-user: the list is public. The models that a key may use are asked for as a row is, with both.
+Only gateways that are known to publish prices are asked for them, without the key or the headers of the
+user: the list is public. The models that a key may use are asked for like a row, with both.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MOST_BYTES = 64 << 20
 _CHAT = "/chat/completions"
 
 Listed = tuple[Any, str]
-"""What came, decoded, and the day it came."""
+"""A list of models, decoded, and the day it was fetched."""
 
 
 def address(endpoint: Endpoint) -> str | None:
-    """Where a gateway lists prices; None when it is not known to."""
+    """The URL of a gateway's price list; None when none is known."""
     host = urlsplit(endpoint.url).hostname or ""
     base = endpoint.url.removesuffix(_CHAT)
     if endpoint.name == "simulated:" or host == "aihubmix.com" or host.endswith(".aihubmix.com"):
@@ -46,24 +46,24 @@ async def names(endpoint: Endpoint) -> list[str]:
     """IDs of the models that a gateway offers to this key.
 
     Raises:
-        JobError: It does not say.
+        JobError: It does not list them.
     """
     url = f"{endpoint.url.removesuffix(_CHAT)}/models"
     try:
         data = msgspec.json.decode(await _get(url, endpoint))
-        return sorted({str(of["id"]) for of in data["data"]})
+        return sorted({str(model["id"]) for model in data["data"]})
     except aiohttp.ClientResponseError as error:
         raise JobError(f"{url}: the gateway answers {error.status} {error.message}.") from None
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
-        raise JobError(f"{url}: its models cannot be had: {_why(error)}.") from None
+        raise JobError(f"{url}: its models cannot be fetched: {_why(error)}.") from None
 
 
 async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None:
-    """What the gateway lists now, or listed when it was asked last; None for nothing.
+    """The gateway's list of today, else the copy of the last one; None for neither.
 
     Args:
         endpoint: The gateway.
-        say: Told when it cannot be had.
+        say: Called when there is neither.
     """
     url = address(endpoint)
     if url is None:
@@ -79,8 +79,8 @@ async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None
             since = time.strftime("%Y-%m-%d", time.localtime(copy.stat().st_mtime))
         except (OSError, ValueError):
             say(
-                f"{url}: prices cannot be had ({_why(error)}); costs are not known. --prices FILE "
-                "tells them."
+                f"{url}: prices cannot be fetched ({_why(error)}), so costs are not known. Name them with "
+                "--prices FILE."
             )
             return None
         return data, since
@@ -90,7 +90,7 @@ async def fetch(endpoint: Endpoint, say: Callable[[str], None]) -> Listed | None
 
 
 async def _get(url: str, endpoint: Endpoint | None = None) -> bytes:
-    """What stands there; asked for by the user of an endpoint, who is not redirected to another host."""
+    """The content at a URL; with an endpoint, its key and headers go along and redirects are not followed."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     proxy = proxy_of(url, os.environ)
     login = {} if proxy is None else proxy.headers
@@ -129,7 +129,7 @@ def _copy(host: str) -> Path:
 
 
 def _keep(copy: Path, content: bytes) -> None:
-    """Keeps a copy, where there is a place for it."""
+    """Keeps a copy, if the folder can be written."""
     with contextlib.suppress(OSError, OutputError):
         copy.parent.mkdir(parents=True, exist_ok=True)
         with replacing(copy, of_run=False) as file:

@@ -1,8 +1,8 @@
-"""What all runs of an output spent, for `--max-cost`. Touches: files.
+"""What all runs of an output spent, on disk, for `--max-cost`. Touches: files.
 
-The journal tells what was answered. `budget.json` tells what may have been billed besides: during a
-run with a budget what is committed, so that after a kill the difference is known; and of a run
-without one how many requests a kill left in flight.
+The journal holds what was answered. `budget.json` holds what may have been billed besides. During a run
+with a budget that is the committed amount, so that after a kill the difference is known; after a run
+without one it is the number of requests that a kill left in flight.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from batcher.write.names import BUDGET
 
 __all__ = ["Spent", "begin", "known", "recorded", "save"]
 
-_A_PROMPT = 1000  # Tokens, where no answer tells of any.
-_MOST = 1 << 62  # No figure is as large.
-_DUST = Decimal("1e-9")  # Costs are kept as binary fractions, whose sums differ by less.
+_PROMPT_TOKENS = 1000  # Of a prompt, before any answer reports its own.
+_MAX_FIGURE = 1 << 62
+_ROUNDING = Decimal("1e-9")  # Costs are binary fractions, whose sums differ by less.
 
 
 class Spent(NamedTuple):
     """What earlier runs of an output spent.
 
     Attributes:
-        dollars: What is known, and what there may be besides.
+        dollars: Known and possible.
         tokens: Likewise, prompt and answer.
-        perhaps_dollars: The part that is not known.
+        perhaps_dollars: The part that is only possible.
         perhaps_tokens: Likewise.
-        cut_off: Requests that may have been billed besides, when no answer tells yet what one costs.
+        cut_off: Requests that may have been billed besides, when no answer shows yet what one costs.
     """
 
     dollars: Decimal = Decimal(0)
@@ -46,13 +46,13 @@ class Spent(NamedTuple):
 
 
 class _Record(msgspec.Struct, omit_defaults=True):
-    """What the file holds.
+    """The content of the file.
 
     Attributes:
-        committed_usd: What a run with a budget spent, or had in flight, at most; None once that is
-            compared with the journal.
+        committed_usd: What a run with a budget spent or reserved; None once it was compared with the
+            journal.
         committed_tokens: Likewise.
-        perhaps_usd: What may have been billed besides what the journal tells.
+        perhaps_usd: What may have been billed besides the answers in the journal.
         perhaps_tokens: Likewise.
         cut_off: Requests that kills left in flight, without a budget, and that are not in `perhaps`.
     """
@@ -87,13 +87,13 @@ def begin(
     bounded: bool,
     max_amount: Callable[[int], tuple[Decimal, int]] | None = None,
 ) -> Spent:
-    """Takes stock before a run; what a kill left in flight is added to what may have been billed.
+    """Adds up what was spent before a run, with what a kill may have left in flight.
 
     Args:
         folder: The run folder.
-        cut_off: Requests that were in flight when the run before was killed, as far as it told.
-        bounded: Whether this run has a budget. Without one the journal is read only where a run
-            with a budget was the last, and nothing is returned that means anything.
+        cut_off: Requests that were in flight when the run before was killed, as far as it recorded.
+        bounded: Whether this run has a budget. Without one the journal is read only after a run
+            with a budget, and the result means nothing.
         max_amount: (dollars, tokens) that a request with a prompt of so many tokens takes at most; None
             where that is not known: then each counts as the dearest one that was answered.
 
@@ -119,14 +119,14 @@ def begin(
         dollars, tokens, dearest, longest, prompt = _journal(folder)
         if record.committed_usd is not None:
             besides = record.committed_usd - dollars
-            if besides > _DUST:
+            if besides > _ROUNDING:
                 record.perhaps_usd = max(record.perhaps_usd, besides)
             over = (record.committed_tokens or 0) - tokens
             record.perhaps_tokens = max(record.perhaps_tokens, over)
         if max_amount is not None:
-            most = max_amount(prompt or _A_PROMPT)
+            most = max_amount(prompt or _PROMPT_TOKENS)
             dearest, longest = max(dearest, most[0]), max(longest, most[1])
-        if longest:  # Else there was no answer yet to tell what one costs.
+        if longest:  # Else no answer shows yet what one costs.
             record.perhaps_usd += record.cut_off * dearest
             record.perhaps_tokens += record.cut_off * longest
             record.cut_off = 0
@@ -138,7 +138,7 @@ def begin(
 
 
 def recorded(folder: Path, earlier: Spent) -> Spent:
-    """What `save` recorded last in this run; what `begin` gave where it did not.
+    """What `save` recorded last in this run; `earlier` where it did not.
 
     Args:
         folder: The run folder.
@@ -151,7 +151,7 @@ def recorded(folder: Path, earlier: Spent) -> Spent:
 
 
 def _load(folder: Path) -> _Record:
-    """What the file holds; an empty record where there is none.
+    """The content of the file; an empty record where there is none.
 
     Raises:
         ValueError: It is damaged; the text says how.
@@ -166,7 +166,7 @@ def _load(folder: Path) -> _Record:
         raise ValueError("its checksum is wrong")
     record = msgspec.json.decode(line, type=_Record)
     for figure in msgspec.structs.astuple(record):
-        if figure is not None and not (Decimal(figure).is_finite() and 0 <= figure < _MOST):
+        if figure is not None and not (Decimal(figure).is_finite() and 0 <= figure < _MAX_FIGURE):
             raise ValueError(f"{figure} is no amount")
     return record
 
@@ -181,7 +181,7 @@ def save(folder: Path, dollars: Decimal, tokens: int, earlier: Spent) -> None:
 
     Args:
         folder: The run folder.
-        dollars: Spent by all runs, and in flight.
+        dollars: Spent by all runs, and reserved.
         tokens: Likewise.
         earlier: As `begin` gave it.
     """
@@ -202,20 +202,20 @@ def _journal(folder: Path) -> tuple[Decimal, int, Decimal, int, int]:
             continue
         # Else it refers to an answer that another line holds, or that a batch gave.
         if found.at is None and found.attempts:
-            cost, used = _of(found)
+            cost, used = _cost_of(found)
             dollars, tokens = dollars + cost, tokens + used
             dearest, longest = max(dearest, cost), max(longest, used)
             prompt = max(prompt, found.prompt_tokens or 0)
     return dollars, tokens, dearest, longest, prompt
 
 
-def _of(line: _Line) -> tuple[Decimal, int]:
-    """What a result cost: in all, or the attempts of which it is known."""
-    told = line.prompt_tokens is not None and line.completion_tokens is not None
+def _cost_of(line: _Line) -> tuple[Decimal, int]:
+    """(dollars, tokens) of a result: of all of it, or of the attempts that have a cost."""
+    reported = line.prompt_tokens is not None and line.completion_tokens is not None
     tokens = (line.prompt_tokens or 0) + (line.completion_tokens or 0)
-    if not told and line.total_tokens is not None:
+    if not reported and line.total_tokens is not None:
         tokens = line.total_tokens
-    elif not told:
+    elif not reported:
         tokens = sum((t.prompt_tokens or 0) + (t.completion_tokens or 0) for t in line.tries or ())
     if line.cost_usd is not None:
         return Decimal(str(line.cost_usd)), tokens

@@ -1,7 +1,7 @@
-"""Is this answer one of the labels, or of the schema; what to ask for, what to say back.
+"""Checks an answer against labels or a schema, and words the request for them. Touches: nothing.
 
-Touches: nothing. Models wrap what they are asked for in code fences and sentences. What is inside is
-taken when there is one such thing and no other, and that is told apart from a clean answer.
+Models wrap what they are asked for in code fences and sentences. A label or a JSON value inside is taken
+when it is the only one, and marked as `loose`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from batcher.send.reasoning import answer_in
 __all__ = ["Expected", "Form", "Found", "Unfit"]
 
 Form = Literal["json_schema", "json_object", "prompt"]
-"""How a model is told what to answer: by its own means, by half of them, or in words alone."""
+"""How a request says what to answer: by a schema, by JSON mode and words, or in words alone."""
 
 # Not just any words: "Not: bug" is no bug.
 _NAMES_IT = re.compile(
     r"(?i)(the )?((final|correct|best) )?(label|answer|category|class|classification|result|output|team|topic"
     r"|intent|sentiment|type|kind)( is)?"
 )
-_NAME_CHARS = 60  # Of which such words have fewer.
+_NAME_CHARS = 60  # Such words are shorter.
 _FENCE = "```"
 _INFO = re.compile(r"[\w-]{0,20}[ \t]{0,20}\n")
 _OPENS = re.compile(r"[{\[]")
-_WINDOW = 10_000  # Characters at either end of an answer, in which its first and last line are looked for.
+_WINDOW = (
+    10_000  # Characters at either end of an answer that are searched for its first and last line.
+)
 _BEGINS_JSON = frozenset('{["-0123456789tfn')
-_BLOCKS = _OBJECTS = 200  # Looked at in one answer, at most.
+_BLOCKS = _OBJECTS = 200  # Read of one answer, at most.
 _MOST_CHARS = 1 << 20  # Of an answer that says a label.
 _ERRORS = 3
 
 
 class Found(NamedTuple):
-    """What an answer says.
+    """The content of an answer.
 
     Attributes:
-        value: The label, or what the JSON holds.
-        loose: Whether it had to be picked out of other text.
+        value: The label, or the JSON value.
+        loose: Whether it was picked out of other text.
     """
 
     value: Any
@@ -52,7 +54,7 @@ class Found(NamedTuple):
 
 
 class Unfit(ValueError):
-    """The answer is not what was asked for; the text says why, to the model and to people."""
+    """The answer is not what was asked for; the message is for the model and for people."""
 
 
 class Expected:
@@ -63,7 +65,7 @@ class Expected:
         labels: The labels, when there is no schema.
 
     Attributes:
-        response_format: The field of the request that says so.
+        response_format: The field of the request.
     """
 
     def __init__(self, schema: Mapping[str, Any] | None, labels: Sequence[str] = ()) -> None:
@@ -92,7 +94,7 @@ class Expected:
         }
 
     def check(self, content: str | None) -> Found:
-        """What the answer says.
+        """The label or value in an answer.
 
         Raises:
             Unfit: It is none of the labels, not of the schema, or says several things.
@@ -106,29 +108,29 @@ class Expected:
         return self._label(text, whole) if self._exact else self._json(text, whole)
 
     def confidences(self, found: Found, logprobs: str | None) -> dict[str, float]:
-        """How sure the model was of each label; {} where nothing tells."""
+        """Probability of each label; {} where it is not known."""
         if not self._exact or found.loose or logprobs is None:
             return {}
         spellings, cased = self._labels.spellings
         return confidences(logprobs, found.value, spellings, cased=cased)
 
-    def told(self, body: Mapping[str, Any], form: Form) -> dict[str, Any]:
-        """The request for a model that does not take the schema: the words for it, in the prompt."""
+    def in_form(self, body: Mapping[str, Any], form: Form) -> dict[str, Any]:
+        """The request in another form: for a model that does not take the schema, the prompt describes it."""
         if form == "json_schema":
             return dict(body)
-        told = {name: value for name, value in body.items() if name != "response_format"}
+        sent = {name: value for name, value in body.items() if name != "response_format"}
         if form == "json_object" and not self._exact:
-            told["response_format"] = {"type": "json_object"}
-        first, *others = told["messages"]
+            sent["response_format"] = {"type": "json_object"}
+        first, *others = sent["messages"]
         if first.get("role") in ("system", "developer") and isinstance(first.get("content"), str):
             first = {**first, "content": f"{first['content']}\n\n{self._demand}"}
-            told["messages"] = [first, *others]
+            sent["messages"] = [first, *others]
         else:
-            told["messages"] = [{"role": "system", "content": self._demand}, first, *others]
-        return told
+            sent["messages"] = [{"role": "system", "content": self._demand}, first, *others]
+        return sent
 
-    def asked_again(self, body: Mapping[str, Any], content: str, why: str) -> dict[str, Any]:
-        """The request with its last answer and what is wrong with it."""
+    def corrected(self, body: Mapping[str, Any], content: str, why: str) -> dict[str, Any]:
+        """The request followed by its last answer and what is wrong with it."""
         said = f"That answer cannot be used: {why}. {self._demand}"
         more = [{"role": "assistant", "content": content}, {"role": "user", "content": said}]
         return {**body, "messages": [*body["messages"], *more]}
@@ -153,7 +155,7 @@ class Expected:
         raise Unfit(self._none_of())
 
     def _of_json(self, whole: Any) -> str | None:
-        """The label that JSON says: a text or a number, alone, as "label", or as the only field."""
+        """The label in JSON: a text or a number, alone, as "label", or as the only field."""
         if isinstance(whole, dict):
             whole = whole.get("label", *whole.values()) if len(whole) == 1 else whole.get("label")
         if isinstance(whole, int | float):
@@ -165,7 +167,7 @@ class Expected:
         return f"it is none of the labels {', '.join(self._labels.names)}"
 
     def _parts(self, text: str) -> Iterator[str]:
-        """Where a label may stand in a longer answer: in a line of its own, behind a colon, or marked."""
+        """Parts of a longer answer that may be a label: whole lines, text after a colon, marked text."""
         for block in _blocks(text):
             yield block
             if (label := self._of_json(_loads(block))) is not None:
@@ -201,7 +203,7 @@ class Expected:
         raise Unfit("there is no JSON in it")
 
     def _fitting(self, value: Any) -> Any:
-        """What is asked for in a value, with or without the object around it."""
+        """The value that fits the schema, with or without the object around it."""
         value = self._unwrapped(value)
         return value if self._validator.is_valid(value) else _NONE
 
@@ -236,7 +238,7 @@ def _loads(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object that gives each of its names one value; which of several is meant is not guessed."""
+    """An object whose names are unique, or repeat one value: which of several is meant is not guessed."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for name, value in pairs:
@@ -250,9 +252,9 @@ def _no_number(name: str) -> Any:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """JSON objects and lists in fences; without fences, those that stand in the text.
+    """JSON values in fences; without fences, objects and lists anywhere in the text.
 
-    Text that is no JSON is read again from its next bracket on, so what is read in all is bounded.
+    After a bracket that begins no JSON, reading goes on at the next one; the sum of that is bounded.
     """
     fenced = [value for block in _blocks(text) if (value := _loads(block)) is not _NONE]
     if fenced:
@@ -279,7 +281,7 @@ def _values(text: str) -> Iterator[Any]:
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """What stands between fences of Markdown; the last one may lack its end."""
+    """Text between Markdown fences; the last one may lack its end."""
     at = text.find(_FENCE)
     for _ in range(_BLOCKS):
         if at < 0:
@@ -303,7 +305,7 @@ def _first_and_last(text: str) -> Iterator[str]:
 
 
 def _marked(most: int) -> re.Pattern[str]:
-    """Finds what is set in bold, in backticks or in quotes, of so many characters at most."""
+    """Matches text in bold, in backticks or in quotes, up to a length."""
     quotes = "“”„«»「」『』《》【】"
     return re.compile(
         rf"\*\*([^*\n]{{1,{most}}})\*\*|`([^`\n]{{1,{most}}})`|\"([^\"\n]{{1,{most}}})\""
@@ -328,7 +330,7 @@ def _kind(schema: Mapping[str, Any]) -> str | None:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema with objects that say nothing of other properties closed, as providers want it."""
+    """The schema with `additionalProperties: false` where it is not set, as providers want it."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, Mapping):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from decimal import Decimal
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -78,6 +78,22 @@ class SendChannel(NamedTuple):
     bill: Bill
 
 
+class _Exchange(NamedTuple):
+    """One attempt: the arguments of `run`, the dialect that it is sent in and its bytes."""
+
+    request: Request
+    channel: SendChannel
+    attempts: list[Attempt]
+    deadline: float | None
+    repair: RepairState
+    dialect: RequestDialect
+    body: bytes
+
+
+Ended = tuple[Completion | RequestError, RepairState]
+"""An attempt's answer or failure, and how to ask next time."""
+
+
 class DeadlineExceeded(Exception):
     """The row's time was up while it waited for the budget or a limit."""
 
@@ -100,14 +116,14 @@ class AttemptRunner:
         self._policy = policy
         self._budget = budget
 
-    async def run(
+    def run(
         self,
         request: Request,
         channel: SendChannel,
         attempts: list[Attempt],
         deadline: float | None,
         repair: RepairState,
-    ) -> tuple[Completion | RequestError, RepairState]:
+    ) -> Coroutine[Any, Any, Ended]:
         """One attempt: its answer or failure, and how to ask next time.
 
         Args:
@@ -125,42 +141,39 @@ class AttemptRunner:
         if repair.form is not None:
             dialect = dialect._replace(form=repair.form)
         body = self._policy.body(request, dialect, repair)
-        if self._budget is None:
-            return await self._exchange(
-                request, channel, attempts, deadline, repair, dialect, body, None
-            )
-        size = len(body) - request.image_bytes
-        amount = self._max_amount(self._budget, request, channel, repair, size)
-        entering = self._budget.enter(amount, request.model, again=repair.answer is not None)
-        reservation = await (entering if deadline is None else _until(deadline, entering))
+        exchange = _Exchange(request, channel, attempts, deadline, repair, dialect, body)
+        return (
+            self._exchange(exchange, None)
+            if self._budget is None
+            else self._paid(exchange, self._budget)
+        )
+
+    async def _paid(self, exchange: _Exchange, budget: Budget) -> Ended:
+        """An exchange for which the budget has room."""
+        amount = self._max_amount(budget, exchange)
+        entering = budget.enter(
+            amount, exchange.request.model, again=exchange.repair.answer is not None
+        )
+        reservation = await (
+            entering if exchange.deadline is None else _until(exchange.deadline, entering)
+        )
         try:
-            return await self._exchange(
-                request, channel, attempts, deadline, repair, dialect, body, reservation
-            )
+            return await self._exchange(exchange, reservation)
         finally:
             reservation.settle()
 
-    async def _exchange(
-        self,
-        request: Request,
-        channel: SendChannel,
-        attempts: list[Attempt],
-        deadline: float | None,
-        repair: RepairState,
-        dialect: RequestDialect,
-        body: bytes,
-        reservation: Reservation | None,
-    ) -> tuple[Completion | RequestError, RepairState]:
-        """Passes the limiter once and exchanges `body` once."""
-        limiter, estimator, timeout, in_flight, model, bill = channel
+    async def _exchange(self, exchange: _Exchange, reservation: Reservation | None) -> Ended:
+        """Passes the limiter once and exchanges the body once."""
+        request, channel, attempts, deadline, repair, dialect, body = exchange
+        limiter, in_flight = channel.limiter, channel.in_flight
         size = len(body) - request.image_bytes
         asked_at = time.monotonic()
-        amounts = estimator.tokens(size, repair.max_tokens or request.max_tokens)
+        tokens, most = channel.tokens.tokens(size, repair.max_tokens or request.max_tokens)
         if deadline is None:
-            ticket = await limiter.enter(*amounts)
+            ticket = await limiter.enter(tokens, most)
             left = self._config.row_timeout
         else:
-            ticket = await _until(deadline, limiter.enter(*amounts))
+            ticket = await _until(deadline, limiter.enter(tokens, most))
             left = max(_MIN_TIMEOUT, deadline - time.monotonic())
         started, clock = time.time(), time.monotonic()
         if attempts:
@@ -169,71 +182,84 @@ class AttemptRunner:
         else:
             waited, cause = clock - asked_at, ticket.cause
         in_flight[id(request)] = (request.custom_id, clock)
-        outcome, first_token = _UNSENT, None
-        ended: Completion | RequestError
+        outcome = _UNSENT
         if reservation is not None:
             reservation.sent()
         try:
-            reply = await self._client.post(
-                body, min(timeout.seconds, left), self._config.idle_timeout
+            ended, outcome, latency, first_token = await self._answer(
+                exchange, size, started, left
             )
-            latency = time.monotonic() - clock
-            rates = rate_limits(reply.headers, started)
-            try:
-                if len(reply.body) > LARGE_BYTES:  # In a thread, so that other rows go on.
-                    found, streamed, at = await asyncio.to_thread(self._read, reply, body)
-                else:
-                    found, streamed, at = self._read(reply, body)
-                if at is not None:
-                    first_token = reply.seconds_to(at)
-                if (usage := bill.add(found.usage, body)) is not found.usage:
-                    found = msgspec.structs.replace(found, usage=usage)
-                if streamed and found.finish_reason is not None:
-                    model.observe_finish_reason()
-                elif streamed and model.sends_finish_reason:
-                    raise _cut(usage)
-                if len(found.content or "") + len(found.logprobs or "") > _LONG_CHARS:
-                    ended = await asyncio.to_thread(self._policy.validate, found)
-                else:
-                    ended = self._policy.validate(found)
-            except RequestError as error:
-                ended = error
-                ended.usage = bill.add(error.usage, body)
-                outcome = _failure(error, rates)
-            except MemoryError:
-                ended = BadResponse(NO_ROOM, status=reply.status)
-                outcome = _failure(ended, rates)
-            else:
-                prompt, answer = usage.prompt_tokens, usage.completion_tokens
-                bounded = reservation is not None and not request.image_bytes
-                estimator.observe(size, prompt, answer, body if bounded else None)
-                timeout.observe(latency)
-                used = None if prompt is None or answer is None else float(prompt + answer)
-                outcome = ExchangeOutcome("answered", latency, used, headers=rates)
-            finally:
-                reply.done()
-        except RequestError as error:
-            ended = error
-            latency = time.monotonic() - clock
-            outcome = _failure(error, ())
         finally:
             del in_flight[id(request)]
             limiter.leave(ticket, outcome)
         if reservation is not None:
-            self._settle(reservation, ended, request, channel, repair, size)
+            self._settle(reservation, ended, exchange)
         attempts.append(result.attempt(started, latency, waited, cause, ended, first_token))
         if isinstance(ended, RequestError):
-            adapted = self._policy.adapt(ended, request, dialect, model, repair)
+            adapted = self._policy.adapt(ended, request, dialect, channel.dialect, repair)
             if adapted is not None:
                 again = AskAgain(str(ended), outcome=ended.outcome, status=ended.status)
                 return again, adapted
             return self._without_long_wait(ended), repair
-        model.answered(dialect, repair)
+        channel.dialect.answered(dialect, repair)
         repaired = self._policy.next_repair(ended, request, repair)
         if repaired is not None:
             why = ended.unfit or "truncated"
             return AskAgain(why, outcome=ended.outcome, status=200), repaired
         return ended, repair
+
+    async def _answer(
+        self, exchange: _Exchange, size: int, started: float, left: float
+    ) -> tuple[Completion | RequestError, ExchangeOutcome, float, float | None]:
+        """(the answer or failure, what it tells the limiter, latency, seconds to the first token)."""
+        channel, body = exchange.channel, exchange.body
+        timeout, model, bill = channel.timeout, channel.dialect, channel.bill
+        clock = time.monotonic()
+        try:
+            reply = await self._client.post(
+                body, min(timeout.seconds, left), self._config.idle_timeout
+            )
+        except RequestError as error:
+            return error, _failure(error, ()), time.monotonic() - clock, None
+        latency = time.monotonic() - clock
+        rates = rate_limits(reply.headers, started)
+        first_token = None
+        try:
+            if len(reply.body) > LARGE_BYTES:  # In a thread, so that other rows go on.
+                found, streamed, at = await asyncio.to_thread(self._read, reply, body)
+            else:
+                found, streamed, at = self._read(reply, body)
+            if at is not None:
+                first_token = reply.seconds_to(at)
+            if (usage := bill.add(found.usage, body)) is not found.usage:
+                found = msgspec.structs.replace(found, usage=usage)
+            if streamed and found.finish_reason is not None:
+                model.observe_finish_reason()
+            elif streamed and model.sends_finish_reason:
+                raise _cut(usage)
+            if len(found.content or "") + len(found.logprobs or "") > _LONG_CHARS:
+                found = await asyncio.to_thread(self._policy.validate, found)
+            else:
+                found = self._policy.validate(found)
+        except RequestError as error:
+            error.usage = bill.add(error.usage, body)
+            return error, _failure(error, rates), latency, first_token
+        except MemoryError:
+            full = BadResponse(NO_ROOM, status=reply.status)
+            return full, _failure(full, rates), latency, first_token
+        finally:
+            reply.done()
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        bounded = self._budget is not None and not exchange.request.image_bytes
+        channel.tokens.observe(size, prompt, answer, body if bounded else None)
+        timeout.observe(latency)
+        used = None if prompt is None or answer is None else float(prompt + answer)
+        return (
+            found,
+            ExchangeOutcome("answered", latency, used, headers=rates),
+            latency,
+            first_token,
+        )
 
     def _read(self, reply: Reply, sent: bytes) -> tuple[Completion, bool, int | None]:
         """(the answer, whether it came as a stream, where in that its first token ends)."""
@@ -260,21 +286,18 @@ class AttemptRunner:
             )
         return error
 
-    def _max_amount(
-        self,
-        budget: Budget,
-        request: Request,
-        channel: SendChannel,
-        repair: RepairState,
-        size: int,
-    ) -> Amount:
-        """What to reserve for a request of `size` bytes of text."""
+    def _max_amount(self, budget: Budget, exchange: _Exchange) -> Amount:
+        """What to reserve for a request."""
+        request, channel = exchange.request, exchange.channel
         try:
             return max_amount(
                 request,
                 channel.bill.price,
-                channel.tokens.max_prompt(size, None if request.image_bytes else request.body),
-                repair.max_tokens or request.max_tokens,
+                channel.tokens.max_prompt(
+                    len(exchange.body) - request.image_bytes,
+                    None if request.image_bytes else request.body,
+                ),
+                exchange.repair.max_tokens or request.max_tokens,
                 in_dollars=budget.in_dollars,
             )
         except JobError as error:
@@ -282,13 +305,7 @@ class AttemptRunner:
             raise Closed from None
 
     def _settle(
-        self,
-        reservation: Reservation,
-        ended: Completion | RequestError,
-        request: Request,
-        channel: SendChannel,
-        repair: RepairState,
-        size: int,
+        self, reservation: Reservation, ended: Completion | RequestError, exchange: _Exchange
     ) -> None:
         """Reports the bill of a request; without one, what may have been worked on counts whole."""
         usage, budget = ended.usage, self._budget
@@ -298,16 +315,14 @@ class AttemptRunner:
         if usage.prompt_tokens is not None and usage.completion_tokens is not None:
             used = usage.prompt_tokens + usage.completion_tokens
         if isinstance(ended, Completion) or cost is not None or used is not None:
-            reservation.used(
-                cost, used, lambda: self._max_amount(budget, request, channel, repair, size)
-            )
+            reservation.used(cost, used, lambda: self._max_amount(budget, exchange))
         elif not _may_be_billed(ended):
             reservation.refused()
-        price, tier = channel.bill.price, usage.service_tier
+        price, tier = exchange.channel.bill.price, usage.service_tier
         unpriced = tier is not None and usage.cost_usd is None
         if budget.in_dollars and unpriced and price is not None and price.at(tier) is None:
             # A tier may cost several times what was reserved, and nothing tells how much.
-            budget.stop(JobError(no_price(request.model, tier)))
+            budget.stop(JobError(no_price(exchange.request.model, tier)))
 
 
 async def _until(deadline: float, waiting: Awaitable[T]) -> T:

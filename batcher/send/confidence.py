@@ -1,8 +1,8 @@
-"""How sure a model was of each label, from the log probabilities of its tokens. Touches: nothing.
+"""The probability of each label, from the log probabilities of an answer's tokens. Touches: nothing.
 
-An answer is read token by token up to where it can be one label only. Wherever another token would
-have led to another label, that label gets the probability of the way there times that token's. Labels
-that no token among the most likely ones leads to are not known, and left out.
+An answer is read token by token until it can be one label only. Where another token would have led to
+another label, that label gets the probability of the text so far times that token's. Labels that none of
+the most likely tokens leads to are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from batcher.send.reasoning import answer_in
 __all__ = ["confidences"]
 
 _decode = msgspec.json.Decoder().decode
-_LEAST = -9999  # What servers tell of the impossible.
+_LEAST = -9999  # Servers send this for impossible tokens.
 _BEFORE = " \t\r\n\"'`*_“‘{[:"
 
 
@@ -28,8 +28,8 @@ class _Step(NamedTuple):
 
     Attributes:
         token: Its bytes; a token may hold a part of a character.
-        logprob: Of it.
-        others: Tokens that might have stood in its place, with theirs.
+        logprob: Its log probability.
+        others: Alternative tokens with theirs.
     """
 
     token: bytes
@@ -40,20 +40,20 @@ class _Step(NamedTuple):
 def confidences(
     logprobs: str, label: str, labels: Mapping[str, str], *, cased: bool
 ) -> dict[str, float]:
-    """Label to probability, the likeliest first; {} where it cannot be told.
+    """Label to probability, the most likely first; {} where it is not known.
 
     Args:
         logprobs: JSON as in a choice: OpenAI's `content`, or the `tokens` and `token_logprobs` of
             older servers.
-        label: What the answer says.
+        label: The label of the answer.
         labels: All labels by their folded form.
-        cased: Whether capitals tell labels apart.
+        cased: Whether labels differ in case.
     """
     steps = list(_steps(logprobs))
     whole = b"".join(step.token for step in steps)
     try:
         text = whole.decode()
-        behind = text.rfind(answer_in(text))  # The label may stand in the reasoning as well.
+        behind = text.rfind(answer_in(text))  # The reasoning may name the label as well.
         skipped = len(text[:behind].encode())
         begin, end = (skipped + at for at in _place(text[behind:], label))
     except ValueError:
@@ -65,24 +65,24 @@ def confidences(
         if at <= begin:
             continue
         for other, logprob in step.others:
-            # In the place of the first token, one may bring a quotation mark along.
-            told = said.decode(errors="ignore") + other if said else other.lstrip(_BEFORE)
-            if (one := _only(told, labels, cased=cased)) is not None:
+            # An alternative to the first token may begin with a quotation mark.
+            text = said.decode(errors="ignore") + other if said else other.lstrip(_BEFORE)
+            if (one := _only(text, labels, cased=cased)) is not None:
                 found[one] = found.get(one, 0.0) + mass * math.exp(logprob)
         mass *= math.exp(step.logprob)
         said += step.token[max(0, begin - before) :]
         if at > end or _only(said.decode(errors="ignore"), labels, cased=cased) == label:
             break
     found[label] = found.get(label, 0.0) + mass
-    ordered = sorted(found.items(), key=lambda of: -of[1])
-    return {name: round(min(1.0, of), 6) for name, of in ordered}
+    ordered = sorted(found.items(), key=lambda item: -item[1])
+    return {name: round(min(1.0, mass), 6) for name, mass in ordered}
 
 
 def _place(text: str, label: str) -> tuple[int, int]:
-    """Where the answer says the label, in bytes: in JSON behind its name, in words where it does first.
+    """(begin, end) of the label in the answer, in bytes: the last place in JSON, else the first.
 
     Raises:
-        ValueError: It does not, in these letters.
+        ValueError: It is not there in this spelling.
     """
     spelled = r"\s+".join(map(re.escape, label.split()))
     places = list(re.finditer(rf"(?i)(?<!\w){spelled}(?!\w)", text))
@@ -93,7 +93,7 @@ def _place(text: str, label: str) -> tuple[int, int]:
 
 
 def _only(said: str, labels: Mapping[str, str], *, cased: bool) -> str | None:
-    """The one label that these words begin, or that begins them; None for none or several."""
+    """The one label that begins with this text, or that this text begins with; None for none or several."""
     if not cased:
         said = said.casefold()
     if not said:

@@ -177,10 +177,10 @@ class AnswerPolicy:
             return request.body
         body = _decode(request.body)
         if self._expected is not None:
-            body = self._expected.told(body, form)
+            body = self._expected.in_form(body, form)
             if invalid and repair.answer is not None:
                 content = repair.answer.content or ""
-                body = self._expected.asked_again(body, content, repair.answer.unfit or "")
+                body = self._expected.corrected(body, content, repair.answer.unfit or "")
         if repair.max_tokens is not None:
             names = [name for name in BOUNDS if body.get(name) is not None]
             body.update(dict.fromkeys(names, repair.max_tokens))

@@ -1,4 +1,4 @@
-"""What an error body says, in the many shapes that gateways give it. Touches: nothing.
+"""Reads the message and codes of an error body, in any gateway's shape. Touches: nothing.
 
 | shape | who |
 |---|---|
@@ -10,7 +10,7 @@
 | `{"error_code", "error_msg"}`, `{"code", "msg"}`, `{"base_resp": {status_code, status_msg}}` | Baidu; Zhipu, DashScope, SiliconFlow; MiniMax |
 | `{"header": {code, message}}`, `{"Response": {"Error": {Code, Message}}}`, `{"fault": {…}}` | Spark; Tencent; Apigee |
 
-A layer is an object that describes the error; the outermost comes first, and the innermost knows most.
+A layer is an object that describes the error; the outermost comes first, the innermost is most precise.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ _ID_IN_TEXT = re.compile(
 
 
 class ErrorBody(NamedTuple):
-    """What a body says of an error.
+    """The error that a body describes.
 
     Attributes:
         message: For people; "" when there is none.
         codes: Words for the kind, the innermost first.
         number: A code that is no HTTP status, as "dialect:number"; "" for none.
-        status: The HTTP status that it names; None when it names none.
-        passed_on: Whether it holds the error of another server, behind the gateway,
-        inner_status: and the HTTP status that this one names.
+        status: The HTTP status that it names; None for none.
+        passed_on: Whether it holds the error of another server, behind the gateway.
+        inner_status: The HTTP status in that server's error; None for none.
         request_id: The server's name for the request, where the body holds it.
-        details: What Gemini names beside the message: the reason, and which quota was exceeded.
+        details: Gemini's reason, and which quota was exceeded.
     """
 
     message: str = ""
@@ -79,7 +79,7 @@ class ErrorBody(NamedTuple):
 
 
 def is_error(data: Any) -> bool:
-    """Whether a body says that it is an error, though there may be an answer in it.
+    """Whether a body is marked as an error, though there may be an answer in it.
 
     >>> is_error({"error": {"message": "", "code": None}}), is_error({"success": False, "choices": []})
     (False, True)
@@ -88,23 +88,23 @@ def is_error(data: Any) -> bool:
         return False
     base = data.get("base_resp")
     return (
-        _tells(data.get("error"))
+        _is_filled(data.get("error"))
         or data.get("success") is False
         or bool(isinstance(base, dict) and base.get("status_code"))
         or bool(data.get("error_code"))
     )
 
 
-def _tells(value: Any) -> bool:
-    """Whether there is anything in it: some send an error with every answer, empty when there is none."""
+def _is_filled(value: Any) -> bool:
+    """Whether an `error` field holds anything: some servers send an empty one with every answer."""
     if isinstance(value, dict):
-        return any(of and of != "None" for of in value.values())
+        return any(field and field != "None" for field in value.values())
     return bool(value) and value != "None"
 
 
 def read_error(data: Any) -> ErrorBody:
-    """What a body, parsed, says of an error; nothing where it says nothing."""
-    told: list[str] = []
+    """The error in a parsed body; an empty one where there is none."""
+    messages: list[str] = []
     codes: list[str] = []
     number = provider = ""
     status = inner_status = request_id = None
@@ -112,8 +112,8 @@ def read_error(data: Any) -> ErrorBody:
     details: list[str] = []
     for layer, how, inner in layers(data):
         text = _message(layer)
-        if text and how != "in text" and text not in told:
-            told.insert(0, text)
+        if text and how != "in text" and text not in messages:
+            messages.insert(0, text)
         words, numbers = _codes(layer)
         codes[:0] = [word for word in words if word not in codes]
         for name, found in numbers:
@@ -129,16 +129,16 @@ def read_error(data: Any) -> ErrorBody:
             if request_id is None and isinstance(layer.get(name), str | int):
                 request_id = str(layer[name]) or None
         details += _details(layer)
-    message = told[0] if told else ""
-    if len(told) > 1 and passed_on and "provider returned error" not in told[1].lower():
-        message = f"{told[1]}: {message}"
+    message = messages[0] if messages else ""
+    if len(messages) > 1 and passed_on and "provider returned error" not in messages[1].lower():
+        message = f"{messages[1]}: {message}"
     if provider and passed_on:
         message = f"{provider}: {message}"
     if inner_status is None and passed_on:
         inner_status = status_in(message)
     if request_id is None and (found_id := _ID_IN_TEXT.search(message)) is not None:
         request_id = found_id[1]
-    # A text inside another one may hold halves of characters.
+    # A text inside another one may hold lone surrogates.
     message, codes, request_id = clean([message[:_MOST], codes, request_id])
     rest = clean(" ".join(details)[:_MOST])
     return ErrorBody(
@@ -147,7 +147,7 @@ def read_error(data: Any) -> ErrorBody:
 
 
 def status_in(message: str) -> int | None:
-    """The HTTP status that a message begins with, more or less; None when it tells none.
+    """The HTTP status near the beginning of a message; None for none.
 
     >>> status_in("Error code: 429 - too fast"), status_in("no")
     (429, None)
@@ -192,22 +192,22 @@ def _layers(
 
 
 def _listed(values: list[Any]) -> str:
-    """A list of faults as a text; of FastAPI's without the input, which is the row's own text."""
-    told = []
+    """A list of errors as a text; FastAPI's without the input, which is the row's own text."""
+    parts = []
     for value in values[:20]:
         if isinstance(value, dict) and isinstance(text := value.get("msg"), str):
             where = value.get("loc")
             place = ".".join(map(str, where)) if isinstance(where, list) else ""
-            told.append(f"{place}: {text}" if place else text)
+            parts.append(f"{place}: {text}" if place else text)
         elif isinstance(value, str):
-            told.append(value)
+            parts.append(value)
         elif value is not None:
-            told.append(_encode(value).decode())
-    return "; ".join(told)
+            parts.append(_encode(value).decode())
+    return "; ".join(parts)
 
 
 def _json_in(text: str) -> Any:
-    """The object that stands in a text as JSON, or as Python writes it; None when there is none."""
+    """The object in a text, as JSON or as Python writes it; None for none."""
     text = text[:_MOST]
     begin, end = text.find("{"), text.rfind("}")
     if begin < 0 or end < begin:
@@ -223,7 +223,7 @@ def _json_in(text: str) -> Any:
 
 
 def _is_error_in(value: Any) -> bool:
-    """Whether an object that stands in a text is an error, and not some other."""
+    """Whether an object from a text describes an error."""
     return isinstance(value, dict) and (
         "error" in value or ("message" in value and ("code" in value or "type" in value))
     )
@@ -240,7 +240,7 @@ def _message(layer: dict[str, Any]) -> str:
 
 
 def _codes(layer: dict[str, Any]) -> tuple[list[str], list[tuple[str, int]]]:
-    """Words for the kind, and numbers with the names that they stood under."""
+    """(words for the kind, numbers with their field names)."""
     words: list[str] = []
     numbers: list[tuple[str, int]] = []
     for name in _CODES:

@@ -7,6 +7,7 @@ the usage that answers report.
 from __future__ import annotations
 
 from collections import deque
+from heapq import nlargest
 
 __all__ = ["TimeoutEstimator", "TokenEstimator"]
 
@@ -16,6 +17,7 @@ _DECAY = 0.999  # Weight of what was learned, per answer: the last thousand coun
 # Lengths must differ by this share for a slope, which differs from the ratio by this factor at most.
 _MIN_SPREAD, _MAX_STEEPNESS = 0.2, 4.0
 _MIN_ANSWERS, _MARGIN = 20, 1.2
+_FIT_EACH, _FIT_EVERY = 100, 10  # After each of the first answers, then after every tenth.
 # Of these bytes a token holds several in every tokenizer; digits, capitals, punctuation and other scripts
 # may take up to a token a byte.
 _LIGHT = b"abcdefghijklmnopqrstuvwxyz "
@@ -33,27 +35,29 @@ class TokenEstimator:
         self._rows = self._x = self._y = self._xx = self._xy = 0.0  # Sums; x bytes, y tokens.
         self._answers, self._output_tokens = 0.0, 0.0
         self._observed, self._max_per_byte = 0, 0.0
+        self._base, self._slope = (
+            0.0,
+            1 / _BYTES_PER_TOKEN,
+        )  # Tokens of a prompt: base + slope * bytes.
         self._max_dense_share = 0.0
 
     def tokens(self, body_bytes: int, max_tokens: int | None) -> tuple[float, float | None]:
         """(prompt and mean answer, prompt and longest answer or None when answers have no bound)."""
-        prompt = self._prompt(body_bytes)
+        prompt = max(1.0, self._base + self._slope * body_bytes)
         mean = self._output_tokens / self._answers if self._answers else _ANSWER_TOKENS
         if max_tokens is None:
-            return max(1.0, prompt + mean), None
-        return max(1.0, prompt + min(mean, max_tokens)), max(1.0, prompt + max_tokens)
+            return prompt + mean, None
+        return prompt + min(mean, max_tokens), prompt + max_tokens
 
-    def _prompt(self, body_bytes: int) -> float:
+    def _fit(self) -> None:
         rows = self._rows
-        if not rows:
-            return body_bytes / _BYTES_PER_TOKEN
         x, y = self._x / rows, self._y / rows
         variance = self._xx / rows - x * x
         slope = y / x
         if self._observed >= _MIN_ANSWERS and variance > (_MIN_SPREAD * x) ** 2:
             fitted = (self._xy / rows - x * y) / variance
             slope = min(max(fitted, slope / _MAX_STEEPNESS), slope * _MAX_STEEPNESS)
-        return max(1.0, y + slope * (body_bytes - x))
+        self._base, self._slope = y - slope * x, slope
 
     def max_prompt(self, body_bytes: int, text: bytes | None = None) -> int:
         """Upper bound of a prompt's tokens: one a byte, until enough answers show how dense they are.
@@ -95,6 +99,8 @@ class TokenEstimator:
             self._xy = self._xy * _DECAY + body_bytes * prompt_tokens
             self._observed += 1
             self._max_per_byte = max(self._max_per_byte, prompt_tokens / body_bytes)
+            if self._observed < _FIT_EACH or not self._observed % _FIT_EVERY:
+                self._fit()
             if text is not None:
                 share = _dense_bytes(text) / body_bytes
                 self._max_dense_share = max(self._max_dense_share, share)
@@ -134,5 +140,6 @@ class TimeoutEstimator:
         self._new += 1
         if self._new >= self._UPDATE_EVERY:
             self._new = 0
-            p99 = sorted(self._latencies)[int(0.99 * len(self._latencies))]
+            seen = len(self._latencies)
+            p99 = nlargest(seen - int(0.99 * seen), self._latencies)[-1]
             self.seconds = min(self._MAX, max(self._MIN, self._FACTOR * p99))

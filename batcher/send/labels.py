@@ -1,8 +1,8 @@
-"""Which label a text says: as a whole, and as words somewhere in it. Touches: nothing.
+"""Finds labels in a text: as all of it, and as words in it. Touches: nothing.
 
 An answer is compared with the labels in steps, and the first step that finds exactly one decides: the
-exact spelling, Unicode NFC, lower case, case folding. Only then are the marks around it (quotes, asterisks,
-brackets, full stops) dropped, and none that a label has itself. So "A" and "A*", "US" and "us", "C" and
+exact spelling, Unicode NFC, lower case, case folding. Only then are marks around it (quotes, asterisks,
+brackets, full stops) dropped, but none that a label has itself. So "A" and "A*", "US" and "us", "C" and
 "C++" stay apart.
 
 Words end where Unicode's text segmentation (UAX #29) ends them, with these differences:
@@ -30,7 +30,7 @@ _PAIRS = {
 }  # fmt: skip
 _ENDS = frozenset(".,;:!?…。、，．；：！？؟،؛।॥")
 _NOT_MARKS = frozenset("%&/\\@§¶†‡#-")
-# Before a word these say something else than it does: "!spam" is not spam, ".5" is not 5.
+# Before a word these change its meaning: "!spam" is not spam, ".5" is not 5.
 _NOT, _OF_NUMBERS = frozenset("!！¬"), frozenset(".,．，")
 _SPARE = 64
 
@@ -51,7 +51,7 @@ class Labels:
         self._labels = frozenset(labels)
         self._held = frozenset(mark for label in labels for mark in _edges(label))
         self.longest = max(map(len, labels), default=0)
-        # A text that is much longer says more than a label.
+        # A text that is much longer is more than a label.
         self._most = 4 * self.longest + _SPARE
         self._by_form = [(form, _by(form, labels)) for form in (_composed, _lower, _folded)]
         spellings = self._by_form[-1][1]
@@ -61,14 +61,14 @@ class Labels:
 
     @property
     def spellings(self) -> tuple[dict[str, str], bool]:
-        """(labels by their folded form, or by themselves where capitals tell them apart; whether they do)."""
+        """(labels by their folded form, or by themselves where they differ in case; whether they do)."""
         folded = self._by_form[-1][1]
         if len(folded) < len(self.names):
             return {label: label for label in self.names}, True
         return {form: labels[0] for form, labels in folded.items()}, False
 
     def match(self, text: str) -> str | None:
-        """The label that a whole text says; None for none, and where it may be several.
+        """The label that a whole text is; None for none, and where it may be several.
 
         >>> Labels(("A*", "A")).match("A*"), Labels(("Bug", "Café")).match("**bug**.")
         ('A*', 'Bug')
@@ -77,16 +77,16 @@ class Labels:
             return text
         if len(text) > self._most and len(text := text.strip()) > self._most:
             return None
-        for said in (text, without_marks(text, self._held)):
-            said = " ".join(said.split())
+        for part in (text, without_marks(text, self._held)):
+            words = " ".join(part.split())
             for form, found in self._by_form:
-                labels = found.get(form(said))
+                labels = found.get(form(words))
                 if labels is not None:
                     return labels[0] if len(labels) == 1 else None
         return None
 
     def mentions(self, text: str) -> set[str]:
-        """Labels that stand in a text as words of their own, until there are two."""
+        """Labels that a text contains as separate words; stops at two."""
         found: set[str] = set()
         folded = _folded(" ".join(text.split()))
         at = 0
@@ -98,7 +98,7 @@ class Labels:
                 continue
             at += len(word)
             labels = self._by_form[-1][1][word]
-            if len(labels) > 1:  # Told apart by their case: as it is written, else all of them.
+            if len(labels) > 1:  # They differ in case: those in this spelling, else all of them.
                 written = [label for label in labels if label in text]
                 labels = written or labels
             found.update(labels)
@@ -113,9 +113,9 @@ class Labels:
 
 
 def plain(text: str) -> str:
-    r"""What spellings of one label have in common, where the labels are not known.
+    r"""A form that all spellings of one label share, where the labels are not known.
 
-    Marks are dropped in pairs around it, and those that end a sentence behind it.
+    Marks are dropped in pairs around it, and at its end those that end a sentence.
 
     >>> plain(" **Billing**. "), plain("A*"), plain("「請求」"), plain("cafe\N{COMBINING ACUTE ACCENT}")
     ('billing', 'a*', '請求', 'café')
@@ -129,7 +129,7 @@ def without_marks(text: str, held: frozenset[str] | None = None) -> str:
     Args:
         text: Of any length.
         held: Marks that stay, because a label has them; None where that is not known: then marks are
-            dropped in pairs only, and behind a sentence.
+            dropped in pairs only, and at the end of a sentence.
     """
     begin, end = 0, len(text)
     while begin < end:
@@ -170,13 +170,13 @@ def _leading(text: str, begin: int, end: int, held: frozenset[str]) -> int:
 
 
 def _edges(label: str) -> str:
-    """What a label has before its first and behind its last letter or digit."""
+    """The characters of a label before its first and after its last letter or digit."""
     words = [at for at, char in enumerate(label) if char.isalnum()]
     return label[: words[0]] + label[words[-1] + 1 :] if words else label
 
 
 def _is_trailing(text: str, begin: int, end: int) -> bool:
-    """Whether the last character is a mark; a dash is one behind a blank only ("A-" is a grade)."""
+    """Whether the last character is a mark; a dash is one after a blank only ("A-" is a grade)."""
     last = text[end - 1]
     return _is_mark(last) or (last in "-–—" and end - begin > 1 and _is_blank(text[end - 2]))
 
@@ -190,7 +190,7 @@ def _is_mark(char: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_blank(char: str) -> bool:
-    """Whether there is nothing to see: blanks, and what has no width."""
+    """Whether a character is blank, or has no width."""
     return char.isspace() or unicodedata.category(char) == "Cf"
 
 
@@ -240,7 +240,7 @@ def _ends(text: str, at: int) -> bool:
 
 
 def _joined(text: str, at: int) -> bool:
-    """Whether the characters before and behind a place belong to one word."""
+    """Whether the characters before and after a place belong to one word."""
     after = _kind(text[at])
     if after == "extend":
         return True
@@ -257,7 +257,7 @@ def _joined(text: str, at: int) -> bool:
 
 
 def _within(text: str, at: int, before: str) -> bool:
-    """Whether a mark stands inside a word or a number: "don't", "1.5", "bug_report"."""
+    """Whether a mark is inside a word or a number: "don't", "1.5", "bug_report"."""
     mark = text[at]
     after = _kind(text[at + 1]) if at + 1 < len(text) else "none"
     if mark == "_":
@@ -287,7 +287,7 @@ def _lower(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """What is the same for texts that differ in case only (Unicode, D145), composed again."""
+    """A form that texts share which differ in case only (Unicode, D145), composed again."""
     if text.isascii():
         return text.lower()
     decomposed = unicodedata.normalize("NFD", _composed(text)).casefold()

@@ -1,4 +1,4 @@
-"""JSON as servers write it: with halves of characters, with NaN, with far too much of it. Touches: nothing."""
+"""Reads JSON as servers write it: with lone surrogates, with NaN, of any size. Touches: nothing."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 LARGE_BYTES = 1 << 20
-"""Up to here a body is parsed without a look at how much is in it."""
+"""Up to this size a body is parsed without counting its values."""
 
-# A value of two bytes takes 64 when it is parsed, and millions of them hold everything up.
+# A value of two bytes takes 64 in memory, and millions of them block the event loop.
 _MOST_LISTS, _MOST_VALUES = 1_000_000, 4_000_000
 
 
 def loads(body: bytes, *, halves: bool = False) -> Any:
-    """What a body says.
+    """The value in a body.
 
     Args:
         body: In UTF-8.
-        halves: Whether halves of characters (lone surrogates) are left as they are, for a text that is
-            put together later; else they become U+FFFD.
+        halves: Whether lone surrogates stay, for a text that is joined later; else they become U+FFFD.
 
     Raises:
-        ValueError: It is no JSON, or has too many parts.
+        ValueError: It is no JSON, or has too many values.
     """
     if is_excessive(body):
         raise ValueError(f"more than {_MOST_LISTS:,} lists or {_MOST_VALUES:,} values")
@@ -38,7 +37,7 @@ def loads(body: bytes, *, halves: bool = False) -> Any:
         return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    try:  # The standard library takes halves of characters and NaN, which msgspec does not.
+    try:  # The standard library reads lone surrogates and NaN, which msgspec does not.
         found = json.loads(body.decode("utf-8", "replace"))
         return found if halves else _decode(dumps(found))
     except RecursionError as error:
@@ -46,7 +45,7 @@ def loads(body: bytes, *, halves: bool = False) -> Any:
 
 
 def is_excessive(body: bytes | str) -> bool:
-    """Whether JSON holds so many values that they would fill the memory."""
+    """Whether JSON holds so many values that they could fill the memory."""
     if len(body) <= LARGE_BYTES:
         return False
     if isinstance(body, str):
@@ -57,7 +56,7 @@ def is_excessive(body: bytes | str) -> bool:
 
 
 def dumps(value: Any) -> bytes:
-    """The JSON of what `loads` gave: halves that met are one character, others U+FFFD.
+    """The JSON of a value from `loads`: surrogate pairs become characters, lone ones U+FFFD.
 
     Raises:
         ValueError: It is too deep.

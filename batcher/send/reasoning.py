@@ -1,4 +1,4 @@
-"""The answer in a text that begins with a model's reasoning. Touches: nothing.
+"""Finds the answer in a text that begins with a model's reasoning. Touches: nothing.
 
 Servers without a reasoning parser leave the reasoning in `content`. The forms are those of the parsers
 of vLLM, SGLang and llama.cpp: DeepSeek, Qwen, GLM, MiniMax, Nemotron and ERNIE write `<think>`, EXAONE and
@@ -19,9 +19,9 @@ _NAMES = (
     r"(?:[a-z]{1,12}[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis"
     r"|antthinking)"
 )
-# Each way of writing has a group for its beginning and one for its end. Nothing in here can match in two
-# ways, and what repeats is bounded, so that a search takes time in proportion to the text.
-_WAYS = (
+# Each notation has a group for its beginning and one for its end. Nothing here can match in two ways, and
+# repetitions are bounded, so that a search is linear in the text.
+_NOTATIONS = (
     (rf"<{_NAMES}(?: [^<>]{{0,99}})?>", rf"</{_NAMES}>"),
     (r"(?-i:\[THINK\])", r"(?-i:\[/THINK\])"),
     ("◁think▷", "◁/think▷"),
@@ -35,12 +35,12 @@ _WAYS = (
     (r"<\|channel>thought\b", r"<channel\|>"),
     (r"here(?: is|'s) my thought process:", r"here(?: is|'s) my response:"),
 )
-_ANY = "|".join(f"({begin})|({end})" for begin, end in _WAYS)
+_ANY = "|".join(f"({begin})|({end})" for begin, end in _NOTATIONS)
 _MARK = re.compile(rf"(?=[<\[◁]|here)(?:{_ANY})", re.IGNORECASE)
-_ENDS = [re.compile(end, re.IGNORECASE) for _begin, end in _WAYS]
+_ENDS = [re.compile(end, re.IGNORECASE) for _begin, end in _NOTATIONS]
 _MOST_CHARS = 1 << 20  # Of a text that may be nothing but reasoning.
 _LONGEST = 150  # Characters of such a tag.
-# What models put around the answer behind their reasoning; and harmony's last token.
+# What models put around the answer after their reasoning; and harmony's last token.
 _AROUND = (
     ("<answer>", "</answer>"),
     ("<response>", "</response>"),
@@ -56,9 +56,9 @@ _FIRST, _LAST = frozenset("<[◁Hh"), frozenset(">]▷:")
 
 
 def answer_in(text: str) -> str:
-    """What follows the reasoning in a text, without blanks around it; "" when nothing does.
+    """The text after the reasoning, without blanks around it; "" for none.
 
-    Reasoning stands between two tags, the first of which begins the text or a line. The first tag may be
+    Reasoning is enclosed in two tags, the first of which begins the text or a line. The first tag may be
     missing (the chat template wrote it), and so may the second (the answer never came). A text that
     mentions a tag in the middle of a line, in quotes or in JSON stays as it is.
 
@@ -74,13 +74,13 @@ def answer_in(text: str) -> str:
 
 
 def is_reasoning(text: str) -> bool:
-    """Whether there is nothing in a text but reasoning.
+    """Whether a text is nothing but reasoning.
 
     >>> is_reasoning("<think>A bug?</think>"), is_reasoning("<b>billing</b>")
     (True, False)
     """
     text = text.strip()
-    # Most texts are told by their first and last character.
+    # The first and last character decide for most texts.
     if len(text) > _MOST_CHARS:
         return False
     if text[:1] in _FIRST and _MARK.match(text):
@@ -94,9 +94,8 @@ def _behind(text: str) -> str:
     # What is left of harmony when a server drops its special tokens.
     if text.startswith("analysis") and (at := text.rfind("assistantfinal")) > 0:
         return text[at + len("assistantfinal") :].strip()
-    inside = begun = after = (
-        0  # Which way of writing is open, since where; where the last one ended.
-    )
+    # The notation that is open and where it began; where the last one ended.
+    inside = begun = after = 0
     outside: list[str] = []
     mentioned: set[int] = set()
     is_json: bool | None = None
@@ -108,13 +107,13 @@ def _behind(text: str) -> str:
             inside, after = 0, at
             continue
         number = mark.lastindex or 0
-        way, ends = (number + 1) // 2, number % 2 == 0
+        notation, ends = (number + 1) // 2, number % 2 == 0
         if not ends:
             if _begins(text, after, mark.start()):
-                inside, begun = way, mark.start()
+                inside, begun = notation, mark.start()
             else:
-                mentioned.add(way)
-        elif way not in mentioned and not _is_quoted(text, mark):
+                mentioned.add(notation)
+        elif notation not in mentioned and not _is_quoted(text, mark):
             if is_json is None:
                 is_json = _is_json(text[after:])
             if is_json:
@@ -128,7 +127,7 @@ def _behind(text: str) -> str:
 
 
 def _begins(text: str, after: int, at: int) -> bool:
-    """Whether nothing stands before a place in its line, since the last reasoning."""
+    """Whether a place begins its line, or follows the last reasoning."""
     before = text[max(after, at - 100) : at].rstrip(" \t")
     return not before or before.endswith("\n")
 

@@ -1,7 +1,4 @@
-"""What became of a request, as a Result: its last answer or failure, and all its attempts.
-
-Touches: nothing.
-"""
+"""Builds the result of a request from its last answer or failure and its attempts. Touches: nothing."""
 
 from __future__ import annotations
 
@@ -24,25 +21,25 @@ def attempt(
     latency: float,
     waited: float,
     cause: str,
-    came: Completion | RequestError,
+    ended: Completion | RequestError,
     first: float | None,
 ) -> Attempt:
-    """One exchange, for the record; times in seconds, `first` that until its first token."""
+    """One exchange; times in seconds, `first` until its first token."""
     status: int | None = 200
-    if isinstance(came, RequestError):
-        status, said = came.status, str(came)[:300]
+    if isinstance(ended, RequestError):
+        status, message = ended.status, str(ended)[:300]
     else:
-        said = came.unfit or ""
-    usage = came.usage
+        message = ended.unfit or ""
+    usage = ended.usage
     return Attempt(
         int(started * 1000),
         round(latency * 1000),
         round(max(0.0, waited) * 1000),
-        came.outcome,
+        ended.outcome,
         cause,
         http_status=status,
-        request_id=came.request_id,
-        error=said or None,
+        request_id=ended.request_id,
+        error=message or None,
         ttft_ms=None if first is None else round(first * 1000),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -63,35 +60,35 @@ def answered(request: Request, completion: Completion, tries: list[Attempt]) -> 
 
 
 def _used(tries: list[Attempt]) -> Usage | Attempt:
-    """What all attempts used together; None where an answer did not tell."""
+    """Usage of all attempts together; None where an answer did not report it."""
     if len(tries) == 1:
         return tries[0]
     sums: dict[str, Any] = {}
     for name in TOKEN_FIELDS:
-        told = [of for t in tries if (of := getattr(t, name)) is not None or t.status.answered]
-        sums[name] = None if not told or None in told else sum(told)
+        counts = [n for t in tries if (n := getattr(t, name)) is not None or t.status.answered]
+        sums[name] = None if not counts or None in counts else sum(counts)
         if name == "cost_usd" and sums[name] is not None:
-            # By their texts, as binary fractions of cents do not add up to cents.
-            sums[name] = float(sum(Decimal(str(cost)) for cost in told))
+            # As decimals: binary fractions of cents do not add up to cents.
+            sums[name] = float(sum(Decimal(str(cost)) for cost in counts))
     return Usage(**sums)
 
 
 def stopped(
-    request: Request, error: RequestError, tries: list[Attempt], talk: RepairState
+    request: Request, error: RequestError, tries: list[Attempt], repair: RepairState
 ) -> Result | None:
-    """What was paid for a request that is still to be sent; None where nothing was."""
+    """The result of a request that a stopped run leaves to be sent; None where nothing was paid for it."""
     if not any(t.paid for t in tries):
         return None
-    if talk.answer is not None:
+    if repair.answer is not None:
         error = NoAnswer("the run was stopped")
-    return msgspec.structs.replace(ended(request, error, tries, talk), stopped=True)
+    return msgspec.structs.replace(ended(request, error, tries, repair), stopped=True)
 
 
 def ended(
-    request: Request, error: RequestError, tries: list[Attempt], talk: RepairState
+    request: Request, error: RequestError, tries: list[Attempt], repair: RepairState
 ) -> Result:
-    """The last word on a request that failed: an answer that it has all the same, or the failure."""
-    if talk.answer is None:
+    """The result of a request that failed: its last unusable answer if it has one, else the failure."""
+    if repair.answer is None:
         return _result(
             request,
             tries,
@@ -101,8 +98,8 @@ def ended(
             request_id=error.request_id,
             error_type=error.error_type,
         )
-    result = answered(request, talk.answer, tries)
-    why = talk.answer.unfit or "truncated"
+    result = answered(request, repair.answer, tries)
+    why = repair.answer.unfit or "truncated"
     if not isinstance(error, AskAgain):
         why = f"{why}; asked again: {error}"
     return msgspec.structs.replace(result, error=why)
@@ -119,7 +116,6 @@ def _result(
     error_type: str | None = None,
     answer: Completion = _NOTHING,
 ) -> Result:
-    """How a request ended, with what it was and what its attempts took."""
     last, used = tries[-1] if tries else None, _used(tries)
     waited, cause, kept = _waits(tries)
     # By position: names take msgspec three times as long, and this is made for each row.
@@ -164,7 +160,7 @@ def _result(
 
 
 def _waits(tries: list[Attempt]) -> tuple[int, str, list[Attempt] | None]:
-    """A single attempt is its own record, with what it waited for; of more, each one is kept."""
+    """(ms waited, for what, attempts to keep): a single attempt is the row itself, several are all kept."""
     if len(tries) > 1:
         return 0, "", tries
     if tries and tries[0].waited_ms:

@@ -1,10 +1,10 @@
-"""Whether a failed request goes again, and after how long. Touches: nothing.
+"""Whether a failed request is sent again, and after how long. Touches: nothing.
 
 | error | again? | after |
 |---|---|---|
-| RateLimited | yes; does not count as a retry | what the server named, then to the gate; from the third on a backoff |
-| ServerError, BadResponse, NoAnswer | up to `max_retries` times | a backoff, or what the server named if that is more, two minutes at most |
-| AskAgain | yes: it is raised only where it should | at once |
+| RateLimited | yes; does not count as a retry | the time that the server named; from the third on at least a backoff |
+| ServerError, BadResponse, NoAnswer | up to `max_retries` times | a backoff, or the time that the server named if that is longer, two minutes at most |
+| AskAgain | yes | at once |
 | OutOfQuota, NotAllowed, NotFound, BadRequest | no | |
 
 All within the row's time.
@@ -34,7 +34,7 @@ def decide(
     """
     match error:
         case RateLimited():
-            # A request refused again and again while others pass must not hold them up.
+            # A request that is refused again and again must not hold up others.
             wait = 0.0 if refusals <= 2 else backoff(refusals - 2, rng)
             return max(wait, error.retry_after or 0.0)
         case AskAgain():
@@ -48,4 +48,4 @@ def decide(
 
 
 FATAL = frozenset({"auth", "quota", "not_found"})
-"""Outcomes that will be the same for every other request of the model."""
+"""Outcomes that every other request to the model will have, too."""

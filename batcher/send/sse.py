@@ -1,8 +1,8 @@
-"""Server-sent events put together to the body that would have come without them. Touches: nothing.
+"""Joins server-sent events to the body that would have come without a stream. Touches: nothing.
 
-The events are those of `stream: true`: each holds a chunk of a chat completion, and comments keep
-the connection open. What comes out is a whole completion, or the error that came in the middle, so
-that `wire` reads the same with and without a stream.
+The events are those of `stream: true`: each holds a chunk of a chat completion, and comments keep the
+connection open. The result is a whole completion, or the error that came in the middle, so that `wire`
+reads the same with and without a stream.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def is_done(end: bytes) -> bool:
 
 
 def is_finished(chunk: bytes) -> bool:
-    """Whether these bytes tell why the answer ended: the rest of the stream is then no part of it.
+    """Whether these bytes hold a `finish_reason`: the rest of the stream is then no part of the answer.
 
-    Inside a text the quotes are escaped. A reason that says nothing ("", "null") is none.
+    Inside a text the quotes are escaped. An empty reason ("", "null") is none.
 
     >>> is_finished(b'{"finish_reason": "stop"}'), is_finished(b'{"finish_reason": ""}')
     (True, False)
     """
-    return any(_tells(of.decode("utf-8", "replace")) for of in _FINISHED.findall(chunk))
+    return any(_is_reason(found.decode("utf-8", "replace")) for found in _FINISHED.findall(chunk))
 
 
-def _tells(reason: object) -> bool:
+def _is_reason(reason: object) -> bool:
     return isinstance(reason, str) and reason_of(reason) not in NO_REASON
 
 
@@ -79,9 +79,9 @@ def is_stream(headers: Mapping[str, str], body: bytes) -> bool:
 
 
 def unwrapped(body: bytes) -> bytes:
-    r"""A body without what servers of streams put around a whole answer.
+    r"""A whole answer without what streaming servers put around it.
 
-    That is blank space, NUL bytes and comments before it; the same and `data: [DONE]` behind it.
+    That is blank space, NUL bytes and comments before it; the same and `data: [DONE]` after it.
 
     >>> unwrapped(b': keep-alive\n\n{"a":1}\n\ndata: [DONE]\n\n')
     b'{"a":1}'
@@ -107,7 +107,7 @@ def unwrapped(body: bytes) -> bytes:
 
 
 def _before(body: bytes) -> int:
-    """Where the first line begins that is neither blank nor a comment."""
+    """Start of the first line that is neither blank nor a comment."""
     found = _BEFORE.match(body)
     return found.end() if found else 0
 
@@ -116,7 +116,7 @@ def whole(body: bytes) -> tuple[bytes, int | None]:
     """(the completion or the error as JSON, bytes of the stream up to the end of the first token).
 
     Raises:
-        NoAnswer: It ended before its end.
+        NoAnswer: It was cut.
     """
     try:
         return _whole(body)
@@ -132,14 +132,14 @@ def _whole(body: bytes) -> tuple[bytes, int | None]:
         if data == _DONE:
             done = True
             break
-        if not data:  # Some keep the connection open so.
+        if not data:  # Some servers keep the connection open with these.
             continue
         chunk = loads(data, halves=True)
         if not isinstance(chunk, dict):
             continue
         if is_error(chunk):
             return dumps({**chunk, "choices": None}), first
-        if name == b"error" or _only_says_a_fault(chunk):
+        if name == b"error" or _is_bare_error(chunk):
             return dumps({"error": chunk}), first
         if pieces.add(chunk) and first is None:
             first = end
@@ -149,7 +149,7 @@ def _whole(body: bytes) -> tuple[bytes, int | None]:
 
 
 def _events(body: bytes, at: int) -> Iterator[tuple[bytes, int, bytes]]:
-    """(data, where its event ends, its name) of each event that has some; the last may lack its end."""
+    """(data, end of its event, its name) of each event with data; the last may lack its end."""
     held: list[bytes] = []
     name = b""
     for end in _LINES.finditer(body, at):
@@ -169,11 +169,11 @@ def _events(body: bytes, at: int) -> Iterator[tuple[bytes, int, bytes]]:
 
 
 class _Pieces:
-    """What the chunks brought so far.
+    """A completion in the making.
 
     Attributes:
         content: Texts of the answer.
-        finish: Why it ended; None until that is told.
+        finish: Its `finish_reason`; None until it came.
     """
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class _Pieces:
         self.finish: Any = None
 
     def add(self, chunk: dict[str, Any]) -> bool:
-        """Takes a chunk; whether it holds a part of the answer."""
+        """Adds a chunk; returns whether it holds a part of the answer."""
         for name in _HEAD:
             if chunk.get(name) is not None:
                 self._head.setdefault(name, chunk[name])
@@ -197,8 +197,8 @@ class _Pieces:
         if isinstance(groq := chunk.get("x_groq"), dict):
             self._use(groq.get("usage"))
         choices = chunk.get("choices")
-        own = (of for of in choices if isinstance(of, dict)) if isinstance(choices, list) else ()
-        choice = next((of for of in own if not of.get("index")), None)
+        listed = choices if isinstance(choices, list) else []
+        choice = next((c for c in listed if isinstance(c, dict) and not c.get("index")), None)
         if choice is None:
             return False
         self._answers = True
@@ -206,26 +206,26 @@ class _Pieces:
         for name in ("error", "content_filter_results"):
             if choice.get(name) is not None:
                 self._more[name] = choice[name]
-        if _tells(choice.get("finish_reason")):
+        if _is_reason(choice.get("finish_reason")):
             self.finish = choice["finish_reason"]
         if isinstance(sure := choice.get("logprobs"), dict):
-            for name, of in sure.items():
-                if isinstance(of, list):
-                    self._logprobs.setdefault(name, []).extend(of)
+            for name, tokens in sure.items():
+                if isinstance(tokens, list):
+                    self._logprobs.setdefault(name, []).extend(tokens)
         delta, message = choice.get("delta"), choice.get("message")
         if isinstance(delta, dict) and delta:
-            told = self._delta(delta)
-            self._in_pieces = self._in_pieces or told
-            return told
+            added = self._delta(delta)
+            self._in_pieces = self._in_pieces or added
+            return added
         return isinstance(message, dict) and self._delta(self._whole_message(message))
 
     def _use(self, usage: Any) -> None:
-        """Takes a usage; Gemini sends one with each chunk, and the last that tells anything counts."""
+        """Keeps a usage; Gemini sends one with each chunk, and the last that is not empty counts."""
         if isinstance(usage, dict) and (self._usage is None or any(usage.values())):
             self._usage = usage
 
     def _whole_message(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A message that comes where pieces are expected; behind pieces it is all of them again (MiniMax)."""
+        """A whole message in a stream; after pieces it repeats all of them (MiniMax)."""
         if self._in_pieces:
             if message.get("content"):
                 self.content.clear()
@@ -239,29 +239,29 @@ class _Pieces:
         return message
 
     def _delta(self, delta: dict[str, Any]) -> bool:
-        said = delta.get("content")
-        if isinstance(said, list):  # Parts, as in a whole answer.
-            parts = [part.get("text") for part in said if isinstance(part, dict)]
-            said = "".join(part for part in parts if isinstance(part, str))
-        if isinstance(said, str):
-            self.content.append(said)
-        told = bool(said)
+        content = delta.get("content")
+        if isinstance(content, list):  # Parts, as in a whole answer.
+            parts = [part.get("text") for part in content if isinstance(part, dict)]
+            content = "".join(part for part in parts if isinstance(part, str))
+        if isinstance(content, str):
+            self.content.append(content)
+        added = bool(content)
         for name in _TEXTS:
             if isinstance(text := delta.get(name), str):
                 self._texts.setdefault(name, []).append(text)
-                told = told or bool(text)
+                added = added or bool(text)
         calls = delta.get("tool_calls")
         for number, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, dict):
                 self._call(self._place(call, number), call)
-                told = True
+                added = True
         if isinstance(call := delta.get("function_call"), dict):
             self._function = _joined(self._function or {}, call)
-            told = True
-        return told
+            added = True
+        return added
 
     def _place(self, call: dict[str, Any], number: int) -> int:
-        """Which of the calls a piece belongs to; some servers tell none, and each call whole."""
+        """The call that a piece belongs to; some servers send whole calls without an index."""
         if isinstance(at := call.get("index"), int):
             return at
         if name := call.get("id"):
@@ -297,17 +297,19 @@ class _Pieces:
         return data if self._usage is None else {**data, "usage": self._usage}
 
 
-def _only_says_a_fault(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk is an error without that word: a code and a message, and nothing of an answer."""
-    told = chunk.get("code") or chunk.get("status")
-    says = chunk.get("message") or chunk.get("msg") or chunk.get("detail")
+def _is_bare_error(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk is an error without that field: a code and a message, and nothing of an answer."""
+    code = chunk.get("code") or chunk.get("status")
+    message = chunk.get("message") or chunk.get("msg") or chunk.get("detail")
     return (
-        bool(told and isinstance(says, str)) and not chunk.get("choices") and "usage" not in chunk
+        bool(code and isinstance(message, str))
+        and not chunk.get("choices")
+        and "usage" not in chunk
     )
 
 
 def _joined(held: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
-    """A function's name, which comes once, and its arguments, which come in pieces."""
+    """A function with one more piece: its name comes once, its arguments in pieces."""
     joined = {**held}
     for name, value in piece.items():
         if name == "arguments" and isinstance(value, str):

@@ -198,12 +198,14 @@ def test_a_model_without_schemas_is_told_in_words():
         "messages": [{"role": "user", "content": "x"}],
         "response_format": {"type": "json_schema"},
     }
-    words = Expected(None, LABELS).told(body, "prompt")
+    words = Expected(None, LABELS).in_form(body, "prompt")
     assert "response_format" not in words
     assert words["messages"][0]["role"] == "system"
     assert "bug, billing, Feature request" in words["messages"][0]["content"]
     system = {"role": "system", "content": "Be brief."}
-    half = Expected(TICKET).told({**body, "messages": [system, *body["messages"]]}, "json_object")
+    half = Expected(TICKET).in_form(
+        {**body, "messages": [system, *body["messages"]]}, "json_object"
+    )
     assert half["response_format"] == {"type": "json_object"}
     assert half["messages"][0]["content"].startswith("Be brief.\n\nAnswer with JSON")
     assert system == {"role": "system", "content": "Be brief."}
@@ -212,7 +214,7 @@ def test_a_model_without_schemas_is_told_in_words():
 def test_a_re_ask_shows_the_answer_and_what_is_wrong_with_it():
     """As a person would."""
     body = {"messages": [{"role": "user", "content": "x"}]}
-    again = Expected(None, LABELS).asked_again(body, "spam", "it is none of the labels")
+    again = Expected(None, LABELS).corrected(body, "spam", "it is none of the labels")
     assert [message["role"] for message in again["messages"]] == ["user", "assistant", "user"]
     assert "cannot be used: it is none of the labels" in again["messages"][-1]["content"]
     assert len(body["messages"]) == 1
