@@ -34,7 +34,7 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 _WORD = re.compile(r"\w+")
-_MOODS = {word: (mood, 1) for mood, words in MOODS.items() for word in words.split()}
+_MOODS = {word: (mood, 1) for mood, words in MOODS.items() for word in words}
 _WEIGHTS = {
     phrase: (label, weight)
     for label, weights in PHRASES.items()
