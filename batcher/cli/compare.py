@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from batcher.cli.outputs import labels_of, rows_of
 from batcher.errors import JobError
+from batcher.live.format import counted
 from batcher.live.terminal import say
 
 if TYPE_CHECKING:
@@ -153,17 +154,13 @@ def _told(of: Comparison, one: str, other: str, *, has_gold: bool) -> list[str]:
         )
     for name, n in zip((one, other), of.alone, strict=True):
         if n:
-            lines.append(f"{_counted(n)} answered only in {name}")
+            lines.append(f"{counted(n, 'row')} answered only in {name}")
     if not has_gold and of.changed:
         lines.append(f"changed {of.n_changed:,}{_names(of.changed, of.n_changed)}")
     for name, n in zip((one, other), of.only, strict=True):
         if n:
-            lines.append(f"{_counted(n)} only in {name}")
+            lines.append(f"{counted(n, 'row')} only in {name}")
     return lines
-
-
-def _counted(rows: int) -> str:
-    return "1 row" if rows == 1 else f"{rows:,} rows"
 
 
 def _names(names: list[str], count: int) -> str:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
+from batcher.live.format import UNKNOWN, counted, whole
 from batcher.live.terminal import in_line, say
 from batcher.money.price_sources import catalogue_prices, file_prices, package_prices
 from batcher.money.prices import Price, Prices
@@ -62,8 +63,7 @@ def models(
         say("  ".join((first.ljust(widths[0]), *cells)))
     unpriced = sum(price is None for _name, price in rows)
     sources = {price.source for _name, price in rows if price is not None}
-    counted = "1 model" if len(rows) == 1 else f"{len(rows):,} models"
-    tail = f"{counted}, {unpriced:,} without a known price"
+    tail = f"{counted(len(rows), 'model')}, {unpriced:,} without a known price"
     say("; ".join((tail, *sorted(sources))) + ".", error=True)
     return 0
 
@@ -84,13 +84,13 @@ async def _asked(endpoint: Endpoint, told: dict[str, Price]) -> tuple[list[str],
 def _cells(name: str, price: Price | None) -> tuple[str, ...]:
     clean = in_line(name)
     if price is None:
-        return (clean, *["—"] * (len(_HEADS) - 1))
+        return (clean, *[UNKNOWN] * (len(_HEADS) - 1))
     counts = (price.context, price.max_output)
     dollars = (price.input, price.cached, price.cache_write, price.output)
     return (
         clean,
-        *("—" if count is None else f"{count:,}" for count in counts),
-        *("—" if of is None else f"{of.normalize():f}" for of in dollars),
+        *map(whole, counts),
+        *(UNKNOWN if of is None else f"{of.normalize():f}" for of in dollars),
     )
 
 

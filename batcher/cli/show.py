@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from batcher.cli.outputs import labels_of, placed_rows, rows_of
 from batcher.errors import JobError
+from batcher.live.format import cut
 from batcher.live.terminal import in_line, say
 from batcher.records import Outcome
 
@@ -120,9 +121,7 @@ def _lines(row: Mapping[str, Any], width: int) -> Iterator[str]:
 
 def _field(name: str, value: Any, width: int) -> Iterator[str]:
     """A name and its value, wrapped behind it."""
-    text = value if isinstance(value, str) else _json(value)
-    if len(text) > _MOST_CHARS:
-        text = f"{text[:_MOST_CHARS]} … ({len(text):,} characters)"
+    text = cut(value if isinstance(value, str) else _json(value), _MOST_CHARS)
     head = f"  {in_line(name):{_NAME_CHARS}} "
     indent = " " * len(head)
     lines = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 from batcher.live.terminal import say
@@ -20,7 +19,8 @@ def status(output: str, /) -> int:
     import numpy as np
 
     from batcher.cli.folder import found, inputs_of
-    from batcher.live.table import duration, money, others
+    from batcher.live.format import dollars, duration
+    from batcher.live.table import others
     from batcher.write import index
     from batcher.write import status as heartbeat
     from batcher.write.entries import load_present
@@ -71,7 +71,7 @@ def status(output: str, /) -> int:
             facts.append(f"{now.get('in_flight', 0):,} in flight")
             facts.append(f"{now.get('requests_per_second', 0):.1f} requests/s")
             if (cost := now.get("cost_usd")) is not None:
-                facts.append(f"{money(Decimal(str(cost)))} in this run")
+                facts.append(f"{dollars(cost)} in this run")
             if (left := now.get("eta_seconds")) is not None:
                 facts.append(f"{duration(left)} left")
         say(f"  {model}: {', '.join(filter(None, facts))}")

@@ -12,7 +12,6 @@ import gzip
 import json
 from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
-from decimal import Decimal
 from importlib.resources import files
 from typing import Any
 
@@ -23,7 +22,8 @@ from batcher.evaluate.charts import charts
 from batcher.evaluate.figures import Figures
 from batcher.evaluate.scorers import Scorer, text
 from batcher.evaluate.votes import Panel, answer_of, vote
-from batcher.live.table import human, money
+from batcher.live import format
+from batcher.live.format import UNKNOWN, compact, cut
 from batcher.records import Outcome
 
 __all__ = ["page"]
@@ -32,7 +32,6 @@ _MOST_CHARS = 2000
 _MOST_FIELDS = 30
 _MOST_ANSWERS = 24
 _MOST_FAILURES = 60
-_UNKNOWN = "—"
 
 
 def page(
@@ -86,34 +85,14 @@ def page(
 def _environment() -> Environment:
     found = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     found.filters |= {
-        "n": _count, "percent": _percent, "human": _short, "seconds": _seconds,
-        "dollars": _dollars, "decimal": _decimal,
+        "n": format.whole, "percent": format.percent, "human": _short, "seconds": format.seconds,
+        "dollars": format.dollars, "decimal": format.decimal,
     }  # fmt: skip
     return found
 
 
-def _count(value: int | None) -> str:
-    return _UNKNOWN if value is None else f"{value:,}"
-
-
-def _percent(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{100 * value:.1f} %"
-
-
 def _short(value: float | None) -> str:
-    return _UNKNOWN if value is None else human(value)
-
-
-def _seconds(ms: int | None) -> str:
-    return _UNKNOWN if ms is None else f"{ms / 1000:.2f}"
-
-
-def _dollars(value: float | None) -> str:
-    return money(None if value is None else Decimal(str(value)))
-
-
-def _decimal(value: float | None, digits: int = 2) -> str:
-    return _UNKNOWN if value is None else f"{value:.{digits}f}"
+    return UNKNOWN if value is None else compact(value)
 
 
 def _failures(figures: Figures) -> list[dict[str, Any]]:
@@ -162,10 +141,7 @@ def _example(
 
 
 def _cut(value: Any, most: int = _MOST_CHARS) -> str | None:
-    if value is None:
-        return None
-    said = text(value)
-    return said if len(said) <= most else f"{said[:most]} … ({len(said):,} characters)"
+    return None if value is None else cut(text(value), most)
 
 
 def _day(ms: int) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
 from typing import Any
 
 from rich.table import Table
 
-from batcher.live.table import Column, fit, grid, human, money, shown
+from batcher.live.format import UNKNOWN, compact, decimal, dollars, percent, seconds, shorten
+from batcher.live.table import Column, fit, grid
 from batcher.records import Outcome
 
 __all__ = ["agreement", "scores"]
 
 _MOST_PAIRS = 15
-_UNKNOWN = "—"
 
 
 def scores(figures: Mapping[str, Any], width: int) -> Table:
@@ -28,18 +27,18 @@ def scores(figures: Mapping[str, Any], width: int) -> Table:
     if has_gold:
         columns += [
             Column("right (95 %)", [_share(of["accuracy"]) for of in told.values()], 10),
-            Column("macro-F1", [_number(of["macro_f1"]) for of in told.values()], 6),
+            Column("macro-F1", [decimal(of["macro_f1"], 3) for of in told.values()], 6),
         ]
     if any("samples_agree" in of for of in told.values()):
         columns.append(
-            Column("samples agree", [_percent(of.get("samples_agree")) for of in told.values()], 5)
+            Column("samples agree", [percent(of.get("samples_agree")) for of in told.values()], 5)
         )
         if has_gold:
             cells = [_share(of.get("majority")) for of in told.values()]
             columns.append(Column("majority right", cells, 5))
     columns += [
         Column("tokens/row", [_per_row(of) for of in told.values()], 4),
-        Column("p50 s", [_seconds(of["latency_ms"]["p50"]) for of in told.values()], 3),
+        Column("p50 s", [seconds(of["latency_ms"]["p50"]) for of in told.values()], 3),
         Column("cost", [_cost(of) for of in told.values()], 7),
     ]
     return grid(models, fit(models, columns, width), width)
@@ -49,9 +48,9 @@ def agreement(told: Mapping[str, Any]) -> Iterator[str]:
     """What is to be said of the models together, of `Figures.asdict`."""
     together = told["agreement"]
     for pair in together["pairs"][:_MOST_PAIRS]:
-        one, other = (shown(model, 40) for model in pair["models"])
+        one, other = (shorten(model, 40) for model in pair["models"])
         kappa = f", Cohen's κ {pair['kappa']:.2f}" if pair["kappa"] is not None else ""
-        share = f"{100 * pair['same'] / pair['both']:.1f} %" if pair["both"] else _UNKNOWN
+        share = f"{100 * pair['same'] / pair['both']:.1f} %" if pair["both"] else UNKNOWN
         line = f"{one}, {other}: the same answer {share}{kappa}"
         if "gold" in told:
             line += (
@@ -76,7 +75,7 @@ def agreement(told: Mapping[str, Any]) -> Iterator[str]:
 
 def _share(of: Mapping[str, Any] | None) -> str:
     if of is None or of["share"] is None:
-        return _UNKNOWN
+        return UNKNOWN
     return f"{100 * of['share']:.1f} % ({100 * of['low']:.1f}–{100 * of['high']:.1f})"
 
 
@@ -84,24 +83,12 @@ def _p(p: float) -> str:
     return "< 1e-15" if p < 1e-15 else f"= {p:.2g}"
 
 
-def _percent(share: float | None) -> str:
-    return _UNKNOWN if share is None else f"{100 * share:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:.3f}"
-
-
 def _per_row(of: Mapping[str, Any]) -> str:
     used = of["tokens"]["prompt_tokens"], of["tokens"]["completion_tokens"]
-    return _UNKNOWN if None in used else human(sum(used) / of["rows"])
-
-
-def _seconds(ms: int | None) -> str:
-    return _UNKNOWN if ms is None else f"{ms / 1000:.2f}"
+    return UNKNOWN if None in used else compact(sum(used) / of["rows"])
 
 
 def _cost(of: Mapping[str, Any]) -> str:
     if of["cost_usd"] is None:
-        return _UNKNOWN
-    return ("≥" if of["cost_missing"] else "") + money(Decimal(str(of["cost_usd"])))
+        return UNKNOWN
+    return ("≥" if of["cost_missing"] else "") + dollars(of["cost_usd"])

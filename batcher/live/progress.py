@@ -17,7 +17,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from batcher.live.table import Column, duration, fit, grid, human, money, others, shown
+from batcher.live.format import UNKNOWN, compact, duration, money, shorten
+from batcher.live.table import Column, fit, grid, others
 from batcher.records import Outcome
 
 __all__ = ["ModelSnapshot", "Phase", "Progress", "Snapshot", "Stderr", "line", "view"]
@@ -151,13 +152,13 @@ def view(now: Snapshot, width: int) -> RenderableType:
     """The picture for a terminal: a line per model, then what the run is doing."""
     names, models = [m.model for m in now.models], now.models
     columns = [
-        Column("done", [_done(m, human) for m in models], 9),
+        Column("done", [_done(m, compact) for m in models], 9),
         Column("%", [_percent(m) for m in models], 3, least=3),
-        Column("not ok", [human(sum(m.not_ok.values())) for m in models], 8),
+        Column("not ok", [compact(sum(m.not_ok.values())) for m in models], 8),
         Column("by kind", [others(m.not_ok) for m in models], 0),
-        Column("req/s", [human(m.requests_per_s) for m in models], 6),
+        Column("req/s", [compact(m.requests_per_s) for m in models], 6),
         Column("tok/s", [_known(m.tokens_per_s) for m in models], 1),
-        Column("flying", [human(m.in_flight) for m in models], 2),
+        Column("flying", [compact(m.in_flight) for m in models], 2),
         Column("waiting", [_waiting(m) for m in models], 4, least=18),
         Column("cost", [money(m.cost) for m in models], 5, least=6),
         Column("in all", [money(m.cost_in_all) for m in models], 3, least=6),
@@ -165,7 +166,7 @@ def view(now: Snapshot, width: int) -> RenderableType:
     ]
     told = Text(now.state, style="bold")
     if longest := _longest(now):
-        told.append(shown(f" · {longest}", max(8, width - len(now.state))), style="dim")
+        told.append(shorten(f" · {longest}", max(8, width - len(now.state))), style="dim")
     if not models:
         return told
     return Group(grid(names, fit(names, columns, width), width), told)
@@ -178,15 +179,15 @@ def line(now: Snapshot) -> str:
         facts = [
             f"{_done(m, '{:,}'.format)} done",
             others(m.not_ok),
-            f"{human(m.requests_per_s)} requests/s",
-            f"{human(m.tokens_per_s)} tokens/s" if m.tokens_per_s is not None else "",
+            f"{compact(m.requests_per_s)} requests/s",
+            f"{compact(m.tokens_per_s)} tokens/s" if m.tokens_per_s is not None else "",
             f"{m.in_flight:,} in flight",
             f"{m.waiting:,} waiting for {m.waiting_for or 'their turn'}" if m.waiting else "",
             money(m.cost) if m.cost is not None else "",
             f"about {money(m.cost_in_all)} in all" if m.cost_in_all is not None else "",
             f"{_left(m)} left" if m.eta_s is not None else "",
         ]
-        parts.append(f"{shown(m.model, 60)}: {', '.join(filter(None, facts))}")
+        parts.append(f"{shorten(m.model, 60)}: {', '.join(filter(None, facts))}")
     return " | ".join(filter(None, [*parts, _longest(now)]))
 
 
@@ -195,7 +196,9 @@ def _longest(now: Snapshot) -> str:
     if not ages:
         return ""
     age, m = max(ages, key=lambda pair: pair[0])
-    return f"longest in flight {duration(age)}: {shown(m.longest_row, 60)} ({shown(m.model, 60)})"
+    return (
+        f"longest in flight {duration(age)}: {shorten(m.longest_row, 60)} ({shorten(m.model, 60)})"
+    )
 
 
 def _done(m: ModelSnapshot, number: Callable[[int], str]) -> str:
@@ -208,14 +211,14 @@ def _percent(m: ModelSnapshot) -> str:
 
 
 def _known(rate: float | None) -> str:
-    return "—" if rate is None else human(rate)
+    return UNKNOWN if rate is None else compact(rate)
 
 
 def _waiting(m: ModelSnapshot) -> str:
     if not m.waiting:
         return m.waiting_for
-    return f"{human(m.waiting)} for {m.waiting_for}" if m.waiting_for else human(m.waiting)
+    return f"{compact(m.waiting)} for {m.waiting_for}" if m.waiting_for else compact(m.waiting)
 
 
 def _left(m: ModelSnapshot) -> str:
-    return "—" if m.eta_s is None else duration(m.eta_s)
+    return UNKNOWN if m.eta_s is None else duration(m.eta_s)

@@ -129,13 +129,13 @@ class ModelSummary:
         given_up: What the model said when it refused to be asked with a schema; "" while it does not.
         loose: Answers of which only a part was what was asked for.
         copied: Rows that were given the answer to an equal request.
-        tried_429: HTTP exchanges answered 429, as found when their rows ended.
+        answered_429: HTTP exchanges answered 429, as found when their rows ended.
         stopped: Rows that are still to be asked again, as the run was stopped.
         unknown: Rows that are `ok` with a `finish_reason` that is not known here, by that.
     """
 
     __slots__ = (
-        "_heard_429",
+        "answered_429",
         "bill",
         "copied",
         "cost",
@@ -156,7 +156,6 @@ class ModelSummary:
         "thrown_cost",
         "thrown_tokens",
         "tokens",
-        "tried_429",
         "unknown",
         "unusable_cost",
         "usage_missing",
@@ -181,8 +180,7 @@ class ModelSummary:
         self.thrown_cost = self.unusable_cost = Decimal(0)
         self.bill = Bill(None)
         self.given_up = ""
-        self._heard_429 = 0
-        self.tried_429 = 0
+        self.answered_429 = 0
         self.projected: Projected | None = None
         self.unknown: dict[str, int] = {}
 
@@ -190,18 +188,6 @@ class ModelSummary:
     def rows(self) -> int:
         """Rows that ended in this run."""
         return sum(self.outcomes.values())
-
-    @property
-    def answered_429(self) -> int:
-        """HTTP exchanges answered 429: as told by `refused`, or as found in the Results.
-
-        The larger one, because a 429 that was told at once is found again when its row ends.
-        """
-        return max(self._heard_429, self.tried_429)
-
-    def hear_429(self) -> None:
-        """Counts a 429 at the moment it came."""
-        self._heard_429 += 1
 
     def add(self, result: Result) -> None:
         """Counts one row of this run."""
@@ -222,9 +208,9 @@ class ModelSummary:
             for attempt in paid:
                 if not kept or attempt is not kept[0]:
                     self._throw_away(attempt)
-            self.tried_429 += sum(attempt.http_status == 429 for attempt in own)
+            self.answered_429 += sum(attempt.http_status == 429 for attempt in own)
         else:
-            self.tried_429 += result.http_status == 429
+            self.answered_429 += result.http_status == 429
             if not answered and (result.prompt_tokens, result.cost_usd) != (None, None):
                 self._throw_away(result)
         self.requests += attempts
@@ -264,7 +250,7 @@ class ModelSummary:
     def add_attempt(self, attempt: Attempt) -> None:
         """Counts an exchange for a row that another model ended."""
         self.requests += 1
-        self.tried_429 += attempt.http_status == 429
+        self.answered_429 += attempt.http_status == 429
         if attempt.paid:
             self._throw_away(attempt)
             for at, count in enumerate(_counts(attempt)):
@@ -403,7 +389,7 @@ class Summary:
         for attempt in tries:
             of = self.models[attempt.model or model]
             of.requests += 1
-            of.tried_429 += attempt.http_status == 429
+            of.answered_429 += attempt.http_status == 429
 
     def add_earlier(self, model: str, outcome: Outcome, n: int = 1) -> None:
         """Counts `n` rows that ended like this in an earlier run, apart from those of this one."""
@@ -447,10 +433,6 @@ class Summary:
     def add_projection(self, model: str, projected: Projected) -> None:
         """Sets what all rows would cost by one model, where only a part of them was sent."""
         self.models[model].projected = projected
-
-    def refused(self, model: str) -> None:
-        """Counts an answer 429 at once, for a live figure, before its row has ended."""
-        self.models[model].hear_429()
 
     def finish(self, status: str) -> None:
         """Stops the clock; `status` is the word for how the run ended."""

@@ -14,18 +14,18 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from rich import box
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from batcher.live.format import UNKNOWN, compact, counted, duration, money, shorten
 from batcher.live.summary import TOKENS, ModelSummary, Summary
-from batcher.live.terminal import in_line, safe
+from batcher.live.terminal import safe
 from batcher.money.bill import Bill
 from batcher.records import Outcome
 
-__all__ = ["Column", "duration", "fit", "grid", "human", "money", "others", "shown", "table"]
+__all__ = ["Column", "fit", "grid", "others", "table"]
 
-_UNKNOWN = "—"
 _GAP = 2
 _NAME_WIDTH = 20  # a model's name is shortened to this before a column is left out
 
@@ -51,7 +51,7 @@ def table(summary: Summary, width: int = 80) -> Table:
     """A line per model for the end of a run, at most `width` wide; the caption tells the rest."""
     totals, seconds = list(summary.models.values()), summary.seconds
     tokens = [[_tokens(of, at) for of in totals] for at in range(len(TOKENS))]
-    rates = [human(of.requests / seconds) if seconds > 0 else _UNKNOWN for of in totals]
+    rates = [compact(of.requests / seconds) if seconds > 0 else UNKNOWN for of in totals]
     asked = [
         Column("ok", [f"{of.outcomes.get(Outcome.OK, 0):,}" for of in totals], 9),
         Column("in", tokens[0], 7),
@@ -75,7 +75,7 @@ def table(summary: Summary, width: int = 80) -> Table:
     for at, (model, of) in enumerate(summary.models.items()):
         facts = [
             others(of.outcomes),
-            *(f"{c.head} {c.cells[at]}" for c in left_out if c.cells[at] not in ("0", _UNKNOWN)),
+            *(f"{c.head} {c.cells[at]}" for c in left_out if c.cells[at] not in ("0", UNKNOWN)),
             f"usage missing: {of.usage_missing:,}" if of.usage_missing else "",
             f"cost missing: {of.cost_missing:,}"
             if of.cost is not None and of.cost_missing
@@ -86,7 +86,7 @@ def table(summary: Summary, width: int = 80) -> Table:
             _saved(of),
             _projected(of),
             *(
-                f"{n:,} ok with the finish_reason {shown(reason, 30)!r}, which is not known here"
+                f"{n:,} ok with the finish_reason {shorten(reason, 30)!r}, which is not known here"
                 for reason, n in of.unknown.items()
             ),
             _given_up(of),
@@ -98,7 +98,7 @@ def table(summary: Summary, width: int = 80) -> Table:
         if told := " · ".join(filter(None, facts)):
             # A number stays with its word: textwrap breaks no line at a no-break space.
             told = re.sub(r"(?<=\d) (?=[a-z])", "\N{NO-BREAK SPACE}", told)
-            told = f"{shown(model, width // 2)}: {told}"
+            told = f"{shorten(model, width // 2)}: {told}"
             notes += textwrap.wrap(told, width, subsequent_indent="  ", break_on_hyphens=False)
         if of.examples:
             outcome = max(of.examples, key=lambda outcome: of.outcomes[outcome])
@@ -113,7 +113,7 @@ def table(summary: Summary, width: int = 80) -> Table:
         if of.bill.differs and of.bill.price is not None:
             told, priced_at = money(of.bill.reported), money(of.bill.priced)
             said = (
-                f"{shown(model, width // 2)}: the gateway says its answers cost {told}, which counts; by "
+                f"{shorten(model, width // 2)}: the gateway says its answers cost {told}, which counts; by "
                 f"{of.bill.price.source} it would be {priced_at}"
             )
             notes += textwrap.wrap(said, width, subsequent_indent="  ")
@@ -148,67 +148,8 @@ def grid(models: list[str], columns: list[Column], width: int) -> Table:
     for column in columns:
         drawn.add_column(column.head, justify="right", no_wrap=True, min_width=column.least)
     for at, model in enumerate(models):
-        drawn.add_row(Text(shown(model, room)), *(Text(column.cells[at]) for column in columns))
+        drawn.add_row(Text(shorten(model, room)), *(Text(column.cells[at]) for column in columns))
     return drawn
-
-
-def shown(text: str, width: int) -> str:
-    r"""Text from outside, safe for a terminal and at most `width` wide; it loses its middle.
-
-    Rich must get it inside a `Text`, which knows no markup.
-
-    >>> shown("deepseek-r1-distill-qwen-32b", 16), shown("a\x1b[2Jb", 16)
-    ('deepseek…wen-32b', 'a�[2Jb')
-    """
-    clean = in_line(text) or _UNKNOWN
-    if cell_len(clean) <= width:
-        return clean
-    tail = (width - 1) // 2
-    return f"{set_cell_size(clean, width - 1 - tail)}…{set_cell_size(clean[::-1], tail)[::-1]}"
-
-
-def human(number: float) -> str:
-    """A number in five characters.
-
-    >>> [human(n) for n in (0, 0.043, 7, 41.26, 950, 12_345, 999_960, 2e9)]
-    ['0', '0.04', '7', '41.3', '950', '12.3k', '1M', '2G']
-    """
-    for unit in ("", "k", "M", "G", "T"):
-        if number < 999.5 or unit == "T":
-            break
-        number /= 1000
-    text = f"{number:.{2 if number < 0.995 else 1 if number < 99.95 else 0}f}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text) + unit
-
-
-def money(dollars: Decimal | None) -> str:
-    """Dollars, more exact the fewer they are; a dash when they are not known.
-
-    >>> [money(d and Decimal(d)) for d in (None, "0", "0.00001", "0.0123", "12.345", "1234.5")]
-    ['—', '$0', '<$0.0001', '$0.0123', '$12.34', '$1,234']
-    """
-    if dollars is None:
-        return _UNKNOWN
-    if 0 < dollars < Decimal("0.0001"):
-        return "<$0.0001"
-    digits = 0 if dollars == 0 or dollars >= 1000 else 2 if dollars >= 1 else 4
-    return f"${dollars:,.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units.
-
-    >>> [duration(s) for s in (0.4, 59.9, 200, 7500, 300_000)]
-    ['0s', '59s', '3m20s', '2h05m', '3d11h']
-    """
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d{h:02}h"
-    if hours:
-        return f"{h}h{m:02}m"
-    return f"{m}m{s:02}s" if minutes else f"{s}s"
 
 
 def others(outcomes: Mapping[Outcome, int]) -> str:
@@ -224,8 +165,8 @@ def _counts(outcomes: Mapping[Outcome, int]) -> str:
 def _tokens(of: ModelSummary, at: int) -> str:
     total = of.tokens[at]
     if total is None:
-        return _UNKNOWN
-    return f"≥{human(total)}" if of.missing[at] else human(total)
+        return UNKNOWN
+    return f"≥{compact(total)}" if of.missing[at] else compact(total)
 
 
 def _cost(of: ModelSummary) -> str:
@@ -233,7 +174,7 @@ def _cost(of: ModelSummary) -> str:
 
 
 def _limit(of: ModelSummary) -> str:
-    return _UNKNOWN if of.limit_used is None else f"{100 * of.limit_used:.0f}%"
+    return UNKNOWN if of.limit_used is None else f"{100 * of.limit_used:.0f}%"
 
 
 def _sources(of: ModelSummary) -> Iterator[str]:
@@ -248,10 +189,10 @@ def _sources(of: ModelSummary) -> Iterator[str]:
 def _unpriced(model: str, bill: Bill) -> Iterator[str]:
     """Which price is missing of answers whose tokens are known."""
     for name, n in bill.unpriced.items():
-        answers = "1 answer" if n == 1 else f"{n:,} answers"
+        answers = counted(n, "answer")
         if name.startswith("@"):
-            tier = shown(name[1:], 30)
-            yield f"{answers} served at the tier {tier}, whose price is unknown: add {shown(model, 30)}@{tier} to --prices"
+            tier = shorten(name[1:], 30)
+            yield f"{answers} served at the tier {tier}, whose price is unknown: add {shorten(model, 30)}@{tier} to --prices"
         else:
             yield f"{answers} wrote to the cache, and its price is unknown: add {name} to --prices"
 
@@ -261,8 +202,8 @@ def _thrown(of: ModelSummary) -> str:
     if not of.thrown_away:
         return ""
     cost = f", {money(of.thrown_cost)}" if of.thrown_cost else ""
-    answers = "1 answer" if of.thrown_away == 1 else f"{of.thrown_away:,} answers"
-    return f"thrown away: {answers} of {human(of.thrown_tokens)} tokens{cost}"
+    answers = counted(of.thrown_away, "answer")
+    return f"thrown away: {answers} of {compact(of.thrown_tokens)} tokens{cost}"
 
 
 def _unusable(of: ModelSummary) -> str:
@@ -286,7 +227,7 @@ def _given_up(of: ModelSummary) -> str:
     """That a model is asked without a schema, and what it said of that."""
     if not of.given_up:
         return ""
-    why = shown(" ".join(of.given_up.split()), 80)
+    why = shorten(" ".join(of.given_up.split()), 80)
     return f"asked without a schema in response_format, which it refuses ({why})"
 
 
@@ -300,4 +241,4 @@ def _waits(of: ModelSummary) -> str:
 def _spread(of: ModelSummary) -> str:
     figures = [of.latencies.percentile(percent) for percent in (50, 95, 99)]
     seconds = [ms / 1000 for ms in figures if ms is not None]
-    return "/".join(f"{s:.{2 if s < 10 else 1 if s < 100 else 0}f}" for s in seconds) or _UNKNOWN
+    return "/".join(f"{s:.{2 if s < 10 else 1 if s < 100 else 0}f}" for s in seconds) or UNKNOWN

@@ -7,6 +7,7 @@ from typing import Any
 
 from batcher.errors import JobError
 from batcher.job.job import Job
+from batcher.live.format import counted
 from batcher.plan.settings import Settings
 from batcher.write.manifest import Asked, Epoch
 
@@ -42,7 +43,7 @@ def is_kept(job: Job, changes: str, since: str, lost: int, say: Callable[[str], 
     Raises:
         SettingsChanged: `job.changed` does not say so.
     """
-    answers = "1 answer paid for matches" if lost == 1 else f"{lost:,} answers paid for match"
+    answers = counted(lost, "answer paid for matches", "answers paid for match")
     if not changes:
         say(f"{lost:,} answers kept so far are given up; those rows are sent again.")
         return False

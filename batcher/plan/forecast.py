@@ -13,11 +13,12 @@ from decimal import Decimal
 import numpy as np
 
 from batcher.job.job import Limits
+from batcher.live.format import counted
 from batcher.money.prices import Price
 from batcher.records import Prompt
 from batcher.write.slots import Slots
 
-__all__ = ["Forecast", "counted"]
+__all__ = ["Forecast"]
 
 PriceOf = Callable[[str], Price | None]
 LimitsOf = Callable[[str], Limits]
@@ -26,11 +27,6 @@ _BYTES = 4
 _FEWEST, _MOST = 2, 6
 """Bytes per token: English and code about 4, Korean and Japanese 2 to 5 by tokenizer, plain words up to 6. Base64
 has 1.5, and is not meant to be in a prompt (`scripts/bench tokens`)."""
-
-
-def counted(requests: int) -> str:
-    """A number of requests, for a sentence."""
-    return "1 request" if requests == 1 else f"{requests:,} requests"
 
 
 class _Share:
@@ -109,13 +105,13 @@ class Forecast:
         for model, share in self._models.items():
             about, low, high = map(_rough, share.tokens)
             facts = (
-                f"{model}: {counted(share.requests)}{' at most' if self._slots.one else ''}, about "
+                f"{model}: {counted(share.requests, 'request')}{' at most' if self._slots.one else ''}, about "
                 f"{about} prompt tokens ({low} to {high})"
             )
             yield f"{facts}{_money(share, price_of(model))}{_time(share, limits_of(model))}."
             if share.unbound and "claude" in model.lower():
                 yield (
-                    f"{model}: {counted(share.unbound)} without max_tokens; gateways such as AiHubMix cut Claude's "
+                    f"{model}: {counted(share.unbound, 'request')} without max_tokens; gateways such as AiHubMix cut Claude's "
                     "answers at 4,096 tokens then. Set --param max_tokens=N."
                 )
 

@@ -17,9 +17,9 @@ import msgspec
 from batcher.errors import RunStopped
 from batcher.evaluate.statistics import total_of_sample
 from batcher.job.job import Job
+from batcher.live.format import compact, money
 from batcher.live.progress import Snapshot
 from batcher.live.summary import Projected, Summary
-from batcher.live.table import human, money
 from batcher.money.account import Account
 from batcher.money.budget import Amount
 from batcher.read import csv
@@ -121,7 +121,7 @@ def with_larger_budget(
         instead["--max-cost"] = f"{_rounded_up(enough):f}"
     if job.max_total_tokens is not None:
         if tokens is not None:
-            texts.append(f"{human(float(tokens))} tokens")
+            texts.append(f"{compact(float(tokens))} tokens")
         count = job.max_total_tokens if tokens is None else math.ceil(tokens * _MARGIN)
         enough = Decimal(max(spent.tokens + refused.tokens + count, job.max_total_tokens))
         instead["--max-total-tokens"] = f"{_rounded_up(enough):f}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from batcher.job.job import Job
+from batcher.live.format import counted
 from batcher.live.summary import Summary
 from batcher.money.bill import Bill
 from batcher.money.prices import Price, Prices
 from batcher.plan.dedupe import Deduplicator
-from batcher.plan.forecast import Forecast, counted
+from batcher.plan.forecast import Forecast
 from batcher.runtime.prepare import Preparation, Prepared
 
 __all__ = ["dry_run"]
@@ -50,11 +51,10 @@ def dry_run(
     for line in forecast.lines(price_of, job.limits):
         say(line)
     if equal := forecast.repeated:
-        rows = "1 row asks" if equal == 1 else f"{equal:,} rows ask"
-        say(f"{rows} the same as a row before.")
+        say(f"{counted(equal, 'row asks', 'rows ask')} the same as a row before.")
     if dedupe is not None and dedupe.waiting:
         say(
-            f"{counted(dedupe.waiting.total())} will get the answer of an equal one, without being sent; "
+            f"{counted(dedupe.waiting.total(), 'request')} will get the answer of an equal one, without being sent; "
             "--no-dedupe sends each."
         )
     bills = {model: Bill(prices.of(model)) for model in job.models}
@@ -62,7 +62,7 @@ def dry_run(
     summary.finish("checked")
     text = (
         f"{prepared.rows:,} rows read, {len(forecast.errors):,} of them unreadable; "
-        f"{counted(forecast.requests)} to send. Nothing was sent."
+        f"{counted(forecast.requests, 'request')} to send. Nothing was sent."
     )
     return 3 if forecast.errors else 0, text
 

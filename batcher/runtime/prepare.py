@@ -18,6 +18,7 @@ from batcher.batches import batch_file
 from batcher.errors import JobError
 from batcher.job.endpoint import Endpoint
 from batcher.job.job import Job
+from batcher.live.format import counted
 from batcher.plan.preflight import pictures_of, preflight
 from batcher.plan.requests import Plan
 from batcher.plan.resume import Resumed, resume
@@ -163,7 +164,7 @@ class Preparation:
         plan = Plan(job, settings_of(job, endpoint.name), inputs)
         taken, others = batch_file.take_answers(job, plan, inputs, self.folder, run)
         if taken:
-            answers = "1 answer is" if taken == 1 else f"{taken:,} answers are"
+            answers = counted(taken, "answer is", "answers are")
             other = f", {others:,} of which name another model" if others else ""
             self.say(f"{answers} taken from {', '.join(job.from_batch)}{other}.")
         return run if taken else ""

@@ -102,13 +102,12 @@ def test_a_retry_is_an_attempt_after_the_first():
     assert (got["requests"], got["retries"]) == (4, 2)
 
 
-def test_a_429_told_at_once_and_found_again_in_its_row_counts_once():
-    """The live figure and the final one are the same."""
+def test_a_429_counts_once_whether_a_try_or_the_row_names_it():
+    """A row without tries names the status of its only exchange."""
     refused = Attempt(
         started=0, latency_ms=1, waited_ms=0, status=Outcome.RATE_LIMITED, http_status=429
     )
     summary = Summary(lambda: 0.0)
-    summary.refused("m")
     summary.add(result(tries=[refused], attempts=2))
     summary.add(result(Outcome.RATE_LIMITED, http_status=429, attempts=1))
     assert summary.asdict()["models"]["m"]["answered_429"] == 2

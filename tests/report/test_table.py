@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from batcher.live.format import shorten
 from batcher.live.summary import Summary
-from batcher.live.table import shown, table
+from batcher.live.table import table
 from batcher.records import Outcome, Result
 
 MODELS = ("gpt-4o-mini", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", "claude-sonnet-4-20250514")
@@ -97,7 +98,7 @@ def test_a_run_without_rows_has_a_table_too():
 @given(st.text(), st.integers(8, 40))
 def test_a_name_from_outside_is_printable_and_fits(text, width):
     """Wide letters and control characters come from outside as well."""
-    short = shown(text, width)
+    short = shorten(text, width)
     assert short.isprintable()
     assert cell_len(short) <= width
 
