@@ -44,6 +44,7 @@ class OpenSegment:
 
     def __init__(self, folder: Path, number: int, run: str = "") -> None:
         self._path, self.number, self._file = _create(folder, number)
+        self._opened = os.fstat(self._file)
         self._run = run
         self._named = False  # Whether its name would outlive a power cut.
         self.size = 0
@@ -173,7 +174,7 @@ class OpenSegment:
         file, self._file = self._file, -1
         if file >= 0:
             try:
-                if self.size and self._displaced(file):
+                if self.size and self._displaced():
                     self.put_back = _put_back(file, self._path, self.number)
             finally:
                 with contextlib.suppress(OSError):  # What counts is what was synced.
@@ -181,17 +182,20 @@ class OpenSegment:
 
     @property
     def removed(self) -> bool:
-        """Whether its file was removed, moved, or replaced by another one."""
-        return self._file >= 0 and self._displaced(self._file)
+        """Whether its file was removed, moved, or replaced by another one; False once it is closed.
 
-    def _displaced(self, file: int) -> bool:
+        Any thread may ask, also while another one closes the segment.
+        """
+        return self._file >= 0 and self._displaced() and self._file >= 0
+
+    def _displaced(self) -> bool:
         """Whether its name no longer leads to this file; other names (hard links of a backup) do not matter."""
         try:
             with folders.descriptor(self._path.parent) as descriptor:
                 found = os.stat(self._path.name, dir_fd=descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return True
-        return not os.path.samestat(found, os.fstat(file))
+        return not os.path.samestat(found, self._opened)
 
 
 def _encoded(result: Result) -> bytes:

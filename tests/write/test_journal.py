@@ -252,6 +252,24 @@ def test_a_disk_without_room_for_the_reserve_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_segment_that_is_sealed_while_it_is_looked_for_was_not_removed(
+    tmp_path, monkeypatch, rows
+):
+    """The guard looks in a thread of its own; an empty segment is unlinked when it is sealed."""
+    opened = segment.OpenSegment(tmp_path, 1)
+    opened.append([result(n) for n in range(rows)], lambda _error: False)
+    stat = os.stat
+
+    def sealed_first(*args, **more):
+        monkeypatch.undo()
+        opened.seal()
+        return stat(*args, **more)
+
+    monkeypatch.setattr(segment.os, "stat", sealed_first)
+    assert not opened.removed
+
+
 def test_a_writer_that_fails_stops_the_run(tmp_path, monkeypatch):
     """Or the run would pay for answers that nobody writes."""
     stopped = threading.Event()
