@@ -225,7 +225,7 @@ def _interrupted(tmp_path, gateway, kill):
     while answers(gateway) < 60:
         assert begun.poll() is None
     begun.send_signal(kill)
-    begun.communicate(timeout=60)
+    begun.communicate(timeout=300)
     before = answers(gateway)
     assert before < 150
     ended = program.batcher(*words, cwd=tmp_path, url=gateway.url)

@@ -49,7 +49,7 @@ def test_a_slow_model_never_holds_up_a_fast_one(tmp_path, rows, own):
     with running(Simulation(models=(FAST, SLOW))) as gateway:
         process = started(*words, cwd=tmp_path, url=gateway.url)
         models = gateway.ledger.models
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while models["fast"].billed < 2000 and time.monotonic() < until:
             time.sleep(0.02)
         slow = models["slow"].received
@@ -262,7 +262,7 @@ def test_an_outage_costs_a_handful_of_requests_and_no_row(tmp_path, rows):
         process = started("run", rows, "-o", "out.jsonl", "-m", "fast", "--concurrency", "16",
                           "--rpm", "12000", cwd=tmp_path, url=gateway.url)  # fmt: skip
         of = gateway.ledger.models["fast"]
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while of.billed < 300 and time.monotonic() < until:
             time.sleep(0.01)
         gateway.gateway.shares = {"http_500": 1.0}
@@ -270,7 +270,7 @@ def test_an_outage_costs_a_handful_of_requests_and_no_row(tmp_path, rows):
         time.sleep(5.0)
         spent = of.received - before
         gateway.gateway.shares = {}
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
         assert process.returncode == 0, stderr.decode()
         assert 0 < spent <= 20 + 16
     assert [r["status"] for r in read_jsonl(tmp_path / "out.jsonl")] == ["ok"] * 2000

@@ -53,7 +53,7 @@ def test_every_block_runs(tmp_path, number):
             ).replace("gpt-4o-mini", "sim-small")
         words = ["sh", "-eu", "-c", text] if kind == "sh" else [sys.executable, "-c", text]
         ended = subprocess.run(
-            words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
+            words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
         )
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr

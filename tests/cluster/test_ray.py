@@ -61,7 +61,7 @@ def on(ray_cluster):
 
 
 def until(gateway, process, many):
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while len(gateway.asked) < many:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -89,7 +89,7 @@ def test_a_worker_and_the_hub_may_be_killed(tmp_path, gateway, ray_cluster, on):
     for name, many in ((b"ray::_task", 300), (b"ray::_HubActor", 700)):
         until(gateway, process, many)
         os.kill(ray_cluster.processes(name)[0], signal.SIGKILL)
-    process.wait(120)
+    process.wait(600)
     log = (tmp_path / "log").read_text()
     assert process.returncode == 0, log
     assert "sk-loopback" not in log
@@ -121,14 +121,14 @@ def test_a_driver_that_was_killed_is_gone_on_without_ray_and_the_other_way_round
     plain = start(tmp_path, gateway)
     until(gateway, plain, 300)
     plain.send_signal(signal.SIGINT)
-    assert plain.wait(60) == 130
+    assert plain.wait(600) == 130
     stopped = start(tmp_path, gateway, *on)
     until(gateway, stopped, 400)
     stopped.send_signal(signal.SIGINT)
-    assert stopped.wait(60) == 130, (tmp_path / "log").read_text()
+    assert stopped.wait(600) == 130, (tmp_path / "log").read_text()
     bought = len(gateway.asked)
     ended = start(tmp_path, gateway, *on)
-    assert ended.wait(120) == 0, (tmp_path / "log").read_text()
+    assert ended.wait(600) == 0, (tmp_path / "log").read_text()
     assert "is gone" not in (tmp_path / "log").read_text()
     assert [row["id"] for row in read_jsonl(tmp_path / "out.jsonl")] == list(range(500))
     assert bought < 500 + 64
@@ -181,7 +181,7 @@ def test_a_dataset_comes_out_with_its_answers_and_is_paid_for_once(tmp_path, gat
     """The second call finds them."""
     words = [sys.executable, "-c", MAPS, ray_cluster.address]
     ended = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, timeout=240, check=False,
+        words, cwd=tmp_path, capture_output=True, timeout=600, check=False,
         env=environment(OPENAI_BASE_URL=gateway.url, OPENAI_API_KEY="k", RAY_AUTH_MODE="disabled"),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr.decode()
@@ -216,7 +216,7 @@ def test_without_ray_a_sentence_says_what_to_install(tmp_path):
     words = ["run", "in.jsonl", "-o", "o.jsonl", "-m", "sim-small", "--simulate", "--on", "ray"]
     ended = subprocess.run(
         [sys.executable, "-c", script, *words], cwd=tmp_path, env=environment(),
-        capture_output=True, timeout=60, check=False,
+        capture_output=True, timeout=600, check=False,
     )  # fmt: skip
     assert (ended.returncode, os.listdir(tmp_path)) == (2, ["in.jsonl"]), ended.stderr.decode()
     assert (

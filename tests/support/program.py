@@ -30,7 +30,7 @@ def batcher(
     cwd: Path,
     url: str | None = None,
     stdin: bytes | None = None,
-    timeout: float = 120,
+    timeout: float = 600,
     **env: str,
 ):
     """Runs a command to its end; `url` is a gateway to use through OPENAI_BASE_URL.

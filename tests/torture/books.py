@@ -80,7 +80,7 @@ class Books:
         process.send_signal(number)
         now = time.monotonic()
         flying, arrivals = self.ledger.in_flight, len(self._arrivals)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
         recent = sum(now - _SETTLE_S <= bill.at <= now for bill in self.bills[-1000:])
         self.quiet()
         self.kills += 1

@@ -41,7 +41,7 @@ def said(text, model):
     return answer([{"role": "user", "content": text}], model, QUALITY[model], 0)
 
 
-def until(condition, process, seconds=60.0):
+def until(condition, process, seconds=300.0):
     """Waits, without a pause, for a condition or the end of the process; whether it came first."""
     end = time.monotonic() + seconds
     while process.poll() is None:
