@@ -119,7 +119,11 @@ def address() -> str:
     env = {**os.environ, "PYTHONWARNINGS": "ignore", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", _FORKS, path], cwd=root, env=env, stdout=subprocess.PIPE
+        [sys.executable, "-c", _FORKS, path],
+        cwd=root,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
     process.stdout.readline()  # It listens.
@@ -129,7 +133,7 @@ def address() -> str:
 
 
 def serve() -> None:
-    """Forks for each connection, until killed."""
+    """Forks for each connection, until stdin closes: whoever started this ended, however it did."""
     import pyarrow.parquet  # noqa: F401
 
     for name in _IMPORTED:
@@ -141,7 +145,7 @@ def serve() -> None:
         listening.listen(16)
         sys.stdout.write("listening\n")
         sys.stdout.flush()
-        while True:
+        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
             line, _ = listening.accept()
             if not os.fork():
                 listening.close()
