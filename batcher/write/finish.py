@@ -82,13 +82,7 @@ def export(
     def check(written: Written) -> None:
         if (name := inputs.touched()) is not None:
             raise IncompleteOutput(f"{name} was touched while the output was written")
-        if reader.lost and spoils:
-            names = ", ".join(journal_file(number) for number in sorted(reader.damaged))
-            what = "one answer" if reader.lost == 1 else f"{reader.lost:,} answers"
-            raise IncompleteOutput(f"{names}: {what} there cannot be read any more")
-        if written.missing and locked:
-            what = "one result is" if written.missing == 1 else f"{written.missing:,} results are"
-            raise IncompleteOutput(f"{folder}: {what} not in the journal any more")
+        _check_complete(reader, written.missing if locked else 0, folder, spoils=spoils)
         confirm(written)
 
     try:
@@ -105,6 +99,21 @@ def export(
     for old, new in written.renamed.items():
         say(f"The input column {old!r} has the name of a result; it stands as {new!r}.")
     return Finished(written.rows, written.missing, reader.lost, set(written.statuses) <= {"ok"})
+
+
+def _check_complete(reader: ResultReader, missing: int, folder: Path, *, spoils: bool) -> None:
+    """Refuses to replace an output by one that lacks answers.
+
+    Raises:
+        IncompleteOutput: It names where they were.
+    """
+    if reader.lost and spoils:
+        names = ", ".join(journal_file(number) for number in sorted(reader.damaged))
+        what = "one answer" if reader.lost == 1 else f"{reader.lost:,} answers"
+        raise IncompleteOutput(f"{names}: {what} there cannot be read any more")
+    if missing:
+        what = "one result is" if missing == 1 else f"{missing:,} results are"
+        raise IncompleteOutput(f"{folder}: {what} not in the journal any more")
 
 
 def _latest(
