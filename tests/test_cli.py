@@ -40,7 +40,7 @@ BAD = {
     "no such file": (["no.jsonl", "-o", "out.jsonl"], "no.jsonl: there is no such file"),
     "empty file": (["empty.jsonl", "-o", "out.jsonl"], "there are no rows"),
     "blank lines only": (["blank.jsonl", "-o", "out.jsonl"], "there are no rows"),
-    "unknown suffix": (["one.txt", "-o", "out.jsonl"], "one.txt: its format is not known"),
+    "unknown suffix": (["one.txt", "-o", "out.jsonl"], "one.txt: unknown format"),
     "folder without rows": (["folder", "-o", "out.jsonl"], "folder: the folder holds no"),
     "glob without match": (["x*.jsonl", "-o", "out.jsonl"], "no file matches"),
     "output suffix": (["one.jsonl", "-o", "out.txt"], "'out.txt' has no suffix"),

@@ -68,7 +68,7 @@ def test_only_one_module_prints():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
     }
-    assert found == {Path("terminal.py")}
+    assert found == {Path("live/terminal.py")}
 
 
 def test_tables_and_logs_are_clean():
