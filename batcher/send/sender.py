@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
+import tenacity
 
 from batcher.errors import RequestError
 from batcher.limits.port import Closed
@@ -118,15 +119,27 @@ class Sender:
         Raises:
             Closed: The run stops, and nothing was paid for this request.
         """
-        while True:
-            try:
-                await self._sleep(failed.wait)
-            except Closed:
-                return _stopped(failed)
-            ended = await self.send(failed.request, channel, failed)
-            if isinstance(ended, Result):
-                return ended
-            failed = ended
+        last = failed
+
+        async def attempt() -> Result | FailedAttempt:
+            nonlocal last
+            ended = await self.send(last.request, channel, last)
+            if isinstance(ended, FailedAttempt):
+                last = ended
+            return ended
+
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(lambda ended: isinstance(ended, FailedAttempt)),
+            wait=lambda _state: last.wait,
+            sleep=self._sleep,
+        )
+        try:
+            await self._sleep(failed.wait)
+            ended: Result | FailedAttempt = await retrying(attempt)
+        except Closed:
+            return _stopped(last)
+        assert isinstance(ended, Result)
+        return ended
 
     def _wait(self, error: RequestError, attempts: list[Attempt], deadline: float) -> float | None:
         """Seconds until the next attempt; None when there is none."""
