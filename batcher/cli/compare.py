@@ -48,12 +48,12 @@ def compare(
     from batcher.evaluate.scorers import scorer as scorer_of
     from batcher.send.labels import Labels
 
-    scorer_of(scorer)  # What is none is told before anything is read.
+    scorer_of(scorer)  # Fails on an unknown scorer before anything is read.
     pairs = _pairs(one, other, gold)
     labels = labels_of(one, other)
     right = scorer_of(scorer, labels).right
     columns = _COLUMNS | ({gold} if gold is not None else set())
-    found = compared(
+    comparisons = compared(
         rows_of(one, columns),
         rows_of(other, columns),
         pairs,
@@ -62,33 +62,36 @@ def compare(
         (one, other),
         same_by(Labels(sorted(labels))),
     )
-    if not any(of.rows for of in found.values()):
+    if not any(comparison.rows for comparison in comparisons.values()):
         raise JobError(f"{one} and {other} have no row in common: no custom_id is in both.")
-    if gold is not None and not any(of.scored for of in found.values()):
+    if gold is not None and not any(comparison.scored for comparison in comparisons.values()):
         raise JobError(f"--gold {gold}: the column is empty in the rows that both have.")
-    for of in found.values():
-        if of.other_gold:
+    for comparison in comparisons.values():
+        if comparison.other_gold:
             say(
-                f"batcher: {gold} differs in {of.other_gold:,} of {of.scored:,} rows: these outputs are not "
+                f"batcher: {gold} differs in {comparison.other_gold:,} of {comparison.scored:,} rows: these outputs are not "
                 "of the same input, or not in the same order (rows without a custom_id are matched by "
                 "their position).",
                 error=True,
             )
             break
     if json_:
-        told = {model: _figures(of, has_gold=gold is not None) for model, of in found.items()}
-        say(json.dumps(told))
+        figures = {
+            model: _figures(comparison, has_gold=gold is not None)
+            for model, comparison in comparisons.items()
+        }
+        say(json.dumps(figures))
         return 0
-    for model, of in found.items():
+    for model, comparison in comparisons.items():
         names = model if pairs[model] == model else f"{model} → {pairs[model]}"
-        say(f"{names}: {of.rows:,} rows in both")
-        for line in _told(of, one, other, has_gold=gold is not None):
+        say(f"{names}: {comparison.rows:,} rows in both")
+        for line in _lines(comparison, one, other, has_gold=gold is not None):
             say(f"  {line}")
     return 0
 
 
 def _pairs(one: str, other: str, gold: str | None) -> dict[str, str]:
-    """Which model of the second output stands against which of the first."""
+    """The model of the second output that each model of the first is compared with."""
     columns = frozenset({"model", "status"} | ({gold} if gold is not None else set()))
     has_gold = gold is None
     left: dict[str, None] = {}
@@ -121,43 +124,55 @@ def _check(output: str, row: Mapping[str, object]) -> None:
         raise JobError(f"{output}: it is no output of batcher, it has no status and no model.")
 
 
-def _told(of: Comparison, one: str, other: str, *, has_gold: bool) -> list[str]:
+def _lines(comparison: Comparison, one: str, other: str, *, has_gold: bool) -> list[str]:
     from batcher.evaluate.statistics import cohen_kappa, mcnemar, wilson
 
     lines = []
-    first = ", by first answers" if of.samples else ""
-    if has_gold and of.scored:
-        for name, right in zip((one, other), of.right, strict=True):
-            low, high = wilson(right, of.scored)
-            share = 100 * right / of.scored
-            of_rows = f" of {of.scored:,} rows with gold" if of.scored < of.rows else ""
+    first = ", by first answers" if comparison.samples else ""
+    if has_gold and comparison.scored:
+        for name, right in zip((one, other), comparison.right, strict=True):
+            low, high = wilson(right, comparison.scored)
+            share = 100 * right / comparison.scored
+            of_rows = (
+                f" of {comparison.scored:,} rows with gold"
+                if comparison.scored < comparison.rows
+                else ""
+            )
             lines.append(
                 f"{name}: {share:.1f} % right ({100 * low:.1f} to {100 * high:.1f}){of_rows}"
             )
-        p = mcnemar(of.n_gained, of.n_lost)
-        lines.append(f"gained {of.n_gained:,}{_names(of.gained, of.n_gained)}{first}")
-        lines.append(f"lost {of.n_lost:,}{_names(of.lost, of.n_lost)}")
+        p = mcnemar(comparison.n_gained, comparison.n_lost)
+        lines.append(
+            f"gained {comparison.n_gained:,}{_names(comparison.gained, comparison.n_gained)}{first}"
+        )
+        lines.append(f"lost {comparison.n_lost:,}{_names(comparison.lost, comparison.n_lost)}")
         sure = "no more than chance" if p >= 0.05 else "more than chance"
         lines.append(f"McNemar's exact test: p = {p:.2g}, {sure}")
-    if of.answered:
-        low, high = wilson(of.same, of.answered)
-        kappa = cohen_kappa(of.pairs)
+    if comparison.answered:
+        low, high = wilson(comparison.same, comparison.answered)
+        kappa = cohen_kappa(comparison.pairs)
         alike = (
             f"; Cohen's κ {kappa:.2f}"
-            if kappa is not None and len(of.pairs) <= of.answered / 2
+            if kappa is not None and len(comparison.pairs) <= comparison.answered / 2
             else ""
         )
-        both = f" of {of.answered:,} that both answered" if of.answered < of.rows else ""
+        both = (
+            f" of {comparison.answered:,} that both answered"
+            if comparison.answered < comparison.rows
+            else ""
+        )
         lines.append(
-            f"the same answer {of.same:,} times{both}: {100 * of.same / of.answered:.1f} % "
+            f"the same answer {comparison.same:,} times{both}: {100 * comparison.same / comparison.answered:.1f} % "
             f"({100 * low:.1f} to {100 * high:.1f}){alike}{first}"
         )
-    for name, n in zip((one, other), of.alone, strict=True):
+    for name, n in zip((one, other), comparison.alone, strict=True):
         if n:
             lines.append(f"{counted(n, 'row')} answered only in {name}")
-    if not has_gold and of.changed:
-        lines.append(f"changed {of.n_changed:,}{_names(of.changed, of.n_changed)}")
-    for name, n in zip((one, other), of.only, strict=True):
+    if not has_gold and comparison.changed:
+        lines.append(
+            f"changed {comparison.n_changed:,}{_names(comparison.changed, comparison.n_changed)}"
+        )
+    for name, n in zip((one, other), comparison.only, strict=True):
         if n:
             lines.append(f"{counted(n, 'row')} only in {name}")
     return lines
@@ -168,20 +183,20 @@ def _names(names: list[str], count: int) -> str:
     return f": rows {', '.join(names)}{more}" if names else ""
 
 
-def _figures(of: Comparison, *, has_gold: bool) -> dict[str, object]:
+def _figures(comparison: Comparison, *, has_gold: bool) -> dict[str, object]:
     from batcher.evaluate.statistics import cohen_kappa, mcnemar, wilson
 
-    told: dict[str, object] = {
-        "rows": of.rows, "answered": of.answered, "same": of.same, "kappa": cohen_kappa(of.pairs),
-        "alone": of.alone, "only": of.only,
+    figures: dict[str, object] = {
+        "rows": comparison.rows, "answered": comparison.answered, "same": comparison.same, "kappa": cohen_kappa(comparison.pairs),
+        "alone": comparison.alone, "only": comparison.only,
     }  # fmt: skip
     if has_gold:
-        told |= {
-            "scored": of.scored,
-            "right": of.right,
-            "intervals": [wilson(right, of.scored) for right in of.right],
-            "gained": of.n_gained,
-            "lost": of.n_lost,
-            "p": mcnemar(of.n_gained, of.n_lost),
+        figures |= {
+            "scored": comparison.scored,
+            "right": comparison.right,
+            "intervals": [wilson(right, comparison.scored) for right in comparison.right],
+            "gained": comparison.n_gained,
+            "lost": comparison.n_lost,
+            "p": mcnemar(comparison.n_gained, comparison.n_lost),
         }
-    return told
+    return figures

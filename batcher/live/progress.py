@@ -1,8 +1,8 @@
 """The live view on stderr. Touches: the terminal.
 
-It pulls: the engine hands over one function that tells how things stand, and knows nothing of
-terminals. On a terminal the view is drawn anew a few times a second and vanishes at the end; into a
-pipe goes a plain line now and then.
+It pulls: the engine passes one function that returns a snapshot, and knows nothing of terminals. On a
+terminal the view is redrawn four times a second and vanishes at the end; a pipe gets a plain line every
+30 seconds.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _REFRESH = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSnapshot:
-    """How one model stands now; None is "not known".
+    """The state of one model; None means "not known".
 
     Attributes:
         done: Rows that have ended, of `total`.
-        not_ok: Rows that ended otherwise than `ok`, by outcome.
+        not_ok: Rows that ended with another outcome than `ok`, by outcome.
         waiting: Rows that wait for `waiting_for`: "requests", "tokens", "429", "retry", "first
             answer", or "".
-        to_send: Rows that are still to be sent; those that wait for the answer of an equal one are not.
+        to_send: Rows still to be sent, without those that wait for the answer to an equal row.
         cost: Dollars so far.
-        cost_in_all: What they will be at the end, if the rest costs as much a row.
-        eta_s: Seconds that are left.
-        longest_in_flight_s: Age of the oldest request in flight, which is that of `longest_row`.
+        cost_in_all: Projected dollars at the end, if each remaining row costs as much as the rows so far.
+        eta_s: Seconds left.
+        longest_in_flight_s: Age of the oldest request in flight, the one of `longest_row`.
     """
 
     model: str
@@ -64,14 +64,14 @@ class ModelSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How the run stands now."""
+    """The state of a run."""
 
     state: Phase
     models: tuple[ModelSnapshot, ...] = ()
 
 
 class Stderr(Console):
-    """Standard error, for people. When nobody reads it any more it falls silent.
+    """Standard error as a console that writes nothing more once its reader is gone.
 
     Rich itself would end the program then, and point standard output at /dev/null.
     """
@@ -94,12 +94,12 @@ class Progress:
     """Shows a run while it goes on.
 
     Args:
-        snapshot: How the run stands; called each time something is shown.
+        snapshot: Returns the state of the run; called for each redraw.
         quiet: Show nothing at all.
         interval: Seconds between two plain lines, and before the first, where there is no
             terminal.
         console: Where to show it; `Stderr()` by default.
-        sleep: What waits between two looks.
+        sleep: Waits between two snapshots.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class Progress:
     async def run(self) -> None:
         """Shows the run until cancelled, and leaves the terminal as it was.
 
-        Ends by itself when quiet, or when the terminal is gone: no run fails for want of a viewer.
+        Ends by itself when quiet, or when the terminal is gone: a run does not fail because nobody watches it.
         """
         if self._quiet:
             return
         try:
-            # FORCE_COLOR makes Rich take a pipe for a terminal; a log wants no moving picture.
+            # FORCE_COLOR makes Rich take a pipe for a terminal; a log must not get a redrawn view.
             if self._console.is_interactive and self._console.file.isatty():
                 await self._live()
             else:
@@ -149,7 +149,7 @@ class Progress:
 
 
 def view(now: Snapshot, width: int) -> RenderableType:
-    """The picture for a terminal: a line per model, then what the run is doing."""
+    """The live view for a terminal: a line per model, then the phase of the run."""
     names, models = [m.model for m in now.models], now.models
     columns = [
         Column("done", [_done(m, compact) for m in models], 9),
@@ -164,16 +164,16 @@ def view(now: Snapshot, width: int) -> RenderableType:
         Column("in all", [money(m.cost_in_all) for m in models], 3, least=6),
         Column("left", [_left(m) for m in models], 7, least=5),
     ]
-    told = Text(now.state, style="bold")
+    state = Text(now.state, style="bold")
     if longest := _longest(now):
-        told.append(shorten(f" · {longest}", max(8, width - len(now.state))), style="dim")
+        state.append(shorten(f" · {longest}", max(8, width - len(now.state))), style="dim")
     if not models:
-        return told
-    return Group(grid(names, fit(names, columns, width), width), told)
+        return state
+    return Group(grid(names, fit(names, columns, width), width), state)
 
 
 def line(now: Snapshot) -> str:
-    """The same in one plain line, for a log."""
+    """A snapshot as one plain line, for a log."""
     parts: list[str] = [now.state]
     for m in now.models:
         facts = [

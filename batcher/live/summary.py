@@ -1,7 +1,7 @@
 """A running sum over Results: outcomes, tokens, money, per model. Touches: nothing.
 
 `add` is on the hot path of the event loop, so the totals are plain attributes that it counts up;
-whatever needs work (percentiles, rates) is worked out when somebody looks.
+percentiles and rates are computed when they are read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKENS = ("prompt", "completion", "total", "cached", "reasoning", "cache_write")
 # above, and an hour needs no more than 600 buckets.
 _BITS = 6
 _EXAMPLE = 160  # characters
-_UNKNOWN = 5  # Spellings that are told.
+_UNKNOWN = 5  # Unknown finish reasons that are kept by name.
 
 
 class Latencies:
@@ -108,7 +108,7 @@ class ModelSummary:
 
     Attributes:
         outcomes: Rows by how they ended.
-        examples: What was said of the first row that ended so, where something was.
+        examples: The error of the first row with that outcome, where it has one.
         earlier: Rows by how they ended in earlier runs of the same job; in no other figure.
         tokens: Sum of what was reported, in the order of `TOKENS`; None when nothing was.
         missing: How many answered rows did not report it, in the same order.
@@ -120,13 +120,12 @@ class ModelSummary:
         requests: HTTP exchanges.
         limit_used: Part of the known limit that was used; None when no limit is known.
         waited: Seconds that the next request stood waiting, by cause.
-        thrown_away: Answers that another one took the place of, when the model was asked again, and
-            failures that told what they used.
+        thrown_away: Answers that a later attempt replaced, and failures that reported their usage.
         thrown_tokens: What they used, prompt and answer; a part of `tokens`.
         thrown_cost: What they cost, as far as that is known; a part of `cost`.
         unusable_cost: What answers cost that were kept, but are not ok.
-        bill: What its answers cost, by whose word.
-        given_up: What the model said when it refused to be asked with a schema; "" while it does not.
+        bill: What its answers cost, as reported and by price.
+        given_up: The error with which the model refused a schema; "" while it has not.
         loose: Answers of which only a part was what was asked for.
         copied: Rows that were given the answer to an equal request.
         answered_429: HTTP exchanges answered 429, as found when their rows ended.
@@ -283,7 +282,7 @@ class ModelSummary:
             "cost_of_unusable_usd": None if self.cost is None else float(self.unusable_cost),
             "price": None if self.bill.price is None else _price(self.bill.price),
             "price_missing": self.bill.unpriced,
-            "told_by_gateway": _told(self.bill),
+            "told_by_gateway": _reported(self.bill),
             "projected": None if self.projected is None else self.projected.asdict(),
             "latency_ms": {**spread, "max": self.latencies.max},
             "requests": self.requests,
@@ -305,15 +304,15 @@ class ModelSummary:
         }
 
 
-def _counts(of: Result | Attempt) -> tuple[int | None, ...]:
+def _counts(exchange: Result | Attempt) -> tuple[int | None, ...]:
     """Tokens in the order of `TOKENS`."""
     return (
-        of.prompt_tokens,
-        of.completion_tokens,
-        of.total_tokens,
-        of.cached_tokens,
-        of.reasoning_tokens,
-        of.cache_write_tokens,
+        exchange.prompt_tokens,
+        exchange.completion_tokens,
+        exchange.total_tokens,
+        exchange.cached_tokens,
+        exchange.reasoning_tokens,
+        exchange.cache_write_tokens,
     )
 
 
@@ -322,8 +321,8 @@ def _dollars(reported: float | None) -> Decimal:
     return Decimal(0) if reported is None else Decimal(str(reported))
 
 
-def _told(bill: Bill) -> dict[str, float | None] | None:
-    """What the gateway said that answers cost, and what they would by the price."""
+def _reported(bill: Bill) -> dict[str, float | None] | None:
+    """The cost that the gateway reported, and the cost by the price."""
     if bill.reported is None:
         return None
     return {
@@ -375,7 +374,7 @@ class Summary:
     @property
     def rows(self) -> int:
         """Rows that ended in this run, all models together."""
-        return sum(of.rows for of in self.models.values())
+        return sum(stats.rows for stats in self.models.values())
 
     def add(self, result: Result) -> None:
         """Counts a row of this run."""
@@ -387,9 +386,9 @@ class Summary:
     def add_pending(self, model: str, tries: Iterable[Attempt]) -> None:
         """Counts the exchanges for a row that is still to be sent, as the run was stopped."""
         for attempt in tries:
-            of = self.models[attempt.model or model]
-            of.requests += 1
-            of.answered_429 += attempt.http_status == 429
+            stats = self.models[attempt.model or model]
+            stats.requests += 1
+            stats.answered_429 += attempt.http_status == 429
 
     def add_earlier(self, model: str, outcome: Outcome, n: int = 1) -> None:
         """Counts `n` rows that ended like this in an earlier run, apart from those of this one."""
@@ -410,11 +409,11 @@ class Summary:
             limit_used: Part of the known limit that was used.
             waited: Seconds that the next request waited, by cause.
             bill: What its answers cost; None keeps the one before.
-            given_up: What the model said when it refused to be asked with a schema.
+            given_up: The error with which the model refused a schema.
         """
-        of = self.models[model]
-        of.limit_used, of.waited, of.given_up = limit_used, dict(waited), given_up
-        of.bill = bill or of.bill
+        stats = self.models[model]
+        stats.limit_used, stats.waited, stats.given_up = limit_used, dict(waited), given_up
+        stats.bill = bill or stats.bill
 
     def add_total_traffic(self, limit_used: float | None) -> None:
         """Sets the part of the limit of all models together that was used."""
@@ -450,5 +449,5 @@ class Summary:
             "seconds": round(seconds, 3),
             "total_limit_used": self.total_limit_used and round(self.total_limit_used, 4),
             "budget": self.budget or None,
-            "models": {model: of.asdict(seconds) for model, of in self.models.items()},
+            "models": {model: stats.asdict(seconds) for model, stats in self.models.items()},
         }

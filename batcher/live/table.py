@@ -48,82 +48,98 @@ class Column(NamedTuple):
 
 
 def table(summary: Summary, width: int = 80) -> Table:
-    """A line per model for the end of a run, at most `width` wide; the caption tells the rest."""
-    totals, seconds = list(summary.models.values()), summary.seconds
-    tokens = [[_tokens(of, at) for of in totals] for at in range(len(TOKENS))]
-    rates = [compact(of.requests / seconds) if seconds > 0 else UNKNOWN for of in totals]
-    asked = [
-        Column("ok", [f"{of.outcomes.get(Outcome.OK, 0):,}" for of in totals], 9),
-        Column("in", tokens[0], 7),
-        Column("out", tokens[1], 7),
-        Column("cached", tokens[3], 2),
-        Column("reasoning", tokens[4], 1),
-        Column("req/s", rates, 4),
-        Column("p50/p95/p99 s", [_spread(of) for of in totals], 6),
-        Column("retries", [f"{of.retries:,}" for of in totals], 3),
-        Column("429s", [f"{of.answered_429:,}" for of in totals], 5),
-        Column("cost", [_cost(of) for of in totals], 8),
-    ]
-    if any(of.tokens[5] for of in totals):
-        asked.insert(4, Column("cache write", tokens[5], 2))
-    if any(of.limit_used is not None for of in totals):
-        asked.insert(-1, Column("limit", [_limit(of) for of in totals], 3))
-    kept = fit(list(summary.models), asked, width)
-    drawn = grid(list(summary.models), kept, width)
-    left_out = [column for column in asked if column not in kept]
-    notes: list[str] = []
-    for at, (model, of) in enumerate(summary.models.items()):
-        facts = [
-            others(of.outcomes),
-            *(f"{c.head} {c.cells[at]}" for c in left_out if c.cells[at] not in ("0", UNKNOWN)),
-            f"usage missing: {of.usage_missing:,}" if of.usage_missing else "",
-            f"cost missing: {of.cost_missing:,}"
-            if of.cost is not None and of.cost_missing
-            else "",
-            *_unpriced(model, of.bill),
-            _thrown(of),
-            _unusable(of),
-            _saved(of),
-            _projected(of),
-            *(
-                f"{n:,} ok with the finish_reason {shorten(reason, 30)!r}, which is not known here"
-                for reason, n in of.unknown.items()
-            ),
-            _given_up(of),
-            f"{of.loose:,} picked out of other text" if of.loose else "",
-            f"{of.copied:,} copied from equal requests" if of.copied else "",
-            _waits(of),
-            f"earlier runs: {_counts(of.earlier)}" if any(of.earlier.values()) else "",
-        ]
-        if told := " · ".join(filter(None, facts)):
-            # A number stays with its word: textwrap breaks no line at a no-break space.
-            told = re.sub(r"(?<=\d) (?=[a-z])", "\N{NO-BREAK SPACE}", told)
-            told = f"{shorten(model, width // 2)}: {told}"
-            notes += textwrap.wrap(told, width, subsequent_indent="  ", break_on_hyphens=False)
-        if of.examples:
-            outcome = max(of.examples, key=lambda outcome: of.outcomes[outcome])
-            told = f"  {outcome}, such as: {' '.join(of.examples[outcome].split())}"
-            notes += textwrap.wrap(told, width, subsequent_indent="    ", max_lines=3)
-    if summary.total_limit_used is not None:
-        notes.append(f"all models: {100 * summary.total_limit_used:.0f}% of their common limit")
-    priced = {source for of in totals for source in _sources(of)}
-    if priced:
-        notes += textwrap.wrap(f"prices: {', '.join(sorted(priced))}", width, max_lines=2)
-    for model, of in summary.models.items():
-        if of.bill.differs and of.bill.price is not None:
-            told, priced_at = money(of.bill.reported), money(of.bill.priced)
-            said = (
-                f"{shorten(model, width // 2)}: the gateway says its answers cost {told}, which counts; by "
-                f"{of.bill.price.source} it would be {priced_at}"
-            )
-            notes += textwrap.wrap(said, width, subsequent_indent="  ")
-    if summary.budget:
-        notes += textwrap.wrap(summary.budget, width)
+    """A line per model for the end of a run, at most `width` wide; the caption holds what no column does."""
+    models, columns = list(summary.models), _columns(summary)
+    kept = fit(models, columns, width)
+    drawn = grid(models, kept, width)
+    notes = _notes(summary, [column for column in columns if column not in kept], width)
     if notes:
         drawn.caption = Text(safe("\n".join(notes)).replace("\N{NO-BREAK SPACE}", " "))
         # A caption is wrapped to the width of its table, which may be narrower than the terminal.
         drawn.min_width = min(width, max(map(cell_len, notes)))
     return drawn
+
+
+def _columns(summary: Summary) -> list[Column]:
+    totals, seconds = list(summary.models.values()), summary.seconds
+    tokens = [[_tokens(stats, at) for stats in totals] for at in range(len(TOKENS))]
+    rates = [compact(stats.requests / seconds) if seconds > 0 else UNKNOWN for stats in totals]
+    columns = [
+        Column("ok", [f"{stats.outcomes.get(Outcome.OK, 0):,}" for stats in totals], 9),
+        Column("in", tokens[0], 7),
+        Column("out", tokens[1], 7),
+        Column("cached", tokens[3], 2),
+        Column("reasoning", tokens[4], 1),
+        Column("req/s", rates, 4),
+        Column("p50/p95/p99 s", [_spread(stats) for stats in totals], 6),
+        Column("retries", [f"{stats.retries:,}" for stats in totals], 3),
+        Column("429s", [f"{stats.answered_429:,}" for stats in totals], 5),
+        Column("cost", [_cost(stats) for stats in totals], 8),
+    ]
+    if any(stats.tokens[5] for stats in totals):
+        columns.insert(4, Column("cache write", tokens[5], 2))
+    if any(stats.limit_used is not None for stats in totals):
+        columns.insert(-1, Column("limit", [_limit(stats) for stats in totals], 3))
+    return columns
+
+
+def _notes(summary: Summary, left_out: list[Column], width: int) -> list[str]:
+    """The lines below the table: facts of each model, then of the run."""
+    notes: list[str] = []
+    for at, (model, stats) in enumerate(summary.models.items()):
+        cells = ((column.head, column.cells[at]) for column in left_out)
+        facts = [
+            others(stats.outcomes),
+            *(f"{head} {cell}" for head, cell in cells if cell not in ("0", UNKNOWN)),
+            *_facts(model, stats),
+        ]
+        if note := " · ".join(filter(None, facts)):
+            # A number stays with its word: textwrap breaks no line at a no-break space.
+            note = re.sub(r"(?<=\d) (?=[a-z])", "\N{NO-BREAK SPACE}", note)
+            note = f"{shorten(model, width // 2)}: {note}"
+            notes += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+        if stats.examples:
+            outcome = max(stats.examples, key=lambda outcome: stats.outcomes[outcome])
+            note = f"  {outcome}, such as: {' '.join(stats.examples[outcome].split())}"
+            notes += textwrap.wrap(note, width, subsequent_indent="    ", max_lines=3)
+    if summary.total_limit_used is not None:
+        notes.append(f"all models: {100 * summary.total_limit_used:.0f}% of their common limit")
+    sources = {source for stats in summary.models.values() for source in _sources(stats)}
+    if sources:
+        notes += textwrap.wrap(f"prices: {', '.join(sorted(sources))}", width, max_lines=2)
+    for model, stats in summary.models.items():
+        if stats.bill.differs and stats.bill.price is not None:
+            reported, priced = money(stats.bill.reported), money(stats.bill.priced)
+            note = (
+                f"{shorten(model, width // 2)}: the gateway says its answers cost {reported}, which counts; by "
+                f"{stats.bill.price.source} it would be {priced}"
+            )
+            notes += textwrap.wrap(note, width, subsequent_indent="  ")
+    if summary.budget:
+        notes += textwrap.wrap(summary.budget, width)
+    return notes
+
+
+def _facts(model: str, stats: ModelSummary) -> Iterator[str]:
+    """What no column holds, in the order of the caption; an empty text where there is nothing to say."""
+    yield f"usage missing: {stats.usage_missing:,}" if stats.usage_missing else ""
+    if stats.cost is not None and stats.cost_missing:
+        yield f"cost missing: {stats.cost_missing:,}"
+    yield from _unpriced(model, stats.bill)
+    yield _thrown_away(stats)
+    if stats.unusable_cost:
+        yield f"{money(stats.unusable_cost)} for answers that are not ok"
+    if stats.saved:
+        yield f"{money(stats.saved)} saved by the provider's cache"
+    yield _projected(stats)
+    for reason, n in stats.unknown.items():
+        yield f"{n:,} ok with the finish_reason {shorten(reason, 30)!r}, which is not known here"
+    yield _given_up(stats)
+    yield f"{stats.loose:,} picked out of other text" if stats.loose else ""
+    yield f"{stats.copied:,} copied from equal requests" if stats.copied else ""
+    yield _waits(stats)
+    if any(stats.earlier.values()):
+        yield f"earlier runs: {_counts(stats.earlier)}"
 
 
 def fit(models: list[str], columns: list[Column], width: int) -> list[Column]:
@@ -162,32 +178,36 @@ def _counts(outcomes: Mapping[Outcome, int]) -> str:
     return ", ".join(f"{n:,} {outcome}" for outcome, n in most_first if n)
 
 
-def _tokens(of: ModelSummary, at: int) -> str:
-    total = of.tokens[at]
+def _tokens(stats: ModelSummary, at: int) -> str:
+    total = stats.tokens[at]
     if total is None:
         return UNKNOWN
-    return f"≥{compact(total)}" if of.missing[at] else compact(total)
+    return f"≥{compact(total)}" if stats.missing[at] else compact(total)
 
 
-def _cost(of: ModelSummary) -> str:
-    return f"≥{money(of.cost)}" if of.cost is not None and of.cost_missing else money(of.cost)
+def _cost(stats: ModelSummary) -> str:
+    return (
+        f"≥{money(stats.cost)}"
+        if stats.cost is not None and stats.cost_missing
+        else money(stats.cost)
+    )
 
 
-def _limit(of: ModelSummary) -> str:
-    return UNKNOWN if of.limit_used is None else f"{100 * of.limit_used:.0f}%"
+def _limit(stats: ModelSummary) -> str:
+    return UNKNOWN if stats.limit_used is None else f"{100 * stats.limit_used:.0f}%"
 
 
-def _sources(of: ModelSummary) -> Iterator[str]:
-    """Where what is known of the cost comes from."""
-    bill = of.bill
+def _sources(stats: ModelSummary) -> Iterator[str]:
+    """Where the known cost comes from."""
+    bill = stats.bill
     if bill.reported is not None:
         yield "usage.cost in the answers"
-    if bill.price is not None and of.cost is not None and of.cost != bill.reported:
+    if bill.price is not None and stats.cost is not None and stats.cost != bill.reported:
         yield bill.price.source
 
 
 def _unpriced(model: str, bill: Bill) -> Iterator[str]:
-    """Which price is missing of answers whose tokens are known."""
+    """The price that is missing for answers whose tokens are known."""
     for name, n in bill.unpriced.items():
         answers = counted(n, "answer")
         if name.startswith("@"):
@@ -197,21 +217,17 @@ def _unpriced(model: str, bill: Bill) -> Iterator[str]:
             yield f"{answers} wrote to the cache, and its price is unknown: add {name} to --prices"
 
 
-def _thrown(of: ModelSummary) -> str:
-    """What was paid for and not kept: the model was asked again, or failed and told its usage."""
-    if not of.thrown_away:
+def _thrown_away(stats: ModelSummary) -> str:
+    """Answers that were paid for and not kept: repaired ones, and failures that reported their usage."""
+    if not stats.thrown_away:
         return ""
-    cost = f", {money(of.thrown_cost)}" if of.thrown_cost else ""
-    answers = counted(of.thrown_away, "answer")
-    return f"thrown away: {answers} of {compact(of.thrown_tokens)} tokens{cost}"
+    cost = f", {money(stats.thrown_cost)}" if stats.thrown_cost else ""
+    answers = counted(stats.thrown_away, "answer")
+    return f"thrown away: {answers} of {compact(stats.thrown_tokens)} tokens{cost}"
 
 
-def _unusable(of: ModelSummary) -> str:
-    return f"{money(of.unusable_cost)} for answers that are not ok" if of.unusable_cost else ""
-
-
-def _projected(of: ModelSummary) -> str:
-    if (projected := of.projected) is None:
+def _projected(stats: ModelSummary) -> str:
+    if (projected := stats.projected) is None:
         return ""
     about, low, high = (money(Decimal(dollars)) for dollars in projected[1:4])
     but = "" if projected.drawn else ", if the first rows are like the others"
@@ -219,26 +235,22 @@ def _projected(of: ModelSummary) -> str:
     return f"all {projected.rows:,} rows: about {about} ({low} to {high}){but}"
 
 
-def _saved(of: ModelSummary) -> str:
-    return f"{money(of.saved)} saved by the provider's cache" if of.saved else ""
-
-
-def _given_up(of: ModelSummary) -> str:
-    """That a model is asked without a schema, and what it said of that."""
-    if not of.given_up:
+def _given_up(stats: ModelSummary) -> str:
+    """Whether the model is asked without a schema, and the error that is the reason."""
+    if not stats.given_up:
         return ""
-    why = shorten(" ".join(of.given_up.split()), 80)
+    why = shorten(" ".join(stats.given_up.split()), 80)
     return f"asked without a schema in response_format, which it refuses ({why})"
 
 
-def _waits(of: ModelSummary) -> str:
+def _waits(stats: ModelSummary) -> str:
     """How long the next request waited, by cause, where it was more than a second."""
-    longest_first = sorted(of.waited.items(), key=lambda pair: -pair[1])
-    told = [f"{duration(s)} for {cause}" for cause, s in longest_first if s >= 1.0]
-    return f"waited {', '.join(told)}" if told else ""
+    longest_first = sorted(stats.waited.items(), key=lambda pair: -pair[1])
+    waits = [f"{duration(s)} for {cause}" for cause, s in longest_first if s >= 1.0]
+    return f"waited {', '.join(waits)}" if waits else ""
 
 
-def _spread(of: ModelSummary) -> str:
-    figures = [of.latencies.percentile(percent) for percent in (50, 95, 99)]
+def _spread(stats: ModelSummary) -> str:
+    figures = [stats.latencies.percentile(percent) for percent in (50, 95, 99)]
     seconds = [ms / 1000 for ms in figures if ms is not None]
     return "/".join(f"{s:.{2 if s < 10 else 1 if s < 100 else 0}f}" for s in seconds) or UNKNOWN
