@@ -44,7 +44,7 @@ def run(tmp_path, gateway):
 
 
 def billed(gateway):
-    return sum(of.billed for of in gateway.ledger.models.values())
+    return sum(of.billed for of in list(gateway.ledger.models.values()))
 
 
 def test_a_batchs_input_gives_a_batchs_output(run, tmp_path):

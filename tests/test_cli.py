@@ -98,11 +98,11 @@ def test_bad_input_is_one_sentence_and_nothing_is_sent(tmp_path, one, gateway, c
     (tmp_path / "folder").mkdir()
     (tmp_path / "dir.jsonl").mkdir()
     words, expected = BAD[case]
-    received = sum(m.received for m in gateway.ledger.models.values())
+    received = sum(m.received for m in list(gateway.ledger.models.values()))
     said = sentence(batcher("run", *words, "-m", "sim-small", cwd=tmp_path, url=gateway.url))
     assert expected in said
     assert "hunter2" not in said
-    assert sum(m.received for m in gateway.ledger.models.values()) == received
+    assert sum(m.received for m in list(gateway.ledger.models.values())) == received
     assert (tmp_path / "foreign.jsonl").read_text() == '{"mine": true}\n'
     assert not list(tmp_path.glob("out.*"))
 
@@ -418,7 +418,7 @@ def test_a_log_level_makes_all_of_stderr_json(tmp_path, gateway):
 def test_a_dry_run_sends_nothing_and_names_every_bad_row(tmp_path, gateway):
     """`batcher check` is the same as `run --dry-run`."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"nothing": 1}, {"prompt": 7}])
-    received = sum(m.received for m in gateway.ledger.models.values())
+    received = sum(m.received for m in list(gateway.ledger.models.values()))
     ended = batcher(
         "check", "in.jsonl", "-o", "out.jsonl", "-m", "sim-small", cwd=tmp_path, url=gateway.url
     )
@@ -427,7 +427,7 @@ def test_a_dry_run_sends_nothing_and_names_every_bad_row(tmp_path, gateway):
     assert "in.jsonl:2" in said
     assert "in.jsonl:3" in said
     assert "Nothing was sent" in said
-    assert sum(m.received for m in gateway.ledger.models.values()) == received
+    assert sum(m.received for m in list(gateway.ledger.models.values())) == received
     assert not list(tmp_path.glob("out*"))
 
 
@@ -442,7 +442,7 @@ def test_a_second_process_on_one_output_sends_nothing(tmp_path, gateway):
         )  # fmt: skip
         while not slow.ledger.received_by_key:
             pass
-        received = sum(m.received for m in gateway.ledger.models.values())
+        received = sum(m.received for m in list(gateway.ledger.models.values()))
         said = sentence(
             batcher(
                 "run",
@@ -456,7 +456,7 @@ def test_a_second_process_on_one_output_sends_nothing(tmp_path, gateway):
             )
         )
         assert "another batcher" in said
-        assert sum(m.received for m in gateway.ledger.models.values()) == received
+        assert sum(m.received for m in list(gateway.ledger.models.values())) == received
         first.kill()
         first.wait()
 

@@ -42,7 +42,7 @@ def test_a_file_tells_what_flags_would(tmp_path, gateway):
     assert (ended.returncode, ended.stderr) == (0, b"")
     rows = read_jsonl(tmp_path / "from-file.jsonl")
     assert [row["model"] for row in rows] == ["sim-small", "sim-large"] * 2
-    assert sum(of.billed for of in gateway.ledger.models.values()) == 4  # Not deduped.
+    assert sum(of.billed for of in list(gateway.ledger.models.values())) == 4  # Not deduped.
     ended = program.batcher(
         "check", cwd=tmp_path, url=gateway.url, BATCHER_CONFIG="job.toml", BATCHER_QUIET="0"
     )

@@ -30,13 +30,13 @@ def run(tmp_path, gateway):
 
 def billed_tokens(gateway):
     """What the ledger has of both kinds of tokens."""
-    tokens = [model.tokens for model in gateway.ledger.models.values()]
+    tokens = [model.tokens for model in list(gateway.ledger.models.values())]
     return sum(of["prompt"] + of["completion"] for of in tokens)
 
 
 def answers(gateway):
     """How many were billed."""
-    return sum(model.billed for model in gateway.ledger.models.values())
+    return sum(model.billed for model in list(gateway.ledger.models.values()))
 
 
 def test_equal_requests_are_sent_once_and_each_row_has_the_answer(run, tmp_path, gateway):

@@ -26,7 +26,7 @@ def run(tmp_path, gateway):
     def run(*words):
         words = ("run", "in.jsonl", "-o", "o.jsonl", *SMALL, *words)
         ended = program.batcher(*words, cwd=tmp_path, url=gateway.url)
-        return ended, sum(model.billed for model in gateway.ledger.models.values())
+        return ended, sum(model.billed for model in list(gateway.ledger.models.values()))
 
     return run
 

@@ -80,7 +80,7 @@ def test_a_lane_with_a_feed_of_its_own_misses_and_doubles_nothing(tmp_path, rows
             url=gateway.url,
         )
         assert ended.returncode == 0, ended.stderr.decode()
-        assert {m.received for m in gateway.ledger.models.values()} == {2000}
+        assert {m.received for m in list(gateway.ledger.models.values())} == {2000}
     out = read_jsonl(tmp_path / "out.jsonl")
     assert [(r["row"], r["model"]) for r in out] == [
         (n, model) for n in range(2000) for model in ("slow", "fast")
@@ -380,7 +380,7 @@ def test_an_outage_of_one_model_leaves_its_rows_pending_and_the_others_alone(tmp
         assert gateway.ledger.models["fast"].billed == 300
         gateway.gateway.dead = set()
         assert batcher(*words, cwd=tmp_path, url=gateway.url).returncode == 0
-        assert {m.billed for m in gateway.ledger.models.values()} == {300}
+        assert {m.billed for m in list(gateway.ledger.models.values())} == {300}
 
 
 def by_model(**ways):

@@ -58,7 +58,7 @@ def printed(*words: str) -> str:
 
 
 def billed(gateway) -> int:
-    return sum(model.billed for model in gateway.ledger.models.values())
+    return sum(model.billed for model in list(gateway.ledger.models.values()))
 
 
 def contents(folder: str) -> dict[str, bytes]:

@@ -40,7 +40,9 @@ def run(tmp_path, monkeypatch, gateway):
 
 
 def billed(gateway):
-    return sum(model.billed + model.billed_unseen for model in gateway.ledger.models.values())
+    return sum(
+        model.billed + model.billed_unseen for model in list(gateway.ledger.models.values())
+    )
 
 
 def lines():

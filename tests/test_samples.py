@@ -28,7 +28,7 @@ def run(tmp_path, gateway):
             cwd=tmp_path,
             url=gateway.url,
         )
-        return ended, sum(model.billed for model in gateway.ledger.models.values())
+        return ended, sum(model.billed for model in list(gateway.ledger.models.values()))
 
     return run
 

@@ -69,7 +69,7 @@ class Books:
     @property
     def cut(self) -> int:
         """Bills for answers that nobody could read."""
-        return sum(of.by_fault["cut_json"] for of in self.ledger.models.values())
+        return sum(of.by_fault["cut_json"] for of in list(self.ledger.models.values()))
 
     def kill(self, process: Process, number: int = signal.SIGKILL) -> bytes:
         """Ends a process by a signal, adds to `bound` what was in flight then; what it wrote to stderr.

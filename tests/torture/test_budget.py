@@ -22,7 +22,9 @@ FAULTS = {"http_500": 0.03, "cut_json": 0.002, "disconnect": 0.002, "invalid": 0
 
 def billed(gateway):
     """Dollars in the gateway's books, of answers that nobody saw as well."""
-    return sum((of.cost + of.cost_unseen for of in gateway.ledger.models.values()), Decimal(0))
+    return sum(
+        (of.cost + of.cost_unseen for of in list(gateway.ledger.models.values())), Decimal(0)
+    )
 
 
 def test_no_budget_is_ever_exceeded_and_each_is_used(tmp_path):

@@ -113,7 +113,7 @@ def test_kills_cost_at_most_what_was_in_flight(tmp_path, suffix, models):
     assert set(seen) == set(price)
     for number, kind in enumerate(("prompt", "completion")):
         again = sum((n - 1) * price[key][number] for key, n in seen.items())
-        told = sum(of.tokens[kind] for of in books.ledger.models.values())
+        told = sum(of.tokens[kind] for of in list(books.ledger.models.values()))
         assert sum(r[f"{kind}_tokens"] for r in out) == told - again
 
 
