@@ -474,7 +474,7 @@ def test_ctrl_c_at_the_question_sends_nothing_and_says_how_to_go_on(tmp_path, ga
             while b"or stop (stop)?" not in told:
                 told += os.read(ours, 4096)
             process.send_signal(signal.SIGINT)
-            assert process.wait(300) == 130
+            assert process.wait(20) == 130
             told += os.read(ours, 4096)
     finally:
         os.close(ours)
@@ -654,7 +654,7 @@ def test_a_stop_before_the_first_request_ends_at_once(tmp_path, stop):
         while not list(tmp_path.glob("out.jsonl.run/stdin.copying")):
             time.sleep(0.01)
         process.send_signal(stop)
-        assert process.wait(300) == 130
+        assert process.wait(20) == 130
         assert b"nothing was sent" in process.stderr.read()
 
 

@@ -6,6 +6,7 @@ Where a run is known to have read the present rows, the position of a row tells 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,8 +38,8 @@ class PendingRow(NamedTuple):
     slots: tuple[int, ...]
 
 
-class Requests:
-    """The requests that an engine sends.
+class Requests(ABC):
+    """The requests that an engine sends: those of a plan, or of a part of it.
 
     Attributes:
         slots: The slots of each row.
@@ -53,10 +54,11 @@ class Requests:
         self._builder = RequestBuilder(settings)
         self.request, self.keep_key = self._builder.request, self._builder.keep_key
 
+    @abstractmethod
     def pending(self, row: int) -> tuple[int, ...]:
         """Slots to which the row at this position is still to be sent."""
-        raise NotImplementedError  # A plan and a part of it know it in different ways.
 
+    @abstractmethod
     def batches(self, start: int = 0, place: int | None = None) -> Iterator[list[PendingRow]]:
         """Yields rows that are still to be sent, from position `start` on, in small batches.
 
@@ -64,7 +66,6 @@ class Requests:
             start: First position.
             place: Only the slots of the model at this place.
         """
-        raise NotImplementedError  # A plan and a part of it know it in different ways.
 
     def sampled(self, prompt: Prompt, slot: int) -> Prompt:
         """The prompt for the sample of a slot."""

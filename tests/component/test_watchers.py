@@ -24,7 +24,7 @@ class FakeBackend(Backend):
         self.stopped = asyncio.Event()
 
     async def run(self, work):
-        raise NotImplementedError
+        raise AssertionError("watchers never start a backend")
 
     def stop(self, why=None):
         self.why.append(why)

@@ -148,7 +148,10 @@ def _parquet(path: Path, rng: random.Random) -> str:
         kind = rng.choice(_TYPES)
         try:
             column = table[n].cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+        ):  # Not every type can become every other.
             column = pa.nulls(table.num_rows, kind)
         table = table.set_column(n, name, column)
     else:
